@@ -1,0 +1,1 @@
+"""Where a run lives: configs, launching, ranks, checkpoints, tracking. Knows no images."""

@@ -1,0 +1,232 @@
+"""One run is one typed, frozen object: defaults, then a YAML file, then `key=value` on the command line.
+
+    run = load_config(PretrainConfig, ["recipe.yaml", "data=/data/ham", "stages.0.epochs=5"])
+
+Unknown keys are refused with their path and the nearest name that exists.
+"""
+
+import difflib
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+
+class InputError(ValueError):
+    """Bad input from a person: one line that says what, where and how to mend it."""
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, strict about names, each field described with its unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def run_main(
+    command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]
+) -> None:
+    """Run a command line: help on request, one clear line and exit code 2 on bad input."""
+    if not argv or argv[0] in ("--help", "-h", "help") or "--help" in argv:
+        print(help_text())
+        sys.exit(0 if argv else 2)
+    try:
+        command(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def load_config(kind: type[C], argv: Sequence[str]) -> C:
+    """Read `[FILE.yaml] key=value …` into a validated config.
+
+    Dotted keys reach into sections and lists (`cluster.num_workers=2`, `stages.1.epochs=10`).
+    Raises InputError for a file that is not there, a word that is not `key=value`, or a value or
+    key that the config does not take.
+    """
+    values: dict[str, Any] = {}
+    source = "the command line"
+    overrides = list(argv)
+    if overrides and "=" not in overrides[0]:
+        source = overrides.pop(0)
+        values = _read_yaml(source)
+    for word in overrides:
+        key, separator, text = word.partition("=")
+        if not separator or not key:
+            raise InputError(f"'{word}' is not key=value; see --help for the keys")
+        _assign(values, key, _parse_value(text))
+    return validate(kind, values, source)
+
+
+def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
+    """Build the config, or raise InputError naming the first offending key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(kind, values, error, source)) from None
+
+
+def absolute(location: str) -> str:
+    """Make a local path absolute; leave a URL (`s3://…`) as it is.
+
+    Under a Ray job a relative path would vanish with the job's working directory: refused.
+    """
+    if "://" in location:
+        return location
+    path = Path(location).expanduser()
+    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise InputError(
+            f"'{location}' is relative and would vanish with the Ray job's working directory; "
+            "give an absolute path on shared storage or a URL"
+        )
+    return str(path.absolute())
+
+
+def describe(kind: type[Config], prefix: str = "") -> str:
+    """Every field as `key  default  meaning`, nested sections included: the body of `--help`."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        key = f"{prefix}{name}"
+        default = "required" if field.is_required() else _short(field.get_default(call_default_factory=True))
+        variants = _config_classes(field.annotation)
+        if not variants:
+            lines.append(f"  {key:<34} {default:<16} {field.description or ''}".rstrip())
+        for variant in variants:
+            in_list = typing.get_origin(field.annotation) in (list, tuple)
+            title = (variant.__doc__ or "").strip().splitlines()[0]
+            lines.append(f"\n  {key}{'[i]' if in_list else ''}: {title}")
+            lines.append(describe(variant, f"{key}{'.i' if in_list else ''}."))
+    return "\n".join(lines)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf in which two plain config dumps differ."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A ` (nearest: …)` hint, or an empty string where nothing is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (nearest: {close[0]})" if close else ""
+
+
+def _read_yaml(location: str) -> dict[str, Any]:
+    path = Path(location)
+    if not path.is_file():
+        raise InputError(f"{location}: no such recipe file; the recipes lie in */recipes/*.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{location}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{location}: expected key: value lines, found a {type(values).__name__}")
+    return values
+
+
+def _parse_value(text: str) -> Any:
+    """Read a value as YAML would, except that an e-notation number without a dot is a number too."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value) if value[:1] in "+-.0123456789" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    node: Any = values
+    for depth, part in enumerate(path):
+        if isinstance(node, list):
+            node = node[_list_position(node, part, dotted)]
+        else:
+            node = node.setdefault(part, {})
+        if not isinstance(node, (dict, list)):
+            raise InputError(f"{dotted}: '{'.'.join(path[: depth + 1])}' is a value, not a section")
+    if isinstance(node, list):
+        node[_list_position(node, last, dotted)] = value
+    else:
+        node[last] = value
+
+
+def _list_position(node: list[Any], part: str, dotted: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise InputError(f"{dotted}: '{part}' is not a place in a list of {len(node)} (0 to {len(node) - 1})")
+    return int(part)
+
+
+def _explain(kind: type[Config], values: dict[str, Any], error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if not _is_variant_tag(part, values, first["loc"])]
+    key = ".".join(str(part) for part in location) or "config"
+    if first["type"] == "extra_forbidden":
+        known = sorted(_known_keys(kind))
+        return f"unknown key '{key}' in {source}{nearest(str(location[-1]), known)}"
+    if first["type"] == "missing":
+        return f"'{key}' is missing in {source}; add {key}=…"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"'{key}' in {source}: {message} (got {_short(first.get('input'))})"
+
+
+def _is_variant_tag(part: Any, values: dict[str, Any], location: tuple[Any, ...]) -> bool:
+    """Pydantic puts the tag of a chosen variant (`simclr`) into the path; a person never typed it."""
+    node: Any = values
+    for step in location:
+        if step is part:
+            return isinstance(node, dict) and part not in node and part in node.values()
+        try:
+            node = node[step]
+        except (KeyError, IndexError, TypeError):
+            if not (isinstance(node, dict) and step in node.values()):
+                return False
+    return False
+
+
+def _known_keys(kind: type[Config]) -> set[str]:
+    keys: set[str] = set()
+    for name, field in kind.model_fields.items():
+        keys.add(name)
+        for variant in _config_classes(field.annotation):
+            keys |= _known_keys(variant)
+    return keys
+
+
+def _config_classes(annotation: Any) -> list[type[Config]]:
+    """The Config classes named in a field's type, through lists, unions and Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, typing.Annotated):
+        return [found for part in typing.get_args(annotation) for found in _config_classes(part)]
+    return []
+
+
+def _short(value: Any) -> str:
+    if value is PydanticUndefined or value is None:
+        return "none"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

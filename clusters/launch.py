@@ -1,0 +1,201 @@
+"""Run one function on N Ray Train workers, or right here.
+
+    launch(train, config, config.cluster, run_folder)
+
+With `num_workers=0` the function runs in this process, without Ray: the path for one GPU and for
+debugging. With more, Ray Train starts, restarts and resizes the workers; it is never given a checkpoint
+and never decides what is valid: the function finds its own state in the run folder at every start.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from pydantic import Field
+
+from clusters import distributed, tracking
+from clusters.config import Config, InputError
+from clusters.storage import Folder
+
+C = TypeVar("C", bound=Config)
+
+REPORT_EVERY_S = 10.0
+"""`ray.train.report` waits for the controller's poll: closer together it would stall the training."""
+
+QUIET_RAY = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, ranks that report unequally often wait for ever
+}
+
+_last_report = time.monotonic()
+
+
+class ClusterConfig(Config):
+    """Where and on how many workers to run. May change between resumes."""
+
+    num_workers: int = Field(
+        default=0, ge=0, description="Ray Train workers; 0: in this process, without Ray"
+    )
+    address: str | None = Field(
+        default=None, description="Ray cluster; none: RAY_ADDRESS if set, else a local one"
+    )
+    use_gpu: bool | None = Field(
+        default=None, description="one GPU a worker; none: if the cluster has enough"
+    )
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores reserved for each worker")
+    max_failures: int = Field(default=3, ge=-1, description="restarts after a worker dies; -1: without limit")
+    timeout_s: int = Field(default=600, gt=0, description="seconds after which a dead collective is given up")
+
+
+def launch(
+    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder
+) -> dict[str, Any]:
+    """Run `function(config)` on every worker and return what rank 0 returns.
+
+    `function` stands at the top level of a module; it and the config reach the workers as they are.
+    Raises InputError where the cluster is too small, and passes on one that a worker raises.
+    """
+    if cluster.num_workers == 0:
+        return function(config)
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        _connect(cluster, follow_log=run.path is not None)
+    follower = tracking.LogFollower(run) if run.path is not None else None
+    try:
+        use_gpu = _check_resources(cluster)
+        return _train(function, config, cluster, run, use_gpu)
+    finally:
+        if follower is not None:
+            follower.close()
+        if started_here:
+            ray.shutdown()
+
+
+def report(metrics: dict[str, float]) -> None:
+    """Show metrics to Ray where there is one. Every rank must call this at the same steps."""
+    global _last_report
+    due = distributed.broadcast_object(time.monotonic() - _last_report >= REPORT_EVERY_S)
+    if due and "MANYVIEW_RAY_WORKER" in os.environ:
+        import ray.train
+
+        ray.train.report(metrics)
+        _last_report = time.monotonic()
+
+
+def _connect(cluster: ClusterConfig, follow_log: bool) -> None:
+    import logging
+
+    import ray
+
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    where = f"the Ray cluster at {address}" if address else "a local Ray"
+    print(f"starting on {where} with {cluster.num_workers} workers …", flush=True)
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address is None else None,
+            log_to_driver=not follow_log,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"cluster.address: no Ray cluster at {address}: {' '.join(str(error).split())}"
+        ) from None
+
+
+def _check_resources(cluster: ClusterConfig) -> bool:
+    """Say at once what is missing; Ray itself would wait for ever. Returns whether to use GPUs."""
+    import ray
+
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    asked = cluster.num_workers * cluster.cpus_per_worker
+    if asked > cpus:
+        raise InputError(
+            f"cluster.num_workers: {cluster.num_workers} workers ask for {asked:g} CPU cores and the cluster "
+            f"has {cpus:g}; lower cluster.num_workers or cluster.cpus_per_worker"
+        )
+    if cluster.use_gpu and gpus < cluster.num_workers:
+        raise InputError(
+            f"cluster.use_gpu: {cluster.num_workers} workers ask for a GPU each and the cluster has "
+            f"{gpus:g}; lower cluster.num_workers or set cluster.use_gpu=false"
+        )
+    return gpus >= cluster.num_workers if cluster.use_gpu is None else cluster.use_gpu
+
+
+def _train(
+    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder, use_gpu: bool
+) -> dict[str, Any]:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # A fresh name each time: what an earlier Ray run left behind must not decide anything.
+    name = f"launch-{uuid.uuid4().hex[:8]}"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"function": function, "config": config, "run": run.location},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=f"{run.location}/.ray",
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": "1"}},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _plain(error) from error
+    finally:
+        run.remove(".ray")
+    answer = result.return_value
+    assert answer is not None
+    if "input_error" in answer:
+        raise InputError(answer["input_error"])
+    return answer["value"]
+
+
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs on each worker."""
+    import ray.train.torch
+
+    run = Folder(settings["run"])
+    if run.path is not None:
+        tracking.say_into(run)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ray.train.torch.get_device())
+    try:
+        value, problem = settings["function"](settings["config"]), None
+    except InputError as error:
+        # Bad input stays bad: returning instead of raising keeps Ray from trying again.
+        value, problem = None, str(error)
+    return {"value": value} if problem is None else {"input_error": problem}
+
+
+def _plain(error: Exception) -> Exception:
+    """The first worker's own error, out of Ray's wrapping."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, InputError):
+            return InputError(str(cause))
+    ranks = ", ".join(
+        f"rank {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()
+    )
+    return RuntimeError(f"training failed on {ranks}" if ranks else str(error))

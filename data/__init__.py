@@ -1,0 +1,1 @@
+"""What a run sees: cases, shards, order. Knows no methods."""

@@ -1,0 +1,1 @@
+"""What a run learns: SimCLR, MICLe and the encoder they leave behind."""

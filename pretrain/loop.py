@@ -1,0 +1,211 @@
+"""The training loop of one stage, from its newest checkpoint to its encoder."""
+
+import time
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from clusters import distributed
+from clusters.checkpoint import Checkpoints
+from clusters.config import InputError
+from clusters.launch import report
+from clusters.storage import Folder
+from clusters.tracking import Progress, Tracker, say
+from data.dataset import Dataset
+from data.loader import training_batches
+from pretrain.batches import Batch, ViewBatches
+from pretrain.config import PretrainConfig
+from pretrain.encoder import create_encoder, load_encoder, load_weights, read_seen
+from pretrain.export import export_encoder, seen_in
+from pretrain.methods import METHODS
+from pretrain.monitor import probe
+from pretrain.optim import build_optimizer, learning_rate
+from pretrain.views import ViewConfig, apply, normalise
+
+PROJECTION = "projection.safetensors"
+
+
+def run_stage(
+    config: PretrainConfig,
+    number: int,
+    folder: Folder,
+    previous: Folder | None,
+    dataset: Dataset,
+    tracker: Tracker,
+) -> None:
+    """Train stage `number` in its folder, starting from the previous stage's weights; resumes by itself.
+
+    Leaves `encoder/`, the projection head and, last, `finished.json`. Every rank runs this.
+    """
+    stage, views = config.stages[number], config.stage_views(number)
+    name, device = config.stage_name(number), distributed.device()
+
+    # Samples: images or cases, by method
+    rows = dataset.rows(config.splits)
+    method = METHODS[stage.method]
+    samples = method.samples(dataset, rows)
+    total_steps = stage.num_steps(len(samples))
+
+    # Model, from the seed or from the stage before
+    module, lineage, seen = _build(config, number, previous, total_steps, dataset, rows)
+    distributed.global_batch_norm(module)
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(module, stage.optim)
+
+    # Newest intact checkpoint
+    checkpoints = Checkpoints(folder, config.checkpoint)
+    restored = checkpoints.restore()
+    first_step = restored.step if restored else 0
+    if restored:
+        module.load_state_dict(restored.state["module"])
+        optimizer.load_state_dict(restored.state["optimizer"])
+        say(f"{name}: resumed at step {first_step} of {total_steps}")
+    tracker.start_section(folder, name)
+    tracker.rewind(first_step)
+
+    # Batches from that position on, augmented where there is time for it
+    in_loader = config.augment == "loader" or (config.augment == "auto" and device.type == "cpu")
+    make = ViewBatches(
+        dataset, samples, method.pair, views, config.seed, number, stage.batch_size,
+        distributed.rank(), distributed.world_size(), augment=in_loader,
+    )  # fmt: skip
+    batches = training_batches(make, first_step, total_steps, config.loader)
+    parallel = distributed.data_parallel(module)
+    progress = Progress(name, total_steps, config.tracking, first_step)
+    meter = _Meter(stage.batch_size)
+    probe_every = config.probe.every_steps or max(1, total_steps // 10)
+
+    for step in range(first_step, total_steps):
+        meter.begin()
+        batch = next(batches)
+        meter.got_batch()
+
+        rate = learning_rate(stage.optim, step, total_steps, stage.batch_size)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images_VBCHW = _views_on(device, views, batch, in_loader)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = parallel(images_VBCHW)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        meter.add(loss)
+
+        done = step + 1
+        if done % config.tracking.every_steps == 0 or done == total_steps:
+            metrics = meter.flush(name, done) | {"lr": rate, "epoch": done * stage.batch_size / len(samples)}
+            tracker.log(done, metrics)
+            progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s")})
+            report(metrics)
+        if done % probe_every == 0 or done == total_steps:
+            scores = probe(module.encoder, dataset, config, views)
+            tracker.log(done, scores)
+            say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        if checkpoints.due(done) or done == total_steps:
+            checkpoints.save(done, {"module": module.state_dict(), "optimizer": optimizer.state_dict()})
+
+    # Encoder for the next stage and for everybody else
+    if distributed.is_main():
+        projection = {k: v.detach().cpu().contiguous() for k, v in module.projection.state_dict().items()}
+        folder.write(PROJECTION, safetensors.torch.save(projection))
+        fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen)
+        folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
+    distributed.barrier()
+
+
+def _build(
+    config: PretrainConfig,
+    number: int,
+    previous: Folder | None,
+    total_steps: int,
+    dataset: Dataset,
+    rows: Any,
+) -> tuple[Any, list[dict[str, Any]], Any]:
+    """The method's module with the weights it starts from, its lineage, and what it will have seen."""
+    stage = config.stages[number]
+    torch.manual_seed(config.seed * 1000 + number)
+    lineage: list[dict[str, Any]] = []
+    if previous is None:
+        encoder: nn.Module = create_encoder(config.encoder)
+        before = None
+    else:
+        encoder, card = load_encoder(str(previous))
+        lineage, before = list(card.lineage), read_seen(str(previous))
+    module = METHODS[stage.method](stage, encoder, int(encoder.num_features))  # type: ignore[arg-type]
+    if previous is not None:
+        weights = safetensors.torch.load(previous.read(PROJECTION))
+        if {k: v.shape for k, v in weights.items()} == {
+            k: v.shape for k, v in module.projection.state_dict().items()
+        }:
+            load_weights(module.projection, weights, previous.file(PROJECTION), "projection head")
+        else:
+            say(f"{config.stage_name(number)}: the projection head has another shape and starts anew")
+    manifest = dataset.manifest
+    lineage.append(
+        {
+            "stage": config.stage_name(number),
+            "method": stage.method,
+            "steps": total_steps,
+            "batch_size": stage.batch_size,
+            "config": stage.model_dump(mode="json"),
+            "seed": config.seed,
+            "dataset": {
+                "name": manifest.name,
+                "fingerprint": dataset.fingerprint,
+                "licence": manifest.licence,
+                "source": manifest.source,
+                "splits": config.splits,
+                "images": len(rows),
+            },
+        }
+    )
+    return module, lineage, seen_in(dataset, rows, before)
+
+
+def _views_on(device: torch.device, views: ViewConfig, batch: Batch, augmented: bool) -> torch.Tensor:
+    """The batch's finished, normalised views on the device, shape (V, B, C, H, W)."""
+    crops_NCHW = batch.crops_VBCHW.to(device, non_blocking=True).flatten(0, 1)
+    if augmented:
+        flat = normalise(crops_NCHW.float() / 255, views.mean, views.std)
+    else:
+        flat = apply(views, crops_NCHW, batch.records_VBK.to(device, non_blocking=True).flatten(0, 1))
+    return flat.contiguous(memory_format=torch.channels_last).unflatten(0, batch.crops_VBCHW.shape[:2])
+
+
+class _Meter:
+    """Loss, speed and the share of time spent waiting for data, since the last flush."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._waited = 0.0
+        self._started = time.perf_counter()
+
+    def begin(self) -> None:
+        self._asked = time.perf_counter()
+
+    def got_batch(self) -> None:
+        self._waited += time.perf_counter() - self._asked
+
+    def add(self, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def flush(self, name: str, step: int) -> dict[str, float]:
+        """Means over ranks. Raises InputError where the loss is not finite."""
+        seconds = time.perf_counter() - self._started
+        mean = distributed.sum_over_ranks(torch.stack(self._losses).float().mean()) / distributed.world_size()
+        loss = float(mean)
+        if not torch.isfinite(mean):
+            raise InputError(
+                f"{name}: the loss is {loss} at step {step}; lower optim.lr or lengthen its warm-up. "
+                "The last checkpoint is kept"
+            )
+        speed = self._batch_size * len(self._losses) / seconds
+        metrics = {"loss": loss, "images_per_s": speed, "data_wait": self._waited / seconds}
+        self._reset()
+        return metrics

@@ -1,0 +1,102 @@
+"""Optimisers, the parameters they leave alone, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from clusters.config import Config
+
+
+class OptimConfig(Config):
+    """How weights are updated."""
+
+    name: Literal["lars", "adamw", "sgd"] = Field(default="lars", description="LARS is SimCLR's own")
+    lr: float = Field(default=0.3, gt=0, description="base learning rate, before scaling")
+    lr_scaling: Literal["linear", "sqrt", "none"] = Field(
+        default="linear", description="linear: lr x batch / 256; sqrt: lr x sqrt(batch); none: lr as it is"
+    )
+    weight_decay: float = Field(
+        default=1e-6, ge=0, description="on weights, never on biases and normalisation"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of LARS and SGD")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0"
+    )
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over a module, with biases and normalisation free of decay and of LARS's adaptation."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    weights = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": config.weight_decay, "adapt": True},
+        {"params": others, "weight_decay": 0.0, "adapt": False},
+    ]
+    if config.name == "lars":
+        return LARS(groups, momentum=config.momentum)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0)
+    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int, batch_size: int) -> float:
+    """Linear warm-up, then a half cosine to zero, at a step from 0 to total_steps - 1."""
+    scale = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size), "none": 1.0}[config.lr_scaling]
+    warmup_steps = round(config.warmup * total_steps)
+    if step < warmup_steps:
+        return config.lr * scale * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return config.lr * scale * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al., 2017), as SimCLR uses it.
+
+    The trust ratio is η·|w| / |g + λw|; the learning rate is multiplied into the momentum buffer (classic
+    momentum). Groups with `adapt=False` take plain momentum steps. All arithmetic is on lists of
+    tensors and none of it waits for the device.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.9, trust: float = 0.001) -> None:
+        super().__init__(
+            groups, {"lr": 0.0, "momentum": momentum, "trust": trust, "adapt": True, "weight_decay": 0.0}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            updates = [p.grad for p in parameters]
+            if group["weight_decay"]:
+                updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                updates = list(torch._foreach_mul(updates, self._ratios(parameters, updates, group["trust"])))
+            buffers = [self._buffer(p) for p in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates, alpha=group["lr"])
+            torch._foreach_sub_(parameters, buffers)
+        return loss
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+    @staticmethod
+    def _ratios(parameters: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
+        weight_norms = torch.stack(torch._foreach_norm(parameters))
+        update_norms = torch.stack(torch._foreach_norm(updates))
+        ratios = torch.where(
+            (weight_norms > 0) & (update_norms > 0), trust * weight_norms / update_norms, 1.0
+        )
+        return list(ratios.unbind())

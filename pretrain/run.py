@@ -1,0 +1,117 @@
+"""A recipe from end to end: what is reused, what is run, and the encoder at the end."""
+
+from typing import Any
+
+from clusters import distributed
+from clusters.config import InputError, absolute, differences
+from clusters.launch import launch
+from clusters.storage import Folder
+from clusters.tracking import Tracker, say
+from data.dataset import open_dataset
+from pretrain.config import PretrainConfig
+from pretrain.encoder import create_encoder
+from pretrain.export import copy_encoder
+from pretrain.loop import run_stage
+from pretrain.methods import METHODS
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Check what can be checked before anything is started, then run the stages that are not done yet.
+
+    Raises InputError for bad input and for a run folder made otherwise.
+    """
+    config = config.model_copy(update={"data": absolute(config.data), "run": absolute(config.run)})
+    run = Folder(config.run)
+    _check(config)
+    dataset_fingerprint = open_dataset(config.data).fingerprint
+    remaining = _prepare(config, run, dataset_fingerprint)
+    if remaining:
+        launch(train, config, config.cluster, run)
+    print(f"encoder: {run / 'encoder'}")
+
+
+def train(config: PretrainConfig) -> dict[str, Any]:
+    """What each worker runs: every stage that is not finished, one after another."""
+    run, dataset = Folder(config.run), open_dataset(config.data)
+    tracker = Tracker(run, config.tracking, run.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
+    previous: Folder | None = None
+    fingerprint: str | None = None
+    for number in range(len(config.stages)):
+        folder = run / config.stage_name(number)
+        finished = distributed.broadcast_object(_finished(folder) if distributed.is_main() else None)
+        if finished is None:
+            if distributed.is_main():
+                identity = config.stage_identity(number, dataset.fingerprint, fingerprint)
+                folder.write_json(
+                    "config.json", {"identity": identity, "config": config.model_dump(mode="json")}
+                )
+            run_stage(config, number, folder, previous, dataset, tracker)
+        previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
+    if distributed.is_main() and previous is not None:
+        copy_encoder(previous / "encoder", run / "encoder")
+    tracker.close()
+    return {"encoder": fingerprint}
+
+
+def _check(config: PretrainConfig) -> None:
+    if "test" in config.splits:
+        raise InputError("splits: the test split is never pretrained on; take it out of splits")
+    for number, stage in enumerate(config.stages):
+        if stage.batch_size % max(1, config.cluster.num_workers):
+            raise InputError(
+                f"stages.{number}.batch_size: {stage.batch_size} cannot be divided equally among "
+                f"{config.cluster.num_workers} workers; choose a multiple"
+            )
+    create_encoder(config.encoder)
+    dataset = open_dataset(config.data)
+    rows = dataset.rows(config.splits)
+    for number, stage in enumerate(config.stages):
+        samples = METHODS[stage.method].samples(dataset, rows)
+        if stage.batch_size > len(samples):
+            raise InputError(
+                f"stages.{number}.batch_size: {stage.batch_size} is more than the {len(samples)} samples of "
+                f"splits {config.splits}; a sample would be its own negative. Choose at most {len(samples)}"
+            )
+
+
+def _prepare(config: PretrainConfig, run: Folder, dataset_fingerprint: str) -> bool:
+    """Say what is reused and what is redone; refuse or clear away what was made otherwise.
+
+    Returns whether any stage is left to run.
+    """
+    previous: str | None = None
+    for number in range(len(config.stages)):
+        name = config.stage_name(number)
+        folder = run / name
+        if not folder.exists("config.json"):
+            _clear_from(config, run, number)
+            return True
+        identity = config.stage_identity(number, dataset_fingerprint, previous)
+        changed = differences(folder.read_json("config.json")["identity"], identity)
+        if changed:
+            if config.on_change == "refuse":
+                raise InputError(
+                    f"{folder}: made with another config ({'; '.join(changed[:3])}); set on_change=redo to "
+                    f"do {name} and what follows again, or give another run="
+                )
+            say(f"{name}: done again, since {'; '.join(changed[:3])}")
+            _clear_from(config, run, number)
+            return True
+        previous = _finished(folder)
+        if previous is None:
+            return True
+        say(f"{name}: reused, finished earlier ({folder})")
+    return not run.exists("encoder/config.json")
+
+
+def _clear_from(config: PretrainConfig, run: Folder, number: int) -> None:
+    """Remove stage folders from this number on, and the encoder at the top that came of them."""
+    for name in run.names():
+        place = name.partition("-")[0]
+        if (place.isdigit() and int(place) > number) or name == "encoder":
+            run.remove(name)
+
+
+def _finished(folder: Folder) -> str | None:
+    """The fingerprint of a finished stage's encoder."""
+    return folder.read_json("finished.json")["encoder"] if folder.exists("finished.json") else None

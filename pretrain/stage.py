@@ -1,0 +1,67 @@
+"""What every stage of a recipe has, whatever its method, and how images form its samples."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from clusters.config import Config
+from pretrain.optim import OptimConfig
+from pretrain.views import ViewConfig
+
+Rows = NDArray[np.int64]
+
+
+class StageConfig(Config):
+    """Length, batch and optimiser of a stage."""
+
+    epochs: float | None = Field(
+        default=None, gt=0, description="passes over the samples; give this or steps"
+    )
+    steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
+    batch_size: int = Field(
+        default=512, ge=2, description="samples in the global batch, divided among the workers"
+    )
+    optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and learning rate")
+    views: ViewConfig | None = Field(default=None, description="views of this stage; none: the recipe's")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "StageConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+    def num_steps(self, num_samples: int) -> int:
+        """Optimiser steps of this stage on so many samples."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * num_samples / self.batch_size))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Index rows grouped into samples: sample s has rows[starts[s] : starts[s + 1]], shard by shard."""
+
+    rows: Rows
+    starts: Rows
+    shard_sizes: Rows
+
+    @classmethod
+    def group(cls, rows: Rows, group_of_row: Rows, shard_of_row: Rows) -> "Samples":
+        """Group ascending rows whose neighbours share a number."""
+        first = np.flatnonzero(np.diff(group_of_row, prepend=-1))
+        sizes = np.bincount(shard_of_row[first])
+        return cls(rows, np.append(first, len(rows)).astype(np.int64), sizes.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, number: int) -> Rows:
+        return self.rows[self.starts[number] : self.starts[number + 1]]
+
+    @property
+    def num_multiple(self) -> int:
+        """How many samples have two rows or more."""
+        return int((np.diff(self.starts) > 1).sum())
