@@ -30,9 +30,7 @@ class CheckpointConfig(Config):
     """When to save the training state and how many to keep. May change between resumes."""
 
     every_s: float = Field(default=300.0, gt=0, description="seconds between checkpoints")
-    every_steps: int | None = Field(
-        default=None, ge=1, description="also after so many steps (none: by time only)"
-    )
+    every_steps: int | None = Field(default=None, ge=1, description="also after so many steps (none: by time only)")
     keep: int = Field(default=3, ge=2, description="how many of the newest checkpoints to keep")
 
 
@@ -83,9 +81,7 @@ class Checkpoints:
         target = self.folder / "checkpoints" / _name(step)
         for name, content in contents.items():
             target.write(name, content)
-        target.write_json(
-            MANIFEST, {"step": step, "files": {n: _fingerprint(c) for n, c in contents.items()}}
-        )
+        target.write_json(MANIFEST, {"step": step, "files": {n: _fingerprint(c) for n, c in contents.items()}})
         self._saved_at = time.monotonic()
         for old in self._steps()[: -self.config.keep]:
             (self.folder / "checkpoints").remove(_name(old))
@@ -144,9 +140,7 @@ class Checkpoints:
         return sorted(int(n[5:]) for n in names if folder.exists(f"{n}/{MANIFEST}"))
 
     def _begin_attempt(self) -> int:
-        attempt = 1 + (
-            self.folder.read_json("attempt.json")["attempt"] if self.folder.exists("attempt.json") else 0
-        )
+        attempt = 1 + (self.folder.read_json("attempt.json")["attempt"] if self.folder.exists("attempt.json") else 0)
         self.folder.write_json("attempt.json", {"attempt": attempt})
         return attempt
 

@@ -32,9 +32,7 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def run_main(
-    command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]
-) -> None:
+def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]) -> None:
     """Run a command line: help on request, one clear line and exit code 2 on bad input."""
     if not argv or argv[0] in ("--help", "-h", "help") or "--help" in argv:
         print(help_text())
@@ -162,10 +160,8 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     node: Any = values
     for depth, part in enumerate(path):
-        if isinstance(node, list):
-            node = node[_list_position(node, part, dotted)]
-        else:
-            node = node.setdefault(part, {})
+        in_list = isinstance(node, list)
+        node = node[_list_position(node, part, dotted)] if in_list else node.setdefault(part, {})
         if not isinstance(node, (dict, list)):
             raise InputError(f"{dotted}: '{'.'.join(path[: depth + 1])}' is a value, not a section")
     if isinstance(node, list):

@@ -4,6 +4,7 @@ Everything here works without a process group too (world size 1), so that one co
 laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features, C channels.
 """
 
+import warnings
 from typing import Any, TypeVar, cast
 
 import torch
@@ -33,11 +34,7 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """The accelerator that the launcher chose for this worker, else the CPU."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def barrier() -> None:
@@ -88,14 +85,16 @@ def data_parallel(module: M) -> M | DistributedDataParallel:
     """Wrap a module so that gradients are averaged over ranks; itself where there is one rank."""
     if world_size() == 1:
         return module
-    # Buffers need no broadcast: batch statistics are global, so every rank computes the same ones.
-    return DistributedDataParallel(
-        module,
-        device_ids=[device()] if device().type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        static_graph=True,
-    )
+    with warnings.catch_warnings():
+        # torch renames broadcast_buffers; the old name is the one that all versions ≥ 2.11 know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            module,
+            device_ids=[device()] if device().type == "cuda" else None,
+            broadcast_buffers=False,  # batch statistics are global, so every rank computes the same ones
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
 
 
 def global_batch_norm(module: nn.Module) -> nn.Module:

@@ -40,23 +40,15 @@ _last_report = time.monotonic()
 class ClusterConfig(Config):
     """Where and on how many workers to run. May change between resumes."""
 
-    num_workers: int = Field(
-        default=0, ge=0, description="Ray Train workers; 0: in this process, without Ray"
-    )
-    address: str | None = Field(
-        default=None, description="Ray cluster; none: RAY_ADDRESS if set, else a local one"
-    )
-    use_gpu: bool | None = Field(
-        default=None, description="one GPU a worker; none: if the cluster has enough"
-    )
+    num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0: in this process, without Ray")
+    address: str | None = Field(default=None, description="Ray cluster; none: RAY_ADDRESS if set, else a local one")
+    use_gpu: bool | None = Field(default=None, description="one GPU a worker; none: if the cluster has enough")
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores reserved for each worker")
     max_failures: int = Field(default=3, ge=-1, description="restarts after a worker dies; -1: without limit")
     timeout_s: int = Field(default=600, gt=0, description="seconds after which a dead collective is given up")
 
 
-def launch(
-    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder
-) -> dict[str, Any]:
+def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder) -> dict[str, Any]:
     """Run `function(config)` on every worker and return what rank 0 returns.
 
     `function` stands at the top level of a module; it and the config reach the workers as they are.
@@ -108,9 +100,7 @@ def _connect(cluster: ClusterConfig, follow_log: bool) -> None:
             log_to_driver=not follow_log,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"cluster.address: no Ray cluster at {address}: {' '.join(str(error).split())}"
-        ) from None
+        raise InputError(f"cluster.address: no Ray cluster at {address}: {' '.join(str(error).split())}") from None
 
 
 def _check_resources(cluster: ClusterConfig) -> bool:
@@ -195,7 +185,5 @@ def _plain(error: Exception) -> Exception:
         cause = getattr(failure, "cause", None) or failure
         if isinstance(cause, InputError):
             return InputError(str(cause))
-    ranks = ", ".join(
-        f"rank {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()
-    )
+    ranks = ", ".join(f"rank {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items())
     return RuntimeError(f"training failed on {ranks}" if ranks else str(error))

@@ -20,9 +20,7 @@ class Folder:
     def __init__(self, location: str | Path) -> None:
         self.location = str(location).rstrip("/") or "/"
         self._fs, self._root = fsspec.core.url_to_fs(self.location)
-        self.path: Path | None = (
-            Path(self._root) if self._fs.protocol in ("file", ("file", "local")) else None
-        )
+        self.path: Path | None = Path(self._root) if self._fs.protocol in ("file", ("file", "local")) else None
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(f"{self.location}/{name}")

@@ -126,9 +126,7 @@ class Tracker:
             self._guard(lambda: self._wandb.finish(quiet=True))
             self._wandb = None
 
-    def _start_wandb(
-        self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]
-    ) -> None:
+    def _start_wandb(self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]) -> None:
         import wandb
 
         if not run.exists("wandb.json"):

@@ -27,9 +27,7 @@ Pixels = NDArray[np.uint8]
 class LoaderConfig(Config):
     """How batches are read; makes no difference to what is in them. May change between resumes."""
 
-    num_processes: int = Field(
-        default=0, ge=0, description="loader processes a worker; 0: in the worker itself"
-    )
+    num_processes: int = Field(default=0, ge=0, description="loader processes a worker; 0: in the worker itself")
     prefetch: int = Field(default=2, ge=1, description="batches each loader process prepares ahead")
 
 
@@ -39,9 +37,7 @@ def positions_of(step: int, batch_size: int, rank: int, world_size: int) -> NDAr
     return step * batch_size + np.arange(rank, batch_size, world_size, dtype=np.int64)
 
 
-def training_batches(
-    make: Callable[[int], T], first_step: int, last_step: int, config: LoaderConfig
-) -> Iterator[T]:
+def training_batches(make: Callable[[int], T], first_step: int, last_step: int, config: LoaderConfig) -> Iterator[T]:
     """`make(step)` for each step from first_step to last_step - 1, in order, prepared ahead in processes."""
     processes = config.num_processes
     loader: DataLoader[T] = DataLoader(

@@ -33,9 +33,7 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """For torch's DataLoader, where there is a GPU."""
-        pinned = (
-            t.pin_memory() for t in (self.positions_B, self.rows_VB, self.crops_VBCHW, self.records_VBK)
-        )
+        pinned = (t.pin_memory() for t in (self.positions_B, self.rows_VB, self.crops_VBCHW, self.records_VBK))
         return Batch(*pinned)
 
 
@@ -84,9 +82,7 @@ class ViewBatches:
             torch.from_numpy(np.array(records)).transpose(0, 1),
         )
 
-    def _make_views(
-        self, rows: tuple[int, ...], position: int
-    ) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    def _make_views(self, rows: tuple[int, ...], position: int) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
         decoded = {row: decode_stored(self._dataset.read(row)) for row in set(rows)}
         views = []
         for view, row in enumerate(rows):

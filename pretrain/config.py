@@ -29,17 +29,13 @@ class PretrainConfig(Config):
     run: str = Field(description="run folder, made if need be; the same command continues it")
     seed: int = Field(default=0, ge=0, description="of weights, order and views")
     splits: list[str] = Field(default=["train"], description="whose images are learned from; never test")
-    precision: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="bf16: autocast; the loss in float32"
-    )
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="bf16: autocast; the loss in float32")
     augment: Literal["auto", "loader", "device"] = Field(
         default="auto", description="where views are finished; auto: on a GPU if there is one"
     )
     encoder: EncoderConfig = Field(default=EncoderConfig(), description="the network")
     views: ViewConfig = Field(default=ViewConfig(), description="augmentation")
-    stages: list[AnyStage] = Field(
-        default=[SimCLRConfig(epochs=100)], min_length=1, description="in this order"
-    )
+    stages: list[AnyStage] = Field(default=[SimCLRConfig(epochs=100)], min_length=1, description="in this order")
     on_change: Literal["refuse", "redo"] = Field(
         default="refuse", description="where a stage on disk was made otherwise; redo: from that stage on"
     )

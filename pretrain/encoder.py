@@ -25,9 +25,7 @@ WEIGHTS, CONFIG, CARD, SEEN = "model.safetensors", "config.json", "README.md", "
 class EncoderConfig(Config):
     """Which network turns an image into features."""
 
-    name: str = Field(
-        default="resnet50", description="any timm backbone, e.g. resnet18, resnet50, convnext_tiny"
-    )
+    name: str = Field(default="resnet50", description="any timm backbone, e.g. resnet18, resnet50, convnext_tiny")
     stem: Literal["standard", "small"] = Field(
         default="standard",
         description="small: 3x3 first convolution, stride 1, no pooling; for images under 48 px",
@@ -74,9 +72,7 @@ def create_encoder(config: EncoderConfig) -> nn.Module:
     Raises InputError for a name that timm does not have, or a small stem on a network without one to fit.
     """
     if not timm.is_model(config.name):
-        raise InputError(
-            f"encoder.name: timm has no '{config.name}'{nearest(config.name, timm.list_models())}"
-        )
+        raise InputError(f"encoder.name: timm has no '{config.name}'{nearest(config.name, timm.list_models())}")
     model = timm.create_model(config.name, num_classes=0)
     if config.stem == "small":
         _fit_small_stem(model, config.name)

@@ -105,9 +105,7 @@ def _card(config: PretrainConfig, views: ViewConfig, lineage: list[dict[str, Any
         f"source: {d['source']}; fingerprint `{d['fingerprint'][:16]}`"
         for d in datasets
     )
-    stage_lines = "\n".join(
-        f"- {entry['stage']}: {entry['steps']} steps of {entry['batch_size']}" for entry in lineage
-    )
+    stage_lines = "\n".join(f"- {entry['stage']}: {entry['steps']} steps of {entry['batch_size']}" for entry in lineage)
     return f"""---
 library_name: timm
 tags: [image-feature-extraction, medical, self-supervised]

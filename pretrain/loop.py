@@ -136,9 +136,7 @@ def _build(
     module = METHODS[stage.method](stage, encoder, int(encoder.num_features))  # type: ignore[arg-type]
     if previous is not None:
         weights = safetensors.torch.load(previous.read(PROJECTION))
-        if {k: v.shape for k, v in weights.items()} == {
-            k: v.shape for k, v in module.projection.state_dict().items()
-        }:
+        if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in module.projection.state_dict().items()}:
             load_weights(module.projection, weights, previous.file(PROJECTION), "projection head")
         else:
             say(f"{config.stage_name(number)}: the projection head has another shape and starts anew")

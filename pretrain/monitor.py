@@ -44,9 +44,7 @@ def extract_features(
     return features
 
 
-def probe(
-    encoder: nn.Module, dataset: Dataset, config: PretrainConfig, views: ViewConfig
-) -> dict[str, float]:
+def probe(encoder: nn.Module, dataset: Dataset, config: PretrainConfig, views: ViewConfig) -> dict[str, float]:
     """Macro AUROC of a kNN vote of training images on validation images; empty without labels."""
     train, val = _labelled(dataset, "train", config), _labelled(dataset, "val", config)
     if not len(train) or not len(val):

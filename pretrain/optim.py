@@ -19,13 +19,9 @@ class OptimConfig(Config):
     lr_scaling: Literal["linear", "sqrt", "none"] = Field(
         default="linear", description="linear: lr x batch / 256; sqrt: lr x sqrt(batch); none: lr as it is"
     )
-    weight_decay: float = Field(
-        default=1e-6, ge=0, description="on weights, never on biases and normalisation"
-    )
+    weight_decay: float = Field(default=1e-6, ge=0, description="on weights, never on biases and normalisation")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of LARS and SGD")
-    warmup: float = Field(
-        default=0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0"
-    )
+    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0")
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -63,9 +59,7 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.9, trust: float = 0.001) -> None:
-        super().__init__(
-            groups, {"lr": 0.0, "momentum": momentum, "trust": trust, "adapt": True, "weight_decay": 0.0}
-        )
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "trust": trust, "adapt": True, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -96,7 +90,5 @@ class LARS(torch.optim.Optimizer):
     def _ratios(parameters: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
         weight_norms = torch.stack(torch._foreach_norm(parameters))
         update_norms = torch.stack(torch._foreach_norm(updates))
-        ratios = torch.where(
-            (weight_norms > 0) & (update_norms > 0), trust * weight_norms / update_norms, 1.0
-        )
+        ratios = torch.where((weight_norms > 0) & (update_norms > 0), trust * weight_norms / update_norms, 1.0)
         return list(ratios.unbind())

@@ -42,9 +42,7 @@ def train(config: PretrainConfig) -> dict[str, Any]:
         if finished is None:
             if distributed.is_main():
                 identity = config.stage_identity(number, dataset.fingerprint, fingerprint)
-                folder.write_json(
-                    "config.json", {"identity": identity, "config": config.model_dump(mode="json")}
-                )
+                folder.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
             run_stage(config, number, folder, previous, dataset, tracker)
         previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
     if distributed.is_main() and previous is not None:

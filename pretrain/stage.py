@@ -16,13 +16,9 @@ Rows = NDArray[np.int64]
 class StageConfig(Config):
     """Length, batch and optimiser of a stage."""
 
-    epochs: float | None = Field(
-        default=None, gt=0, description="passes over the samples; give this or steps"
-    )
+    epochs: float | None = Field(default=None, gt=0, description="passes over the samples; give this or steps")
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
-    batch_size: int = Field(
-        default=512, ge=2, description="samples in the global batch, divided among the workers"
-    )
+    batch_size: int = Field(default=512, ge=2, description="samples in the global batch, divided among the workers")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and learning rate")
     views: ViewConfig | None = Field(default=None, description="views of this stage; none: the recipe's")
 

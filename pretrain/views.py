@@ -42,15 +42,9 @@ class ViewConfig(Config):
     )
     grey: float = Field(default=0.2, ge=0, le=1, description="probability of greyscale")
     blur: float = Field(default=0.5, ge=0, le=1, description="probability of a Gaussian blur")
-    blur_sigma: tuple[float, float] = Field(
-        default=(0.1, 2.0), description="px at 224 px, scaled with size_px"
-    )
-    mean: tuple[float, float, float] = Field(
-        default=(0.485, 0.456, 0.406), description="per colour, of pixels in 0..1"
-    )
-    std: tuple[float, float, float] = Field(
-        default=(0.229, 0.224, 0.225), description="per colour, of pixels in 0..1"
-    )
+    blur_sigma: tuple[float, float] = Field(default=(0.1, 2.0), description="px at 224 px, scaled with size_px")
+    mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="per colour, of pixels in 0..1")
+    std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="per colour, of pixels in 0..1")
 
 
 def draw(
@@ -200,9 +194,7 @@ def _blur_matrix(sigma: Tensor, side: int, taps: int) -> Tensor:
     neighbours = neighbours.abs()
     neighbours = torch.where(neighbours >= side, 2 * (side - 1) - neighbours, neighbours)
     matrix = sigma.new_zeros(len(sigma), side, side)
-    return matrix.scatter_add_(
-        2, neighbours.expand(len(sigma), -1, -1), weights[:, None, :].expand(-1, side, -1)
-    )
+    return matrix.scatter_add_(2, neighbours.expand(len(sigma), -1, -1), weights[:, None, :].expand(-1, side, -1))
 
 
 def _flag(column: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def apply_uint8(config: ViewConfig, crop_HWC: Pixels, record_K: NDArray[np.float
     if record["flip_vertical"]:
         x = cv2.flip(x, 0)
     if record["jitter"]:
-        x = _jitter(x, record)
+        x = _jitter(np.asarray(x, dtype=np.uint8), record)
     if record["grey"]:
         x = cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if record["blur"]:
@@ -42,9 +42,7 @@ def _jitter(x: Pixels, record: dict[str, float]) -> Pixels:
             x = _levels(x, mean + (LEVELS - mean) * record["contrast"])
         elif number == 2:
             grey = cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            x = np.asarray(
-                cv2.addWeighted(x, record["saturation"], grey, 1 - record["saturation"], 0), np.uint8
-            )
+            x = np.asarray(cv2.addWeighted(x, record["saturation"], grey, 1 - record["saturation"], 0), np.uint8)
         else:
             x = _turn_hue(x, record["hue"])
     return x
@@ -52,7 +50,8 @@ def _jitter(x: Pixels, record: dict[str, float]) -> Pixels:
 
 def _levels(x: Pixels, table: NDArray[np.floating]) -> Pixels:
     """Map each of the 256 levels through a table, rounded and clipped."""
-    return np.asarray(cv2.LUT(x, np.clip(np.rint(table), 0, 255).astype(np.uint8)), dtype=np.uint8)
+    entries = np.clip(np.rint(table), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(x, entries), dtype=np.uint8)
 
 
 def _turn_hue(x: Pixels, shift: float) -> Pixels:

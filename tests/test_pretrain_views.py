@@ -21,9 +21,7 @@ def record(**values: float) -> torch.Tensor:
 
 
 def random_crops(count: int, size: int = 48) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
-    )
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 @settings(max_examples=200, deadline=None)
@@ -125,9 +123,7 @@ def test_uint8_path_gives_the_views_of_the_float_path() -> None:
 def test_each_view_of_a_batch_keeps_its_own_numbers() -> None:
     config = ViewConfig(size_px=48)
     crops = random_crops(12)
-    records = torch.stack(
-        [torch.from_numpy(draw(config, (48, 48), 0, 0, position, 0)) for position in range(12)]
-    )
+    records = torch.stack([torch.from_numpy(draw(config, (48, 48), 0, 0, position, 0)) for position in range(12)])
     together = apply(config, crops, records)
     alone = torch.cat([apply(config, crops[i : i + 1], records[i : i + 1]) for i in range(12)])
     assert torch.allclose(together, alone, atol=1e-5)

@@ -21,12 +21,8 @@ class SimCLRConfig(StageConfig):
 
     method: Literal["simclr"] = Field(default="simclr", description="two augmentations of one image")
     temperature: float = Field(default=0.1, ge=0.01, le=1, description="of NT-Xent")
-    projection_hidden: int = Field(
-        default=2048, ge=1, description="width of the projection head's hidden layer"
-    )
-    projection_dim: int = Field(
-        default=128, ge=1, description="width of the projection, on which the loss works"
-    )
+    projection_hidden: int = Field(default=2048, ge=1, description="width of the projection head's hidden layer")
+    projection_dim: int = Field(default=128, ge=1, description="width of the projection, on which the loss works")
 
 
 class SimCLR(nn.Module):

@@ -1,0 +1,73 @@
+"""`python -m data import source=NAME raw=DIR out=DIR [key=value …]` and `python -m data verify DIR`."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from clusters.config import InputError, absolute, describe, load_config, nearest, run_main
+from data.config import ImportConfig, SourceChoice
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command that the first word names."""
+    word, *rest = argv
+    commands = {"import": import_command, "verify": verify_command}
+    if word not in commands:
+        raise InputError(f"no command '{word}'{nearest(word, list(commands))}; see python -m data --help")
+    commands[word](rest)
+
+
+def import_command(argv: Sequence[str]) -> None:
+    """Write a dataset folder from raw data, or say that it is already there."""
+    from data.shards import write_dataset
+    from data.sources import SOURCES, read_raw
+
+    name = load_config(SourceChoice, argv).source
+    if name not in SOURCES:
+        raise InputError(f"no source '{name}'{nearest(name, list(SOURCES))}; there are {', '.join(SOURCES)}")
+    config = load_config(SOURCES[name].Options, argv)
+    begun = time.monotonic()
+    try:
+        imported = write_dataset(read_raw(config), config, quiet=False)
+    except OSError as error:
+        raise InputError(f"the import stopped: {error}; mend it and give the same command again") from None
+    manifest = imported.manifest
+    counts = manifest.counts
+    what = f"{counts.images:,} images of {counts.cases:,} cases of {counts.patients:,} patients"
+    if imported.reused:
+        print(f"reused: {config.out} already holds this import ({what}, {manifest.sha256[:12]})")
+        return
+    splits = ", ".join(f"{split} {part.images:,}" for split, part in manifest.splits.items())
+    print(f"wrote {config.out}: {what} ({splits}) in {time.monotonic() - begun:.1f} s, {manifest.sha256[:12]}")
+    if manifest.quarantined.count:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in manifest.quarantined.reasons.items())
+        print(f"left out {manifest.quarantined.count} bad images ({reasons}); the manifest names them")
+
+
+def verify_command(argv: Sequence[str]) -> None:
+    """Read a whole dataset again and compare every hash."""
+    from data.verify import verify
+
+    if len(argv) != 1:
+        raise InputError("verify takes one dataset folder: python -m data verify DIR")
+    print(verify(absolute(argv[0])))
+
+
+def help_text() -> str:
+    """Every command, source and field."""
+    from data.sources import SOURCES
+
+    lines = [__doc__ or "", "Sources:"]
+    lines += [f"  {name:<14} {source.TITLE} ({source.LICENCE})" for name, source in SOURCES.items()]
+    lines += ["", "Fields of every import:  (key, default, meaning)", describe(ImportConfig)]
+    for name, source in SOURCES.items():
+        own = [
+            line for line in describe(source.Options).splitlines() if line not in describe(ImportConfig).splitlines()
+        ]
+        if own:
+            lines += ["", f"source={name}:", *own]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:], help_text)

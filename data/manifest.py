@@ -1,0 +1,124 @@
+"""`manifest.json`: what a dataset is, what was done to its images, and the hash of each of its files.
+
+It is written last, so a folder without a valid one is not a dataset.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from clusters.config import Config, InputError
+from clusters.storage import Folder
+from data.plan import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+
+
+class FileRecord(Config):
+    """One file of the dataset."""
+
+    size: int = Field(description="bytes")
+    sha256: str
+
+
+class Counts(Config):
+    """How much there is, in all or in one split."""
+
+    cases: int
+    images: int
+    patients: int
+
+
+class Quarantined(Config):
+    """Raw images that could not be used and are not in the dataset."""
+
+    count: int
+    reasons: dict[str, int] = Field(description="number of images by reason")
+    rows: list[str] = Field(description="the first 100, as 'name: reason'")
+    dropped_cases: int = Field(description="cases left without an image")
+
+
+class Manifest(Config):
+    """The content of `manifest.json`; `sha256` is the hash of all the rest and the dataset's fingerprint."""
+
+    schema_version: int
+    name: str
+    source: str
+    licence: str
+    citation: str
+    task: str
+    labels: list[str]
+    counts: Counts
+    splits: dict[str, Counts]
+    images: dict[str, Any] = Field(description="how the images were processed")
+    ids: str = Field(description="'source' (as published) or 'keyed' (HMAC-SHA256)")
+    split: dict[str, Any] = Field(description="salt_id and fractions")
+    quarantined: Quarantined
+    duplicates: dict[str, int] = Field(description="images whose pixels stand in the dataset before")
+    settings: dict[str, Any] = Field(description="the import's settings that determine the dataset")
+    plan: str = Field(description="fingerprint of settings and case list, to know an import again")
+    files: dict[str, FileRecord]
+    sha256: str = ""
+
+    @property
+    def shards(self) -> dict[int, str]:
+        """File name of each shard by its number in the index."""
+        names = sorted(name for name in self.files if name.endswith(".tar"))
+        return {int(name.removeprefix("shard-").removesuffix(".tar")): name for name in names}
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """The manifest with its own hash."""
+    return manifest.model_copy(update={"sha256": _own_hash(manifest.model_dump(mode="json"))})
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The one spelling of a manifest; any other byte in the file is damage."""
+    return (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """Read and check a manifest. Raises InputError where there is none or a byte of it was altered."""
+    where = folder.file(MANIFEST)
+    try:
+        content = folder.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder.location} has no {MANIFEST}: not a dataset folder, or its import did not finish; "
+            "run python -m data import again"
+        ) from None
+    try:
+        values = json.loads(content)
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{where} has schema_version {version}, this program reads {SCHEMA_VERSION}")
+        manifest = Manifest.model_validate(values)
+    except InputError:
+        raise
+    except (ValueError, AttributeError, ValidationError):
+        raise InputError(f"{where} is damaged (not a manifest); copy it again or import again") from None
+    if manifest.sha256 != _own_hash(values) or content != manifest_bytes(manifest):
+        raise InputError(f"{where} was altered (its own hash differs); copy it again or import again")
+    return manifest
+
+
+def check_files(folder: Folder, manifest: Manifest) -> None:
+    """Raise InputError for a file of the dataset that is missing or has another size; reads no file."""
+    for name, record in manifest.files.items():
+        try:
+            size = folder.size(name)
+        except FileNotFoundError:
+            raise InputError(f"{folder.file(name)} is missing; copy the dataset or import it again") from None
+        if size != record.size:
+            raise InputError(
+                f"{folder.file(name)} has {size} bytes, the manifest says {record.size}; "
+                "copy the dataset or import it again"
+            )
+
+
+def _own_hash(values: dict[str, Any]) -> str:
+    rest = {key: value for key, value in values.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""What is written where, decided before anything is: ids, splits, the order of the cases, the shards.
+
+Cases are laid out by the hash of their key, so that every shard mixes classes and patients, and cut
+into shards of equal numbers of images. The plan depends on nothing but the cases and the settings,
+so shards can be written in any number of processes, byte-identical, and continued.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clusters.config import InputError
+from data.cases import Case, RawDataset
+from data.config import ImportConfig, settings
+from data.identities import Identities
+from data.splits import SPLITS, salt_id, split_of
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cases with their final ids and splits, in the order of the dataset, cut into shards."""
+
+    shards: tuple[tuple[Case, ...], ...]
+    num_images: int
+    settings: dict[str, Any]
+    split: dict[str, Any]
+    fingerprint: str
+
+
+def plan_import(raw: RawDataset, config: ImportConfig, identities: Identities) -> Plan:
+    """Plan an import. Raises InputError for no cases, ids that clash, a patient in two official splits."""
+    if not raw.cases:
+        raise InputError(f"no cases in {config.raw}; is it the folder of source={config.source}?")
+    cases = _with_splits(_with_final_ids(raw.cases, identities), identities.salt, config)
+    cases = sorted(cases, key=lambda case: hashlib.sha256(case.key.encode()).digest())
+    chosen = settings(config)
+    return Plan(
+        shards=_cut(cases, config.images_per_shard),
+        num_images=sum(len(case.images) for case in cases),
+        settings=chosen,
+        split={"salt_id": salt_id(identities.salt), "fractions": config.splits.model_dump()},
+        fingerprint=_fingerprint(cases, chosen, raw),
+    )
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard."""
+    return f"shard-{shard:06d}.tar"
+
+
+def _with_final_ids(cases: Sequence[Case], identities: Identities) -> list[Case]:
+    """Source ids replaced; two that become the same are refused, for they would merge in silence."""
+    keys: dict[str, str] = {}
+    patients: dict[str, str] = {}
+    found = []
+    for case in cases:
+        key, patient = identities.case(case.key), identities.patient(case.patient)
+        if key in keys:
+            raise InputError(f"two cases have the key '{key}'; keys must differ by more than upper case")
+        if patients.setdefault(patient, case.patient) != case.patient:
+            raise InputError(
+                f"patients '{patients[patient]}' and '{case.patient}' differ only in upper case; "
+                "write them alike in the raw table, or use ids=keyed to keep them apart"
+            )
+        keys[key] = case.key
+        found.append(replace(case, key=key, patient=patient))
+    return found
+
+
+def _with_splits(cases: Sequence[Case], salt: str, config: ImportConfig) -> list[Case]:
+    """Official splits where a source has them, the keyed hash elsewhere; one split a patient."""
+    official: dict[str, str] = {}
+    for case in cases:
+        if case.split is not None:
+            if case.split not in SPLITS:
+                raise InputError(f"split '{case.split}' of case {case.key} is none of {', '.join(SPLITS)}")
+            if official.setdefault(case.patient, case.split) != case.split:
+                raise InputError(
+                    f"patient {case.patient} stands in two splits, {official[case.patient]} and {case.split}"
+                    "; put all images of the patient in one, or leave the split out"
+                )
+    fractions = config.splits.model_dump()
+    return [
+        replace(case, split=official.get(case.patient) or split_of(case.patient, salt, fractions)) for case in cases
+    ]
+
+
+def _cut(cases: Sequence[Case], images_per_shard: int) -> tuple[tuple[Case, ...], ...]:
+    """Consecutive cases with about the same number of images in each shard; a case is never divided."""
+    total = sum(len(case.images) for case in cases)
+    num_shards = max(1, math.ceil(total / images_per_shard))
+    shards: dict[int, list[Case]] = {}
+    before = 0
+    for case in cases:
+        shards.setdefault(min(before * num_shards // total, num_shards - 1) if total else 0, []).append(case)
+        before += len(case.images)
+    return tuple(tuple(shards[number]) for number in sorted(shards))
+
+
+def _fingerprint(cases: Sequence[Case], chosen: dict[str, Any], raw: RawDataset) -> str:
+    """Stands for everything that determines the dataset, but the bytes of the raw images."""
+    digest = hashlib.sha256()
+    head = [SCHEMA_VERSION, chosen, raw.task, raw.label_names]
+    digest.update(json.dumps(head, sort_keys=True).encode())
+    for case in cases:
+        images = [[image.name, image.attributes] for image in case.images]
+        labels = [repr(value) for value in case.labels.values()]
+        row = [case.key, case.patient, case.split, labels, case.attributes, images]
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Data that several tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data.dataset import Dataset, open_dataset
+from data.shards import write_dataset
+from data.sources import read_raw, synthetic
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """60 synthetic cases of 48 px in three shards, with every split; not to be altered."""
+    out = tmp_path_factory.mktemp("synthetic") / "dataset"
+    config = synthetic.Options(
+        source="synthetic", out=str(out), num_cases=60, size_px=48, images_per_shard=50, num_processes=1
+    )
+    write_dataset(read_raw(config), config)
+    return open_dataset(str(out))
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two real gloo processes."""
+    two = Ranks()
+    yield two
+    two.close()

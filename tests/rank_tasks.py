@@ -1,0 +1,81 @@
+"""What the tests run on one process and on two gloo processes alike."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from clusters import distributed
+from clusters.checkpoint import CheckpointConfig, Checkpoints
+from clusters.storage import Folder
+from pretrain.config import PretrainConfig
+from pretrain.losses import nt_xent
+from pretrain.run import train
+
+
+def share(rows: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of a global batch."""
+    return rows.chunk(distributed.world_size())[distributed.rank()]
+
+
+def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {n.removeprefix("module."): p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def nt_xent_through_a_network(seed: int) -> dict[str, Any]:
+    """Loss over the global batch and the gradient that data-parallel training applies."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8))
+    first, second = torch.randn(2, 8, 12)
+    parallel = distributed.data_parallel(network)
+    projected = parallel(torch.cat([share(first), share(second)]))
+    loss = nt_xent(*projected.chunk(2), temperature=0.2)
+    loss.backward()
+    mean = distributed.sum_over_ranks(loss) / distributed.world_size()
+    return {"loss": float(mean), **gradients(parallel)}
+
+
+def batch_norm_network(seed: int) -> dict[str, Any]:
+    """Output, gradients and running statistics of a network with batch norms, in 2-D and 1-D."""
+    torch.manual_seed(seed)
+    network: nn.Module = nn.Sequential(
+        nn.Conv2d(3, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 36, 7),
+        nn.BatchNorm1d(7),
+    )
+    images = torch.randn(12, 3, 8, 8) * 3 + 100 * torch.randn(3, 1, 1)
+    network = distributed.global_batch_norm(network)
+    parallel = distributed.data_parallel(network)
+    output = parallel(share(images))
+    (output.sin() ** 2).mean().backward()
+    network.eval()
+    everything = torch.cat(distributed.gather_objects(output.detach()))
+    return {
+        "output": everything,
+        "eval": network(images).detach(),
+        **gradients(parallel),
+        **network.state_dict(),
+    }
+
+
+def gather(value: float) -> list[Any]:
+    row = torch.full((2, 3), value + distributed.rank(), requires_grad=True)
+    everything = distributed.gather_with_gradient(row)
+    weights = torch.arange(everything.numel(), dtype=torch.float32).view_as(everything)
+    (everything * weights).sum().backward()
+    return [everything.detach(), row.grad]
+
+
+def pretrain_stage(values: dict[str, Any]) -> str:
+    """Run a recipe as a worker would; returns the encoder's fingerprint."""
+    return train(PretrainConfig.model_validate(values))["encoder"]
+
+
+def agree_on_a_checkpoint(location: str) -> tuple[int, float]:
+    """What each rank restores from a folder whose newest checkpoint may be damaged."""
+    restored = Checkpoints(Folder(location), CheckpointConfig()).restore()
+    assert restored is not None
+    return restored.step, float(restored.state["weight"])

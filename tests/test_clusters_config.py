@@ -1,0 +1,122 @@
+"""One typed object: what is read, what is refused, and what the refusal says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from clusters.config import InputError, absolute, describe, differences, load_config
+from pretrain.config import PretrainConfig
+
+
+def recipe(
+    tmp_path: Path, text: str = "stages:\n  - {method: simclr, epochs: 2}\n  - {method: micle, steps: 5}\n"
+) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_then_yaml_then_command_line(tmp_path: Path) -> None:
+    words = [
+        recipe(tmp_path),
+        "data=/d",
+        "run=/r",
+        "stages.1.steps=7",
+        "stages.0.optim.lr=1e-3",
+        "views.size_px=64",
+    ]
+    config = load_config(PretrainConfig, words)
+    assert [stage.method for stage in config.stages] == ["simclr", "micle"]
+    assert config.stages[1].steps == 7
+    assert config.stages[0].optim.lr == 0.001
+    assert config.views.size_px == 64
+    assert config.views.crop_area == (0.08, 1.0)
+
+
+def test_config_is_frozen(tmp_path: Path) -> None:
+    config = load_config(PretrainConfig, [recipe(tmp_path), "data=/d", "run=/r"])
+    with pytest.raises(ValidationError):
+        config.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data=/d", "run=/r", "sead=1"], ["'sead'", "nearest: seed"]),
+        (["data=/d", "run=/r", "cluster.num_worker=1"], ["'cluster.num_worker'", "nearest: num_workers"]),
+        (["data=/d", "run=/r", "stages.0.tempreature=1"], ["'stages.0.tempreature'", "nearest: temperature"]),
+        (["data=/d", "run=/r", "stages.0.temperature=0"], ["'stages.0.temperature'", "0.01"]),
+        (["data=/d", "run=/r", "stages.5.epochs=1"], ["stages.5.epochs", "list of 2"]),
+        (["data=/d", "run=/r", "stages.0.steps=3"], ["either epochs or steps"]),
+        (["data=/d", "run=/r", "seed.x=3"], ["'seed'", "valid integer"]),
+        (["run=/r"], ["'data' is missing"]),
+        (["data=/d", "run"], ["'run' is not key=value"]),
+        (["data=/d", "run=/r", "precision=fp8"], ["'precision'", "bf16"]),
+    ],
+)
+def test_bad_words_are_refused_by_name(tmp_path: Path, words: list[str], told: list[str]) -> None:
+    with pytest.raises(InputError) as refusal:
+        load_config(PretrainConfig, [recipe(tmp_path), *words])
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in told:
+        assert part in message
+
+
+@pytest.mark.parametrize("text", ["a: [", "- just a list", "a: b: c"])
+def test_a_recipe_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
+    path = recipe(tmp_path, text)
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
+        load_config(PretrainConfig, [path, "data=/d", "run=/r"])
+    with pytest.raises(InputError, match="no such recipe file"):
+        load_config(PretrainConfig, [path + "x", "data=/d", "run=/r"])
+
+
+def test_help_names_every_field_with_its_default() -> None:
+    text = describe(PretrainConfig)
+    for key in (
+        "data ",
+        "cluster.num_workers",
+        "stages.i.temperature",
+        "stages.i.optim.warmup",
+        "views.blur_sigma",
+    ):
+        assert key in text
+    lines = [line for line in text.splitlines() if line.startswith("  stages.i.optim.momentum")]
+    assert all("0.9" in line and "LARS" in line for line in lines)
+
+
+def test_relative_paths_are_refused_under_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert absolute("runs/x") == str(Path("runs/x").absolute())
+    assert absolute("s3://bucket/x") == "s3://bucket/x"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert absolute("/runs/x") == "/runs/x"
+    with pytest.raises(InputError, match="would vanish"):
+        absolute("runs/x")
+
+
+def test_differences_name_each_leaf() -> None:
+    old = {"a": 1, "b": {"c": [1, 2], "d": 3}}
+    assert differences(old, {"a": 1, "b": {"c": [1, 3], "d": 3}, "e": 4}) == [
+        "b.c: [1, 2] -> [1, 3]",
+        "e: None -> 4",
+    ]
+
+
+def test_command_line_ends_with_one_line_and_code_2() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pretrain",
+        "pretrain/recipes/synthetic.yaml",
+        "data=/d",
+        "run=/r",
+        "sead=1",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: unknown key 'sead'")
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,113 @@
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusters.config import InputError
+from data.cases import Case, RawDataset, SourceImage
+from data.config import ImportConfig
+from data.identities import KEY_PATTERN, load_identities
+from data.plan import plan_import
+from data.splits import SPLITS, split_of
+
+FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+def config(**fields: object) -> ImportConfig:
+    return ImportConfig.model_validate({"source": "none", "raw": "/raw", "out": "/out", **fields})
+
+
+def raw(*cases: tuple[str, str, str | None]) -> RawDataset:
+    image = SourceImage("image", bytes)
+    return RawDataset("", "", "unlabelled", (), [Case(k, p, (image,), {}, {}, split) for k, p, split in cases])
+
+
+def plan(dataset: RawDataset, **fields: object):
+    return plan_import(dataset, config(**fields), load_identities(config(**fields)))
+
+
+def test_the_split_of_public_data_is_the_same_for_everyone() -> None:
+    assert [split_of(f"HAM_000000{i}", "salt", FRACTIONS) for i in range(8)] == [
+        split_of(f"HAM_000000{i}", "salt", FRACTIONS) for i in range(8)
+    ]
+    shares = [split_of(str(patient), "salt", FRACTIONS) for patient in range(20000)]
+    for split, fraction in FRACTIONS.items():
+        assert abs(shares.count(split) / 20000 - fraction) < 0.012
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.tuples(*[st.integers(0, 10)] * 3).filter(any))
+def test_every_patient_has_a_split_with_a_share(patient: str, salt: str, shares: tuple[int, ...]) -> None:
+    fractions = {split: share / sum(shares) for split, share in zip(SPLITS, shares)}
+    assert fractions[split_of(patient, salt, fractions)] > 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 12)), min_size=1, unique_by=lambda c: c[0]))
+def test_patients_never_cross_splits_and_no_case_is_lost(cases: list[tuple[int, int]]) -> None:
+    planned = plan(raw(*[(f"case-{key}", f"patient-{patient}", None) for key, patient in cases]), images_per_shard=3)
+    found = [case for shard in planned.shards for case in shard]
+    assert sorted(case.key for case in found) == sorted(f"case-{key}" for key, _ in cases)
+    splits = {(case.patient, case.split) for case in found}
+    assert len(splits) == len({case.patient for case in found})
+
+
+@given(st.permutations(range(20)))
+def test_the_plan_does_not_depend_on_the_order_of_the_raw_table(order: list[int]) -> None:
+    def keys(numbers: list[int]) -> list[list[str]]:
+        planned = plan(raw(*[(f"c{i}", f"p{i}", None) for i in numbers]), images_per_shard=4)
+        return [[case.key for case in shard] for shard in planned.shards]
+
+    assert keys(order) == keys(list(range(20)))
+
+
+def test_a_patient_in_two_official_splits_is_refused() -> None:
+    with pytest.raises(InputError, match="patient p1 stands in two splits, train and test"):
+        plan(raw(("a", "p1", "train"), ("b", "p1", "test")))
+
+
+def test_an_official_split_holds_for_all_cases_of_a_patient() -> None:
+    planned = plan(raw(("a", "p1", None), ("b", "p1", "test"), ("c", "p1", None)))
+    assert {case.split for shard in planned.shards for case in shard} == {"test"}
+
+
+@pytest.mark.parametrize("key", ["1.2.840.113", "a b", "../x", "ä", "", "x" * 65, "a/b"])
+def test_a_key_that_would_break_a_tar_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match=r"case id .* does not match"):
+        plan(raw((key, "p", None)))
+
+
+def test_ids_that_differ_only_in_case_are_refused() -> None:
+    with pytest.raises(InputError, match="two cases have the key 'ab'"):
+        plan(raw(("Ab", "p", None), ("aB", "p", None)))
+    with pytest.raises(InputError, match="patients 'P' and 'p' differ only"):
+        plan(raw(("a", "P", None), ("b", "p", None)))
+
+
+def test_keyed_ids_need_the_keyring_and_hide_the_source(tmp_path: Path) -> None:
+    ring = tmp_path / "keys" / "ring.json"
+    keyed = {"ids": "keyed", "keyring": str(ring)}
+    cases = raw(("1.2.840.113/7", "Müller, Anna", None))
+    first = plan(cases, **keyed).shards[0][0]
+    assert KEY_PATTERN.fullmatch(first.key)
+    assert KEY_PATTERN.fullmatch(first.patient)
+    assert stat.S_IMODE(ring.stat().st_mode) == 0o600
+    assert plan(cases, **keyed).shards[0][0] == first
+    other = plan(cases, ids="keyed", keyring=str(tmp_path / "other.json")).shards[0][0]
+    assert other.key != first.key
+    assert other.patient != first.patient
+
+
+def test_a_keyring_within_the_dataset_or_damaged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lies inside out="):
+        load_identities(config(ids="keyed", out=str(tmp_path), keyring=str(tmp_path / "x" / "ring.json")))
+    ring = tmp_path / "ring.json"
+    ring.write_text(json.dumps({"id_key": "zz"}))
+    with pytest.raises(InputError, match=r"ring\.json is not a readable keyring"):
+        load_identities(config(ids="keyed", keyring=str(ring)))
+
+
+def test_fractions_must_sum_to_one() -> None:
+    with pytest.raises(ValueError, match=r"must be 1, not 1\.1"):
+        config(splits={"train": 0.8, "val": 0.1, "test": 0.2})

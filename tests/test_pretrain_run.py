@@ -1,0 +1,236 @@
+"""A recipe from end to end: exact resume, stages that are reused or redone, and the encoder it leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from clusters.checkpoint import Checkpoints
+from clusters.config import InputError
+from clusters.storage import Folder
+from data.dataset import Dataset
+from pretrain.config import PretrainConfig
+from pretrain.encoder import hash64, load_encoder, read_seen
+from pretrain.run import pretrain
+
+OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}
+
+
+def values(dataset: Dataset, run: Path, **changed: Any) -> dict[str, Any]:
+    stage = {"batch_size": 8, "projection_hidden": 16, "projection_dim": 8, "optim": OPTIM}
+    return {
+        "data": dataset.location,
+        "run": str(run),
+        "precision": "fp32",
+        "encoder": {"name": "resnet18"},
+        "views": {"size_px": 32},
+        "stages": [{"method": "simclr", "steps": 5, **stage}, {"method": "micle", "steps": 4, **stage}],
+        "tracking": {"wandb": "disabled", "every_steps": 1},
+        "checkpoint": {"every_steps": 2},
+        **changed,
+    }
+
+
+def run(dataset: Dataset, folder: Path, **changed: Any) -> None:
+    pretrain(PretrainConfig.model_validate(values(dataset, folder, **changed)))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "encoder" / "model.safetensors")
+
+
+def last_state(folder: Path) -> bytes:
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return (newest / "state.safetensors").read_bytes()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def steps(folder: Path) -> list[int]:
+    return [record["step"] for record in records(folder)]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder)]
+
+
+@pytest.fixture(scope="module")
+def finished(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run; not to be altered."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(synthetic_dataset, folder)
+    return folder
+
+
+@pytest.mark.parametrize("killed_after_save", [1, 2, 4])
+def test_an_interrupted_run_ends_as_the_undisturbed_one(
+    synthetic_dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after_save: int
+) -> None:
+    """Bit for bit: weights, buffers, optimiser; killed in stage 1, at its end or in stage 2."""
+    save, saves = Checkpoints.save, 0
+
+    def save_and_die(self: Checkpoints, step: int, state: Any) -> None:
+        nonlocal saves
+        save(self, step, state)
+        saves += 1
+        if saves == killed_after_save:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            run(synthetic_dataset, tmp_path / "run")
+    assert not (tmp_path / "run/encoder").exists()
+    run(synthetic_dataset, tmp_path / "run")
+    for stage in ("1-simclr", "2-micle"):
+        assert last_state(tmp_path / "run" / stage) == last_state(finished / stage)
+        assert steps(tmp_path / "run" / stage) == steps(finished / stage)
+    assert (tmp_path / "run/encoder/model.safetensors").read_bytes() == (
+        finished / "encoder/model.safetensors"
+    ).read_bytes()
+
+
+def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
+    """Few small steps: float rounding grows with each, as it does from any other change of summation order."""
+    stages = values(synthetic_dataset, tmp_path)["stages"]
+    for stage in stages:
+        stage.update(steps=2, batch_size=16, optim={**OPTIM, "lr": 1e-3})
+    answers = ranks.run("pretrain_stage", values(synthetic_dataset, tmp_path / "two", stages=stages))
+    assert answers[0] == answers[1]
+    run(synthetic_dataset, tmp_path / "one", stages=stages)
+    for stage in ("1-simclr", "2-micle"):
+        one, two = tmp_path / "one" / stage, tmp_path / "two" / stage
+        assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+        expected = weights(one)
+        for name, tensor in weights(two).items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_loader_processes_make_no_difference(synthetic_dataset: Dataset, finished: Path, tmp_path: Path) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    run(synthetic_dataset, tmp_path / "run", loader={"num_processes": 2}, stages=stages)
+    assert last_state(tmp_path / "run/1-simclr") == last_state(finished / "1-simclr")
+
+
+def test_running_again_reuses_everything(
+    synthetic_dataset: Dataset, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "2-micle/finished.json").stat().st_mtime_ns
+    run(synthetic_dataset, finished, tracking={"wandb": "disabled", "every_s": 1.0}, checkpoint={"keep": 5})
+    said = capsys.readouterr().out
+    assert "1-simclr: reused" in said
+    assert "2-micle: reused" in said
+    assert (finished / "2-micle/finished.json").stat().st_mtime_ns == before
+
+
+def test_a_change_of_a_stage_is_refused_then_redone_from_there(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(synthetic_dataset, folder)
+    first = (folder / "1-simclr/finished.json").stat().st_mtime_ns
+    changed = values(synthetic_dataset, folder)["stages"]
+    changed[1] = {**changed[1], "temperature": 0.5}
+    with pytest.raises(InputError, match=r"2-micle: made with another config \(stage.temperature: 0.1 -> 0.5\)"):
+        run(synthetic_dataset, folder, stages=changed)
+    old = weights(folder)
+    run(synthetic_dataset, folder, stages=changed, on_change="redo")
+    assert (folder / "1-simclr/finished.json").stat().st_mtime_ns == first
+    assert any(not torch.equal(old[name], new) for name, new in weights(folder).items())
+    run(synthetic_dataset, folder, stages=changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"seed": 3}, "seed: 0 -> 3"),
+        ({"encoder": {"name": "resnet18", "stem": "small"}}, "encoder.stem: standard -> small"),
+        ({"views": {"size_px": 40}}, "views.size_px: 32 -> 40"),
+        ({"splits": ["train", "test"]}, "test split is never pretrained on"),
+        ({"cluster": {"num_workers": 3}}, "8 cannot be divided equally among 3"),
+        ({"encoder": {"name": "resnet81"}}, "nearest: resnet18"),
+        ({"splits": ["training"]}, "no split 'training'"),
+    ],
+)
+def test_bad_input_is_one_line_and_loses_nothing(
+    synthetic_dataset: Dataset, finished: Path, changed: dict[str, Any], told: str
+) -> None:
+    before = (finished / "encoder/model.safetensors").read_bytes()
+    with pytest.raises(InputError) as refusal:
+        run(synthetic_dataset, finished, **changed)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert (finished / "encoder/model.safetensors").read_bytes() == before
+
+
+def test_timm_loads_the_encoder_by_itself(finished: Path) -> None:
+    ours, card = load_encoder(str(finished))
+    theirs = timm.create_model(f"local-dir:{finished}/encoder", pretrained=True)
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.equal(ours.eval()(images), theirs.eval()(images))
+    config = timm.data.resolve_model_data_config(theirs)
+    assert config["input_size"] == (3, 32, 32)
+    assert config["mean"] == card.mean
+    with_head = timm.create_model(f"local-dir:{finished}/encoder", pretrained=True, num_classes=7)
+    assert with_head(images).shape == (3, 7)
+
+
+def test_lineage_and_seen_travel_with_the_encoder(synthetic_dataset: Dataset, finished: Path) -> None:
+    _, card = load_encoder(str(finished))
+    assert [entry["stage"] for entry in card.lineage] == ["1-simclr", "2-micle"]
+    assert {entry["dataset"]["fingerprint"] for entry in card.lineage} == {synthetic_dataset.fingerprint}
+    seen = read_seen(str(finished))
+    patients, splits = synthetic_dataset.column("patient"), synthetic_dataset.column("split")
+    assert seen.patients == {hash64(p) for p in patients[splits == "train"]}
+    assert not seen.patients & {hash64(p) for p in patients[splits == "test"]}
+    assert seen.images == {hash64(h) for h in synthetic_dataset.column("pixel_sha256")[splits == "train"]}
+    card_text = (finished / "encoder/README.md").read_text()
+    assert synthetic_dataset.manifest.licence in card_text
+    assert str(finished) not in card_text
+
+
+def test_an_altered_encoder_is_refused(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    run(synthetic_dataset, tmp_path / "run", stages=stages)
+    path = tmp_path / "run/encoder/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors: altered"):
+        load_encoder(str(tmp_path / "run"))
+    config_path = tmp_path / "run/1-simclr/encoder/config.json"
+    config = json.loads(config_path.read_text())
+    config["manyview"]["encoder"]["name"] = "resnet34"
+    config_path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="not the weights of resnet34"):
+        load_encoder(str(tmp_path / "run/1-simclr"))
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        load_encoder(str(tmp_path))
+
+
+def test_the_next_stage_starts_from_the_weights_before(
+    synthetic_dataset: Dataset, finished: Path, tmp_path: Path
+) -> None:
+    """With a vanishing learning rate, MICLe leaves the weights of SimCLR where they were."""
+    stages = values(synthetic_dataset, tmp_path)["stages"]
+    stages[1]["optim"] = {**OPTIM, "lr": 1e-12}
+    run(synthetic_dataset, tmp_path / "run", stages=stages)
+    simclr, micle = weights(tmp_path / "run/1-simclr"), weights(tmp_path / "run/2-micle")
+    for name, expected in simclr.items():
+        if "running" not in name and "tracked" not in name:
+            np.testing.assert_allclose(micle[name], expected, atol=1e-6, err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0]["optim"] = {**OPTIM, "lr": 1e30}
+    with pytest.raises(InputError, match="1-simclr: the loss is nan at step"):
+        run(synthetic_dataset, tmp_path / "run", stages=stages)
+    assert Folder(tmp_path / "run/1-simclr").exists("config.json")
+    assert not (tmp_path / "run/encoder").exists()
