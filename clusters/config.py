@@ -160,8 +160,8 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     node: Any = values
     for depth, part in enumerate(path):
-        in_list = isinstance(node, list)
-        node = node[_list_position(node, part, dotted)] if in_list else node.setdefault(part, {})
+        inside: Any = node[_list_position(node, part, dotted)] if isinstance(node, list) else node.setdefault(part, {})
+        node = inside
         if not isinstance(node, (dict, list)):
             raise InputError(f"{dotted}: '{'.'.join(path[: depth + 1])}' is a value, not a section")
     if isinstance(node, list):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import timm
+import timm.data
 import torch
 
 from clusters.checkpoint import Checkpoints

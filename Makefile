@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv from the lock first.
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS ?= $(CURDIR)/runs
+
+.PHONY: demo test lint bench lock clean
+
+demo: .venv/installed
+	$(BIN)/python -m data import source=synthetic out=$(RUNS)/demo/data
+	$(BIN)/python -m pretrain pretrain/recipes/synthetic.yaml data=$(RUNS)/demo/data run=$(RUNS)/demo/pretrain cluster.num_workers=2
+	$(BIN)/python -m finetune finetune/recipes/synthetic.yaml data=$(RUNS)/demo/data encoder=$(RUNS)/demo/pretrain out=$(RUNS)/demo/finetune cluster.num_workers=2
+	@echo "report: $(RUNS)/demo/finetune/report.html"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks
+
+# The lock is universal (Python 3.11 and later, every platform) and has a hash for each file.
+# uv installs it; pip fetches the uv that the lock names, by its hash.
+.venv/installed: requirements.lock
+	$(PYTHON) -m venv .venv
+	awk '/^uv==/ {found = 1} found {print} found && !/\\$$/ {exit}' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement .venv/uv.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	touch $@
+
+lock:
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+
+clean:
+	rm -rf .venv runs

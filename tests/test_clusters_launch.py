@@ -1,0 +1,197 @@
+"""The real Ray: a worker killed, a cluster of two nodes, and a submitted job, all ending with the same encoder.
+
+The undisturbed run that they must equal, bit for bit, is two plain gloo processes without Ray.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from clusters.config import InputError
+from clusters.launch import QUIET_RAY, ClusterConfig, launch
+from clusters.storage import Folder
+from data.dataset import Dataset
+from pretrain.config import PretrainConfig
+from pretrain.run import pretrain
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+# As in an activated environment: a job's `python` is found on the head's PATH.
+RAY_ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "RAY_AUTH_MODE": "disabled",
+    "OMP_NUM_THREADS": "1",
+}
+
+pytestmark = pytest.mark.timeout(420)
+
+
+def values(dataset: Dataset, run: Path) -> dict[str, Any]:
+    stage = {"batch_size": 16, "projection_hidden": 16, "projection_dim": 8, "steps": 30}
+    return {
+        "data": dataset.location,
+        "run": str(run),
+        "precision": "fp32",
+        "encoder": {"name": "resnet18"},
+        "views": {"size_px": 32},
+        "stages": [{"method": "simclr", **stage}, {"method": "micle", **stage, "steps": 4}],
+        "probe": {"every_steps": 100},
+        "tracking": {"wandb": "disabled", "every_steps": 2, "every_s": 1},
+        "checkpoint": {"every_steps": 5},
+        "cluster": {"num_workers": 2},
+    }
+
+
+def command(dataset: Dataset, folder: Path) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values(dataset, folder / "run")))
+    return ["-m", "pretrain", str(recipe)]
+
+
+def fingerprint(run: Path) -> str:
+    return json.loads((run / "2-micle/finished.json").read_text())["encoder"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, ranks) -> str:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    answers = ranks.run("pretrain_stage", values(synthetic_dataset, run))
+    assert answers[0] == answers[1]
+    return answers[0]
+
+
+def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline() and child.cmdline()[0].startswith("ray::") and "TrainWorker" in child.cmdline()[0]:
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition: Any, timeout_s: float, what: str) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, f"waited {timeout_s} s for {what}"
+        time.sleep(0.1)
+
+
+def test_a_worker_killed_by_sigkill_costs_nothing(synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [sys.executable, *command(synthetic_dataset, tmp_path)]
+    with (tmp_path / "output.txt").open("w") as output:
+        driver = subprocess.Popen(words, cwd=ROOT, env=RAY_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            wait_for(lambda: (run / "1-simclr/checkpoints/step-000000005/MANIFEST.json").exists(), 150, "a checkpoint")
+            victims = ray_workers(driver)
+            assert len(victims) == 2
+            victims[1].send_signal(signal.SIGKILL)
+            assert driver.wait(200) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+        finally:
+            driver.kill()
+    said = (tmp_path / "output.txt").read_text()
+    assert not victims[1].is_running()
+    assert json.loads((run / "1-simclr/attempt.json").read_text())["attempt"] == 2, "the fault did not fire"
+    assert "1-simclr: resumed at step" in said
+    assert "ETA" in said
+    assert fingerprint(run) == undisturbed
+    assert not (run / ".ray").exists()
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of two nodes with one core each, connected to."""
+    for name, value in {**QUIET_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield str(cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_two_nodes_learn_what_two_processes_learn(
+    synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path, two_nodes: str
+) -> None:
+    import ray
+
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    config = PretrainConfig.model_validate(values(synthetic_dataset, tmp_path / "run"))
+    pretrain(config)
+    assert fingerprint(tmp_path / "run") == undisturbed
+    with pytest.raises(InputError, match=r"5 workers ask for 5 CPU cores and the cluster\s+has 2"):
+        launch(lambda _: {}, config, ClusterConfig(num_workers=5), Folder(tmp_path / "run"))
+    with pytest.raises(InputError, match="ask for a GPU each"):
+        launch(lambda _: {}, config, ClusterConfig(num_workers=1, use_gpu=True), Folder(tmp_path / "run"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """A local Ray head with a dashboard, as `ray start` makes it; its address for jobs."""
+    ray = str(BIN / "ray")
+    names = ["port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port"]
+    ports = dict(zip(names, free_ports(len(names))))
+    start = [ray, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    start += [f"--{name}={port}" for name, port in ports.items()]
+    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    with (tmp_path / "head.txt").open("w") as output:
+        process = subprocess.Popen(start, env=RAY_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path)
+        listed = [ray, "job", "list", "--address", address]
+        try:
+            wait_for(
+                lambda: subprocess.run(listed, env=RAY_ENVIRONMENT, capture_output=True, check=False).returncode == 0,
+                120,
+                "the head's dashboard",
+            )
+            yield address
+        finally:
+            # Only what this head started: `ray stop` would end every Ray on the machine.
+            family = [process, *psutil.Process(process.pid).children(recursive=True)]
+            for member in family:
+                member.kill()
+            process.wait()
+
+
+def test_a_submitted_job_learns_the_same(
+    synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path, head: str
+) -> None:
+    """The README's `ray job submit --working-dir . -- python -m pretrain …`, the project not installed."""
+    words = command(synthetic_dataset, tmp_path)
+    submit = [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", "."]
+    ended = subprocess.run(
+        [*submit, "--", "python", *words], cwd=ROOT, env=RAY_ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-2000:]
+    assert "2-micle  step 4/4" in ended.stdout
+    assert fingerprint(tmp_path / "run") == undisturbed

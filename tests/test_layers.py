@@ -1,0 +1,93 @@
+"""The rooms stand in a line, and what the project says of itself is true."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ["clusters", "data", "pretrain", "finetune"]
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room: str) -> None:
+    later = set(ROOMS[ROOMS.index(room) + 1 :])
+    assert sources(room)
+    for path in sources(room):
+        assert not imports_of(path) & later, path
+
+
+def test_only_clusters_knows_ray_and_wandb() -> None:
+    for room in ROOMS[1:]:
+        for path in sources(room):
+            assert not imports_of(path) & {"ray", "wandb"}, path
+    top_level = [
+        node.names[0].name if isinstance(node, ast.Import) else node.module
+        for path in sources("clusters")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    assert not {"ray", "wandb"} & {str(name).split(".")[0] for name in top_level}
+
+
+def test_nothing_on_disk_is_code() -> None:
+    """No pickle is read anywhere: not by name, and not through torch.load or numpy's allow_pickle."""
+    for room in ROOMS:
+        for path in sources(room):
+            assert not imports_of(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, path
+            assert not re.search(r"torch\.load\(|allow_pickle=True|torch\.save\(", path.read_text()), path
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.splitlines()]
+
+
+def test_the_lock_has_a_hash_for_every_package_and_names_no_host() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    blocks = re.findall(r"^[a-z0-9][^\n]*(?:\\\n[^\n]+)*", text, flags=re.MULTILINE)
+    assert len(blocks) > 50
+    for block in blocks:
+        assert "==" in block
+        assert "--hash=sha256:" in block, block.splitlines()[0]
+    assert "://" not in text
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    private = re.compile(r"pypi\.org|pythonhosted|/" + r"work/|/" + r"root/|/" + r"home/\w")
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".lock", ""} and path.is_file():
+            assert not private.search(path.read_text(errors="replace")), path
+
+
+def test_the_readme_s_tree_is_the_tree() -> None:
+    """Every file that the README's tree names exists."""
+    readme = (ROOT / "README.md").read_text()
+    tree = re.search(r"```\n(pyproject\.toml.*?)```", readme, flags=re.DOTALL)
+    assert tree is not None
+    room = ROOT
+    for line in tree.group(1).splitlines():
+        if not line.strip():
+            continue
+        name = line.split()[0]
+        if not line.startswith(" "):
+            room = ROOT / name if name.endswith("/") else ROOT
+            assert (ROOT / name).exists(), name
+        else:
+            assert (room / name).exists(), f"{room.name}/{name}"
