@@ -89,18 +89,19 @@ def _connect(cluster: ClusterConfig, follow_log: bool) -> None:
 
     import ray
 
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    where = f"the Ray cluster at {address}" if address else "a local Ray"
+    # Without "local", Ray would go looking for whatever cluster was started last on this machine.
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
     print(f"starting on {where} with {cluster.num_workers} workers …", flush=True)
     try:
         ray.init(
             address=address,
             logging_level=logging.ERROR,
-            include_dashboard=False if address is None else None,
+            include_dashboard=False if address == "local" else None,
             log_to_driver=not follow_log,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"cluster.address: no Ray cluster at {address}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
 
 
 def _check_resources(cluster: ClusterConfig) -> bool:

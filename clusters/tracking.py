@@ -42,8 +42,8 @@ def say(text: str) -> None:
         _log.append(LOG, text)
 
 
-def say_into(folder: Folder) -> None:
-    """From now on lines go into log.txt in this folder (a Ray worker's own output is full of Ray's noise)."""
+def say_into(folder: Folder | None) -> None:
+    """From now on lines go into log.txt in this folder: a Ray worker's own output is full of Ray's noise."""
     global _log
     _log = folder
 
@@ -123,7 +123,7 @@ class Tracker:
     def close(self) -> None:
         """Flush W&B."""
         if self._wandb is not None:
-            self._guard(lambda: self._wandb.finish(quiet=True))
+            self._guard(lambda: self._wandb.finish())
             self._wandb = None
 
     def _start_wandb(self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]) -> None:

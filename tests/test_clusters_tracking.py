@@ -1,0 +1,125 @@
+"""What a run says: metrics.jsonl, a W&B offline run read back from its file, and lines for a person."""
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from clusters.storage import Folder
+from clusters.tracking import LogFollower, Progress, Tracker, TrackingConfig, duration, say, say_into
+
+OFFLINE = TrackingConfig(wandb="offline", project="manyview-tests")
+OFF = TrackingConfig(wandb="disabled", every_s=0.001)
+
+
+def wandb_records(path: Path) -> Iterator[Record]:
+    """The records of a .wandb file: a LevelDB log of 32 KiB blocks behind a header of 7 bytes."""
+    content = path.read_bytes()
+    position, parts = 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def histories(run: Path) -> list[dict[str, float]]:
+    found = []
+    for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        for record in wandb_records(path):
+            if record.HasField("history"):
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                found.append({key: json.loads(value) for key, value in items.items()})
+    return found
+
+
+def run_ids(run: Path) -> set[str]:
+    paths = run.glob("wandb/offline-run-*/*.wandb")
+    return {record.run.run_id for path in paths for record in wandb_records(path) if record.HasField("run")}
+
+
+def test_a_wandb_offline_run_reads_back_and_goes_on_under_the_same_id(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    for start in (0, 2):
+        tracker = Tracker(run, OFFLINE, "demo", {"seed": 3})
+        tracker.start_section(run / "1-simclr", "1-simclr")
+        for step in (start + 1, start + 2):
+            tracker.log(step, {"loss": 1 / step})
+        tracker.close()
+        time.sleep(1.1)  # the folders of W&B are named by the second
+    logged = [(line["1-simclr/step"], line["1-simclr/loss"]) for line in histories(tmp_path)]
+    assert logged == [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4)]
+    assert run_ids(tmp_path) == {run.read_json("wandb.json")["id"]}
+    lines = (tmp_path / "1-simclr/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_wandb_that_fails_is_left_out_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "run"
+    blocked.mkdir()
+    (blocked / "wandb.json").write_text('{"id": "not/an/id\\u0000"}')
+    tracker = Tracker(Folder(blocked), OFFLINE, "demo", {})
+    tracker.log(1, {"loss": 2.0})
+    tracker.close()
+    assert "W&B is left out" in capsys.readouterr().out
+    assert json.loads((blocked / "metrics.jsonl").read_text())["loss"] == 2.0
+
+
+@pytest.mark.parametrize("location", ["local", "memory://tracking"])
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path: Path, location: str) -> None:
+    folder = Folder(tmp_path if location == "local" else location)
+    tracker = Tracker(folder, OFF, "demo", {})
+    for step in range(1, 6):
+        tracker.log(step, {"loss": float("nan") if step == 2 else 1.0})
+    folder.append("metrics.jsonl", '{"step": 6, "lo')
+    tracker.rewind(3)
+    kept = [json.loads(line) for line in folder.read("metrics.jsonl").decode().splitlines()]
+    assert [line["step"] for line in kept] == [1, 2, 3]
+    assert kept[1]["loss"] is None
+
+
+def test_progress_says_where_it_is_and_when_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("1-simclr", 10, OFF)
+    time.sleep(0.05)
+    progress.line(5, {"loss": 1.23456})
+    progress.line(10, {"loss": 1.0})
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("1-simclr  step 5/10 (50 %)  loss 1.235  ETA 0 s")
+    assert "step 10/10 (100 %)" in last
+    slow = Progress("1-simclr", 10, TrackingConfig(every_s=1000))
+    for step in range(1, 11):
+        slow.line(step, {})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in said] == ["step 1/10 (10 %)", "step 10/10 (100 %)"]
+
+
+def test_durations_read_as_people_say_them() -> None:
+    assert [duration(s) for s in (0, 89, 600, 5400, 11_100)] == ["0 s", "89 s", "10 min", "1 h 30 min", "3 h 05 min"]
+
+
+def test_the_driver_follows_what_workers_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder(tmp_path)
+    folder.append("log.txt", "said in an earlier run")
+    follower = LogFollower(folder)
+    try:
+        say_into(folder)
+        say("one")
+        say("two")
+    finally:
+        say_into(None)
+    follower.close()
+    assert capsys.readouterr().out.splitlines() == ["one", "two"]

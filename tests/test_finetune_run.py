@@ -1,0 +1,209 @@
+"""The command from end to end: results, reuse, refusals, and a page that holds everything."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from sklearn.metrics import roc_auc_score
+
+from clusters.config import InputError, load_config, validate
+from data.dataset import open_dataset
+from data.loader import evaluation_batches
+from data.shards import write_dataset
+from data.sources import read_raw, table
+from finetune.config import FinetuneConfig
+from finetune.run import finetune
+from pretrain.encoder import EncoderConfig, create_encoder
+from tests.finetune_runs import recipe, write_encoder
+from tests.test_data_page import Outline
+
+RECIPES = Path(__file__).resolve().parents[1] / "finetune" / "recipes"
+
+
+@pytest.fixture(scope="module")
+def linear(synthetic_dataset, tmp_path_factory):
+    """A finished linear run with three baselines."""
+    folder = tmp_path_factory.mktemp("linear")
+    encoder = write_encoder(folder / "pretrained", synthetic_dataset)
+    other = write_encoder(folder / "other", synthetic_dataset, seed=1)
+    baselines = ["untrained", "pca", other]
+    config = recipe(synthetic_dataset, encoder, folder / "out", head="linear", baselines=baselines)
+    finetune(config)
+    return config
+
+
+def results_of(config: FinetuneConfig) -> dict:
+    return json.loads((Path(config.out) / "results.json").read_text())
+
+
+def test_all_models_stand_in_the_results_with_intervals_and_paired_differences(linear):
+    results = results_of(linear)
+    names = list(results["models"])
+    assert names[:3] == ["pretrained", "untrained", "pca"]
+    assert names[3].startswith("encoder-")
+    for model in results["models"].values():
+        auroc = model["test"]["auroc"]
+        assert 0 <= auroc["low"] <= auroc["value"] <= auroc["high"] <= 1
+        assert model["head"] == "linear"
+    compared = {(row["model"], row["baseline"]) for row in results["comparisons"]}
+    assert compared == {("pretrained", name) for name in names[1:]}
+    for row in results["comparisons"]:
+        values = [results["models"][row[side]]["test"][row["figure"]]["value"] for side in ("model", "baseline")]
+        assert row["value"] == pytest.approx(values[0] - values[1])
+        assert row["low"] <= row["value"] <= row["high"]
+    assert results["test_evaluations"] == 1
+    assert results["models"]["pretrained"]["lineage"][0]["method"] == "simclr"
+
+
+def test_predictions_hold_each_image_once_and_give_the_figures(linear, synthetic_dataset):
+    frame = pq.read_table(Path(linear.out) / "predictions.parquet").to_pandas()
+    results = results_of(linear)
+    for name, model in results["models"].items():
+        rows = frame[(frame.model == name) & (frame.split == "test")]
+        assert len(rows) == len(synthetic_dataset.rows(["test"])) == rows.member.nunique()
+        cases = rows.drop(columns=["model", "split", "member", "patient"]).groupby("key").mean()
+        for label, figures in model["test"]["per_class"].items():
+            truth, scores = cases[f"label.{label}"], cases[f"probability.{label}"]
+            expected = roc_auc_score(truth, scores) if 0 < truth.sum() < len(truth) else None
+            assert figures["auroc"]["value"] == (expected if expected is None else pytest.approx(expected))
+    assert sorted(frame.split.unique()) == ["test", "val"]
+
+
+def test_the_model_folder_alone_gives_the_predictions(linear, synthetic_dataset):
+    folder = Path(linear.out) / "model"
+    card = json.loads((folder / "model.json").read_text())
+    encoder = create_encoder(EncoderConfig(**card["encoder"]))
+    encoder.load_state_dict(safetensors.torch.load_file(folder / "encoder.safetensors"))
+    head = safetensors.torch.load_file(folder / "head.safetensors")
+    rows = synthetic_dataset.rows(["test"])[:5]
+    ((_, pixels),) = evaluation_batches(synthetic_dataset, rows, card["input"]["size_px"], 5)
+    mean, std = (torch.tensor(card["input"][name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        logits = encoder.eval()((pixels / 255 - mean) / std) @ head["weight"].T + head["bias"]
+    frame = pq.read_table(Path(linear.out) / "predictions.parquet").to_pandas()
+    frame = frame[(frame.model == "pretrained") & (frame.split == "test")][:5]
+    expected = frame[[f"probability.{label}" for label in card["labels"]]].to_numpy()
+    assert logits.softmax(1).numpy() == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_report_is_one_whole_page(linear):
+    content = (Path(linear.out) / "report.html").read_text()
+    outline = Outline(content)
+    words = " ".join(outline.words)
+    assert all(link.startswith(("data:image/jpeg", "#")) for link in outline.links)
+    assert "http" not in content.replace("http-equiv", "")
+    assert outline.tags.count("img") >= 12
+    for phrase in ("test_resnet, untrained", "PCA-64", "Most confident mistakes", "1-simclr", "resampl", "Limits"):
+        assert phrase in words, phrase
+    results = results_of(linear)
+    assert f"{results['models']['pretrained']['test']['auroc']['value']:.3f}" in words
+    assert results["dataset"]["fingerprint"] in words
+    assert linear.data not in content
+    assert linear.out not in content
+
+
+def test_the_same_command_again_reuses_and_another_is_refused(linear, capsys):
+    before = (Path(linear.out) / "results.json").read_bytes()
+    finetune(linear.model_copy(update={"feature_batch_size": 7}))
+    assert "reused" in capsys.readouterr().out
+    assert (Path(linear.out) / "results.json").read_bytes() == before
+    with pytest.raises(InputError, match=r"made with another config \(recipe.label_fraction: 1.0 -> 0.5\)"):
+        finetune(linear.model_copy(update={"label_fraction": 0.5}))
+
+
+def test_an_evaluation_that_did_not_finish_is_counted(linear, tmp_path, synthetic_dataset):
+    config = recipe(synthetic_dataset, linear.encoder, tmp_path / "out", head="linear")
+    finetune(config)
+    (tmp_path / "out" / "results.json").unlink()
+    finetune(config)
+    assert results_of(config)["test_evaluations"] == 2
+
+
+def test_full_fine_tuning_leaves_the_same_files(linear, synthetic_dataset, tmp_path):
+    config = recipe(
+        synthetic_dataset, linear.encoder, tmp_path / "out", baselines=["untrained", "pca"],
+        full={"epochs": 1, "batch_size": 32}, label_fraction=0.5,
+    )  # fmt: skip
+    finetune(config)
+    results = results_of(config)
+    heads = {name: model["head"] for name, model in results["models"].items()}
+    assert heads == {"pretrained": "full", "untrained": "full", "pca": "linear"}
+    head = safetensors.torch.load_file(tmp_path / "out" / "model" / "head.safetensors")
+    assert head["weight"].shape == (5, 96)
+    assert results["cohort"]["train"]["patients"] < results_of(linear)["cohort"]["train"]["patients"]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def binary_dataset(tmp_path_factory):
+    """A table with one yes-or-no label that the pictures show."""
+    import cv2
+
+    folder = tmp_path_factory.mktemp("binary")
+    rng = np.random.default_rng(0)
+    rows = [["image", "patient", "dark"]]
+    for number in range(90):
+        patient = number // 2
+        dark = int(rng.random() < 0.4)
+        pixels = rng.integers(0, 60, (40, 40, 3)) + (40 if dark else 120) + int(rng.normal(0, 25))
+        cv2.imwrite(str(folder / f"{number}.png"), pixels.clip(0, 255).astype(np.uint8))
+        rows.append([f"{number}.png", f"p{patient}", str(dark)])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    values = {
+        "source": "table", "raw": str(folder / "labels.csv"), "out": str(folder / "out"), "image": "image",
+        "patient": "patient", "label": "dark", "num_processes": 1, "ids": "source",
+    }  # fmt: skip
+    config = validate(table.Options, values, "the test")
+    write_dataset(read_raw(config), config)
+    return open_dataset(str(folder / "out"))
+
+
+@pytest.mark.parametrize("head", ["linear", "full"])
+def test_a_binary_label_has_a_threshold_from_validation(binary_dataset, tmp_path, head):
+    assert binary_dataset.task == "binary"
+    encoder = write_encoder(tmp_path / "encoder", binary_dataset)
+    full = {"epochs": 2, "batch_size": 16}
+    config = recipe(binary_dataset, encoder, tmp_path / "out", head=head, full=full, class_weighting="balanced")
+    finetune(config)
+    results = results_of(config)
+    model = results["models"]["pretrained"]
+    assert 0 < model["threshold"] < 1
+    assert "top3" not in model["test"]
+    assert len(results["labels"]) == 1
+    assert len(results["classes"]) == 2
+    if head == "linear":
+        assert model["test"]["auroc"]["value"] > 0.9
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Youden" in page
+    assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["threshold"] == model["threshold"]
+
+
+def test_bad_input_is_said_in_one_line(linear, synthetic_dataset, tmp_path):
+    def refused(match: str, **changed) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            finetune(recipe(synthetic_dataset, changed.pop("encoder", linear.encoder), tmp_path / "out", **changed))
+        assert "\n" not in str(caught.value)
+
+    refused("no model.safetensors and config.json here", encoder=str(tmp_path / "nothing"))
+    refused("'untrained' is compared already", baselines=["untrained", "untrained"])
+    refused("cannot be divided equally among 5 workers", cluster={"num_workers": 5})
+    leaky = write_encoder(tmp_path / "leaky", synthetic_dataset, ["train", "test"])
+    refused("so its test figures would mean nothing", encoder=leaky)
+    other = write_encoder(tmp_path / "other", synthetic_dataset, ["train", "test"], seed=3)
+    refused("so its test figures would mean nothing", baselines=[other])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_recipes_load_and_open_with_their_command(name):
+    config = load_config(FinetuneConfig, [str(RECIPES / name), "data=/d", "encoder=/e", "out=/o"])
+    assert config.baselines
+    opening = (RECIPES / name).read_text().splitlines()[:6]
+    assert any(f"python -m finetune finetune/recipes/{name}" in line for line in opening)
+    assert any("Hardware" in line for line in opening)
