@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 M = TypeVar("M", bound=nn.Module)
 
+_device: torch.device | None = None
+
 
 def rank() -> int:
     """The number of this worker, 0 to world_size() - 1."""
@@ -32,8 +34,18 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def use_device(chosen: torch.device) -> None:
+    """Set the device of this worker; without it, the first GPU if there is one."""
+    global _device
+    _device = chosen
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+
+
 def device() -> torch.device:
-    """The accelerator that the launcher chose for this worker, else the CPU."""
+    """The device of this worker."""
+    if _device is not None:
+        return _device
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from pydantic import Field
 
 from clusters import distributed, tracking
@@ -134,7 +133,7 @@ def _train(
     name = f"launch-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"function": function, "config": config, "run": run.location},
+        train_loop_config={"function": function, "config": config, "run": run.location, "launch": name},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
@@ -152,14 +151,16 @@ def _train(
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise _plain(error) from error
+        problem = _input_error(run, name)
+        raise (InputError(problem) if problem else _plain(error)) from error
+    else:
+        problem = _input_error(run, name)
     finally:
         run.remove(".ray")
-    answer = result.return_value
-    assert answer is not None
-    if "input_error" in answer:
-        raise InputError(answer["input_error"])
-    return answer["value"]
+    if problem:
+        raise InputError(problem)
+    assert result.return_value is not None
+    return result.return_value
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -169,22 +170,25 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     run = Folder(settings["run"])
     if run.path is not None:
         tracking.say_into(run)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ray.train.torch.get_device())
+    distributed.use_device(ray.train.torch.get_device())
+    if _input_error(run, settings["launch"]):
+        return {}
     try:
-        value, problem = settings["function"](settings["config"]), None
+        return settings["function"](settings["config"])
     except InputError as error:
-        # Bad input stays bad: returning instead of raising keeps Ray from trying again.
-        value, problem = None, str(error)
-    return {"value": value} if problem is None else {"input_error": problem}
+        # Bad input stays bad, and perhaps one rank alone has met it: raising ends the others, which wait
+        # for this one, and the note makes the restart that follows end at once.
+        (run / ".ray").write(f"{settings['launch']}-input-error", str(error).encode())
+        raise
+
+
+def _input_error(run: Folder, launch_name: str) -> str | None:
+    name = f"{launch_name}-input-error"
+    return (run / ".ray").read(name).decode() if (run / ".ray").exists(name) else None
 
 
 def _plain(error: Exception) -> Exception:
-    """The first worker's own error, out of Ray's wrapping."""
+    """The workers' own errors, out of Ray's wrapping."""
     failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause = getattr(failure, "cause", None) or failure
-        if isinstance(cause, InputError):
-            return InputError(str(cause))
     ranks = ", ".join(f"rank {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items())
     return RuntimeError(f"training failed on {ranks}" if ranks else str(error))

@@ -2,17 +2,20 @@
 
 from typing import Any
 
+import numpy as np
+
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
-from data.dataset import open_dataset
+from data.dataset import Dataset, open_dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder import create_encoder
 from pretrain.export import copy_encoder
 from pretrain.loop import run_stage
 from pretrain.methods import METHODS
+from pretrain.stage import Rows
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -63,6 +66,7 @@ def _check(config: PretrainConfig) -> None:
     create_encoder(config.encoder)
     dataset = open_dataset(config.data)
     rows = dataset.rows(config.splits)
+    _check_patients(dataset, rows)
     for number, stage in enumerate(config.stages):
         samples = METHODS[stage.method].samples(dataset, rows)
         if stage.batch_size > len(samples):
@@ -70,6 +74,18 @@ def _check(config: PretrainConfig) -> None:
                 f"stages.{number}.batch_size: {stage.batch_size} is more than the {len(samples)} samples of "
                 f"splits {config.splits}; a sample would be its own negative. Choose at most {len(samples)}"
             )
+
+
+def _check_patients(dataset: Dataset, rows: Rows) -> None:
+    """The import keeps patients within a split; a run checks it again, since all evaluation rests on it."""
+    patients = dataset.column("patient")
+    others = np.setdiff1d(np.arange(dataset.num_images), rows)
+    crossing = set(patients[rows]) & set(patients[others])
+    if crossing:
+        raise InputError(
+            f"{dataset.location}: {len(crossing)} patients stand in the pretraining splits and in others, "
+            f"e.g. {sorted(crossing)[0]}; import the dataset again"
+        )
 
 
 def _prepare(config: PretrainConfig, run: Folder, dataset_fingerprint: str) -> bool:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from clusters import distributed
 from clusters.config import InputError
 from clusters.launch import QUIET_RAY, ClusterConfig, launch
 from clusters.storage import Folder
@@ -113,6 +114,14 @@ def test_a_worker_killed_by_sigkill_costs_nothing(synthetic_dataset: Dataset, un
     assert not (run / ".ray").exists()
 
 
+def meet_a_bad_image(_: PretrainConfig) -> dict[str, Any]:
+    """Rank 1 alone meets bad input, while rank 0 waits for it in a collective."""
+    if distributed.rank() == 1:
+        raise InputError("rank 1 met a bad image")
+    distributed.barrier()
+    return {}
+
+
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray cluster of two nodes with one core each, connected to."""
@@ -142,6 +151,9 @@ def test_two_nodes_learn_what_two_processes_learn(
     assert fingerprint(tmp_path / "run") == undisturbed
     with pytest.raises(InputError, match=r"5 workers ask for 5 CPU cores and the cluster\s+has 2"):
         launch(lambda _: {}, config, ClusterConfig(num_workers=5), Folder(tmp_path / "run"))
+    with pytest.raises(InputError, match="rank 1 met a bad image"):
+        launch(meet_a_bad_image, config, ClusterConfig(num_workers=2), Folder(tmp_path / "run"))
+    assert not (tmp_path / "run/.ray").exists()
     with pytest.raises(InputError, match="ask for a GPU each"):
         launch(lambda _: {}, config, ClusterConfig(num_workers=1, use_gpu=True), Folder(tmp_path / "run"))
 

@@ -5,9 +5,10 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto import wandb_internal_pb2
 
 from clusters.storage import Folder
 from clusters.tracking import LogFollower, Progress, Tracker, TrackingConfig, duration, say, say_into
@@ -16,7 +17,7 @@ OFFLINE = TrackingConfig(wandb="offline", project="manyview-tests")
 OFF = TrackingConfig(wandb="disabled", every_s=0.001)
 
 
-def wandb_records(path: Path) -> Iterator[Record]:
+def wandb_records(path: Path) -> Iterator[Any]:
     """The records of a .wandb file: a LevelDB log of 32 KiB blocks behind a header of 7 bytes."""
     content = path.read_bytes()
     position, parts = 7, b""
@@ -29,7 +30,7 @@ def wandb_records(path: Path) -> Iterator[Record]:
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(parts)
             yield record
             parts = b""
