@@ -196,8 +196,7 @@ tbody th{font-weight:550}
 .forest{width:100%}
 .forest td,.forest th{border:0;padding:.15rem .7rem .15rem 0;vertical-align:middle}
 .forest .bar{width:55%;min-width:7rem}
-.forest svg{display:block;width:100%;height:1.5rem}
-.forest .axis svg{height:1rem}
+.forest svg{display:block;width:100%;height:1.5rem;overflow:visible}
 .confusion td{text-align:center;min-width:3.4rem;border:1px solid var(--paper);padding:.35rem .3rem}
 .confusion td span{display:block;font-size:.72rem;opacity:.75}
 .confusion thead th{text-align:center;padding:.2rem .3rem;white-space:normal}

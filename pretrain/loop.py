@@ -15,6 +15,7 @@ from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
 from data.dataset import Dataset
 from data.loader import training_batches
+from data.order import keyed_generator
 from pretrain.batches import Batch, ViewBatches
 from pretrain.config import PretrainConfig
 from pretrain.encoder import create_encoder, load_encoder, load_weights, read_seen
@@ -82,6 +83,8 @@ def run_stage(
         batch = next(batches)
         meter.got_batch()
 
+        # Networks that draw numbers (stochastic depth) draw the same after a resume
+        torch.manual_seed(int(keyed_generator("step", config.seed, number, step, distributed.rank()).random_raw() >> 1))
         rate = learning_rate(stage.optim, step, total_steps, stage.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = rate

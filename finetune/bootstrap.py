@@ -1,0 +1,117 @@
+"""Bootstrap over patients: how sure a figure is when the patients, not the images, were drawn by chance.
+
+A patient's cases and images resemble each other, so they are resampled together: whole patients are drawn
+with replacement, and a case counts as often as its patient was drawn (Rutter, 2000, Acad. Radiol. 7:413;
+Davison & Hinkley, 1997, section 3.8). Intervals are percentile intervals (Efron & Tibshirani, 1993, ch. 13).
+Shapes: N cases, K labels, P patients, R resamples.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from clusters.config import Config
+from data.order import keyed_generator
+
+Floats = NDArray[np.floating]
+Integers = NDArray[np.integer]
+Key = tuple[str, ...]
+Figures = Callable[[NDArray[np.float32]], dict[Key, NDArray[np.float64]]]
+
+BLOCK_RESAMPLES = 256
+"""Resamples computed together; part of what the draws depend on."""
+
+
+class BootstrapConfig(Config):
+    """Intervals by resampling patients."""
+
+    resamples: int = Field(default=1000, ge=1, description="how often the test patients are drawn again")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="share of resamples in the interval")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile interval, and in how many resamples the figure was undefined (they are left out)."""
+
+    low: float
+    high: float
+    num_undefined: int
+
+
+def patient_strata(truth_NK: Floats, patient_N: Integers) -> Integers:
+    """Stratum of each patient, (P,): the rarest label that any of its cases has, -1 where none has any.
+
+    Drawing within strata keeps the number of patients of each kind, so that a rare class does not vanish
+    from a resample. The rarest label stands for the patient's whole set of labels: strata by the full set
+    would often hold one patient each, who would then be in every resample exactly once.
+    """
+    num_patients = int(patient_N.max()) + 1
+    has_PK = np.zeros((num_patients, truth_NK.shape[1]), dtype=bool)
+    for label in range(truth_NK.shape[1]):
+        has_PK[patient_N[truth_NK[:, label] == 1], label] = True
+    by_rarity = np.argsort(has_PK.sum(axis=0), kind="stable")
+    ordered_PK = has_PK[:, by_rarity]
+    return np.where(ordered_PK.any(axis=1), by_rarity[ordered_PK.argmax(axis=1)], -1)
+
+
+def bootstrap(figures: Figures, strata_P: Integers, num_resamples: int, seed: int) -> dict[Key, NDArray[np.float64]]:
+    """Every figure on every resample, {key: (R,)}.
+
+    `figures` takes how often each patient was drawn, float32 (P, R). Give it several models' figures at
+    once to compare them on the same draws. Depends on the seed alone, whatever the number of cores.
+    """
+    starts = range(0, num_resamples, BLOCK_RESAMPLES)
+
+    def block(start: int) -> dict[Key, NDArray[np.float64]]:
+        count = min(BLOCK_RESAMPLES, num_resamples - start)
+        return figures(draw_patients(strata_P, count, "bootstrap", seed, start))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        blocks = list(threads.map(block, starts))
+    return {key: np.concatenate([values[key] for values in blocks]) for key in blocks[0]}
+
+
+def draw_patients(strata_P: Integers, num_resamples: int, *key: int | str) -> NDArray[np.float32]:
+    """How often each patient is drawn, float32 (P, R): as many from each stratum as it has."""
+    num_patients = len(strata_P)
+    members = [np.flatnonzero(strata_P == stratum) for stratum in np.unique(strata_P)]
+    raw = keyed_generator(*key).random_raw((num_resamples * num_patients + 1) // 2)
+    words_RP = raw.view(np.uint32)[: num_resamples * num_patients].reshape(num_resamples, num_patients)
+    counts_RP = np.empty((num_resamples, num_patients), dtype=np.float32)
+    ends = np.cumsum([len(patients) for patients in members])
+    for row, words_P in enumerate(words_RP):
+        # A 32-bit word times the size, without its lower half, is a number below the size.
+        drawn = [
+            patients[(words_P[end - len(patients) : end].astype(np.uint64) * len(patients)) >> 32]
+            for patients, end in zip(members, ends)
+        ]
+        counts_RP[row] = np.bincount(np.concatenate(drawn), minlength=num_patients)
+    return np.ascontiguousarray(counts_RP.T)
+
+
+def interval(values_R: Floats, confidence: float) -> Interval | None:
+    """The percentile interval of a bootstrapped figure; None where most resamples leave it undefined."""
+    defined = values_R[np.isfinite(values_R)]
+    if len(defined) * 2 <= len(values_R):
+        return None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(float(low), float(high), len(values_R) - len(defined))
+
+
+def two_sided_p(differences_R: Floats) -> float | None:
+    """Two-sided p-value of a bootstrapped difference against zero, by inverting the percentile interval.
+
+    Twice the smaller share of resamples on either side of zero; one is added to both counts so that no
+    finite number of resamples claims p = 0 (Davison & Hinkley, 1997, section 4.2).
+    """
+    defined = differences_R[np.isfinite(differences_R)]
+    if not len(defined):
+        return None
+    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(defined) + 1))

@@ -1,0 +1,184 @@
+"""Who is in the study: the labelled images of each split, the share of training patients, and leakage.
+
+Shapes: I images, K labels, P patients.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusters.config import InputError
+from data.dataset import Dataset
+from finetune.bootstrap import Floats, Integers, patient_strata
+from finetune.config import FinetuneConfig
+from finetune.tasks import Task, task_of
+from pretrain.encoder import encoder_folder, hash64, read_card, read_seen
+from pretrain.export import ids_scheme
+
+Rows = NDArray[np.int64]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The labelled images of each split by row number, and what is known of every row of the dataset."""
+
+    dataset: Dataset
+    task: Task
+    train: Rows
+    val: Rows
+    test: Rows
+    all_train: Rows
+    patient_of: Integers
+
+    def rows(self, split: str) -> Rows:
+        """The labelled images of a split that are used."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+    def class_of(self, rows: Rows) -> Integers:
+        """Class number of each image, (I,)."""
+        return self.task.class_of(self.dataset.labels[rows])
+
+    def training_weights(self, class_weighting: str) -> Floats:
+        """Weight of each training image in the loss, (I,); they sum to the number of cases.
+
+        A case weighs the same however many photographs it has, since a case is what is diagnosed.
+        `balanced`: and every class weighs the same, as in scikit-learn's class_weight.
+        """
+        _, place, images = np.unique(self.dataset.case_of[self.train], return_inverse=True, return_counts=True)
+        weights = 1.0 / images[place]
+        if class_weighting == "balanced":
+            classes = self.class_of(self.train)
+            cases_per_class = np.zeros(len(self.task.class_names))
+            np.add.at(cases_per_class, classes, weights)
+            present = np.count_nonzero(cases_per_class)
+            weights = weights * weights.sum() / (present * cases_per_class[classes])
+        return weights
+
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Images, cases, patients and cases per class of each split, for the results."""
+        return {split: self._counts(self.rows(split)) for split in SPLITS}
+
+    def _counts(self, rows: Rows) -> dict[str, Any]:
+        _, first = np.unique(self.dataset.case_of[rows], return_index=True)
+        classes = np.bincount(self.class_of(rows[first]), minlength=len(self.task.class_names))
+        return {
+            "images": len(rows),
+            "cases": len(first),
+            "patients": len(np.unique(self.patient_of[rows])),
+            "cases_per_class": dict(zip(self.task.class_names, classes.tolist())),
+        }
+
+
+def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
+    """The study's images. Raises InputError for splits or classes that make no study."""
+    task = task_of(dataset.task, dataset.label_names, dataset.location)
+    patients = dataset.column("patient").astype(str)
+    labelled: NDArray[np.bool_] = np.asarray(np.isfinite(dataset.labels).all(axis=1))
+    by_split = {}
+    for split in SPLITS:
+        rows = dataset.rows([split])
+        by_split[split] = rows[labelled[rows]]
+        if not len(by_split[split]):
+            raise InputError(f"{dataset.location}: no labelled image in split '{split}'; import labels for it")
+    _check_patients(dataset, patients)
+    _check_classes(task, dataset, by_split)
+    chosen = choose_patients(
+        patients[by_split["train"]], dataset.labels[by_split["train"]], config.label_fraction, config.seed
+    )
+    train = by_split["train"][np.isin(patients[by_split["train"]], list(chosen))]
+    _check_fraction(task, dataset, by_split["train"], train, config.label_fraction)
+    return Cohort(
+        dataset=dataset,
+        task=task,
+        train=train,
+        val=by_split["val"],
+        test=by_split["test"],
+        all_train=dataset.rows(["train"]),
+        patient_of=np.unique(patients, return_inverse=True)[1],
+    )
+
+
+def choose_patients(patient_I: NDArray[Any], truth_IK: Floats, fraction: float, seed: int) -> set[str]:
+    """The share of the patients whose labels are used: the same share of each stratum, at least one.
+
+    Patients of a stratum (`patient_strata`: by their rarest class) stand in an order that depends on the
+    seed alone and a share takes the first ones, so that a smaller subset lies within a larger one.
+    """
+    names, numbers = np.unique(patient_I, return_inverse=True)
+    strata_P = patient_strata(truth_IK, numbers)
+    chosen: set[str] = set()
+    for stratum in np.unique(strata_P):
+        members = [str(name) for name in names[strata_P == stratum]]
+        members.sort(key=lambda name: hashlib.sha256(f"label subset:{seed}:{name}".encode()).digest())
+        chosen.update(members[: max(1, round(fraction * len(members)))])
+    return chosen
+
+
+def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
+    """Test patients and test images that an encoder was pretrained on.
+
+    Returns warnings. Raises InputError with the number found, unless `on_leak` is `warn`.
+    """
+    seen, dataset = read_seen(location), cohort.dataset
+    name = f"encoder {read_card(location).fingerprint[:12]}"
+    images = {hash64(str(h)) for h in dataset.column("pixel_sha256")[cohort.test]} & seen.images
+    scheme = ids_scheme(dataset)
+    warnings = []
+    patients: set[int] = set()
+    if scheme in seen.ids:
+        patients = {hash64(str(p)) for p in set(dataset.column("patient")[cohort.test])} & seen.patients
+    else:
+        warnings.append(
+            f"whether {name} saw test patients is unknown: its patient ids are of scheme "
+            f"{', '.join(sorted(seen.ids)) or 'none'}, the dataset's of {scheme}; images were compared by "
+            "their pixels"
+        )
+    if patients or images:
+        found = f"was pretrained on {len(patients)} test patients and {len(images)} test images"
+        if on_leak == "refuse":
+            raise InputError(
+                f"{encoder_folder(location)} {found} of {dataset.location}, so its test figures would mean nothing; "
+                "pretrain on the training split of a dataset with the same splits (on_leak=warn goes on and says so)"
+            )
+        warnings.append(f"LEAKAGE: {name} {found}; the test figures do not show how it does on new patients")
+    return warnings
+
+
+def _check_patients(dataset: Dataset, patients: NDArray[Any]) -> None:
+    pairs = np.unique(np.stack([patients, dataset.column("split").astype(str)]), axis=1)
+    names, counts = np.unique(pairs[0], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(
+            f"{dataset.location}: {int((counts > 1).sum())} patients stand in more than one split "
+            f"(first: {names[counts > 1][0]}); import the dataset again"
+        )
+
+
+def _check_classes(task: Task, dataset: Dataset, by_split: dict[str, Rows]) -> None:
+    in_split = {s: set(task.class_of(dataset.labels[rows]).tolist()) for s, rows in by_split.items()}
+    if len(in_split["train"]) < 2:
+        raise InputError(f"{dataset.location}: the training split has one class only; nothing can be learned")
+    if len(in_split["val"]) < 2:
+        raise InputError(
+            f"{dataset.location}: the validation split has one class only, so nothing can be chosen on it; "
+            "import with a larger splits.val"
+        )
+    unseen = sorted((in_split["val"] | in_split["test"]) - in_split["train"])
+    if unseen:
+        raise InputError(
+            f"{dataset.location}: class '{task.class_names[unseen[0]]}' has no labelled patient in the "
+            "training split; import with a larger splits.train or leave the class out"
+        )
+
+
+def _check_fraction(task: Task, dataset: Dataset, before: Rows, after: Rows, fraction: float) -> None:
+    lost = set(task.class_of(dataset.labels[before]).tolist()) - set(task.class_of(dataset.labels[after]).tolist())
+    if lost:
+        raise InputError(
+            f"label_fraction: {fraction:g} of the training patients leaves none of class "
+            f"'{task.class_names[min(lost)]}'; raise label_fraction"
+        )

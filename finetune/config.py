@@ -1,0 +1,103 @@
+"""A fine-tuning run as one typed object."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from clusters.checkpoint import CheckpointConfig
+from clusters.config import Config
+from clusters.launch import ClusterConfig
+from clusters.tracking import TrackingConfig
+from data.loader import LoaderConfig
+from finetune.bootstrap import BootstrapConfig
+from pretrain.optim import OptimConfig
+
+
+class LinearConfig(Config):
+    """head=linear: logistic regression on standardised features of the frozen encoder."""
+
+    strengths: list[float] = Field(
+        default=[1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
+        min_length=1,
+        description="C of scikit-learn (small: strong regularisation) to choose from on validation",
+    )
+    max_iterations: int = Field(default=500, ge=1, description="of L-BFGS, for each strength")
+
+
+class AugmentationConfig(Config):
+    """How a training image is varied."""
+
+    crop_area: tuple[float, float] = Field(
+        default=(0.5, 1.0), description="share of the image's area that a crop keeps"
+    )
+    flip_horizontal: float = Field(default=0.5, ge=0, le=1, description="probability")
+    flip_vertical: float = Field(default=0.5, ge=0, le=1, description="probability; 0 for radiographs")
+    jitter_strength: float = Field(default=0.0, ge=0, le=1.25, description="of colour jitter as in SimCLR; 0: none")
+
+
+class FullOptimConfig(OptimConfig):
+    """How weights are updated, with defaults for fine-tuning."""
+
+    name: Literal["lars", "adamw", "sgd"] = Field(default="adamw", description="adamw, sgd or lars")
+    lr: float = Field(default=3e-4, gt=0, description="base learning rate, before scaling")
+    lr_scaling: Literal["linear", "sqrt", "none"] = Field(
+        default="none", description="linear: lr x batch / 256; sqrt: lr x sqrt(batch); none: lr as it is"
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="on weights, never on biases and normalisation")
+
+
+class FullConfig(Config):
+    """head=full: encoder and a fresh linear head, trained end to end."""
+
+    epochs: int = Field(default=30, ge=1, description="passes over the training images")
+    batch_size: int = Field(default=128, ge=2, description="images in the global batch, over all workers")
+    optim: FullOptimConfig = Field(default=FullOptimConfig(), description="optimiser and learning rate")
+    augmentation: AugmentationConfig = Field(default=AugmentationConfig(), description="of training images")
+
+
+class FinetuneConfig(Config):
+    """A recipe: encoder, head, labels, and what to compare with."""
+
+    data: str = Field(description="dataset folder, path or URL")
+    encoder: str = Field(description="pretraining run or encoder folder, path or URL")
+    out: str = Field(description="results folder, made if need be; the same command continues it")
+    seed: int = Field(default=0, ge=0, description="of subsets, fresh weights, order, augmentation, resampling")
+    head: Literal["linear", "full"] = Field(
+        default="linear", description="linear: encoder frozen; full: everything is trained"
+    )
+    label_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the training patients used, of every class; small ones lie within larger ones",
+    )
+    class_weighting: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: every class weighs the same in the loss"
+    )
+    baselines: list[str] = Field(
+        default=["untrained"],
+        description="what to compare with on the same patients: untrained, pca, or other encoders' locations",
+    )
+    size_px: int | None = Field(
+        default=None, ge=8, description="side of the images given to the encoder; none: as pretrained"
+    )
+    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="bf16: autocast of the encoder")
+    on_leak: Literal["refuse", "warn"] = Field(
+        default="refuse",
+        description="where the encoder saw test patients; warn: go on and say so in the report",
+    )
+    linear: LinearConfig = Field(default=LinearConfig(), description="the linear head")
+    full: FullConfig = Field(default=FullConfig(), description="full fine-tuning")
+    bootstrap: BootstrapConfig = Field(default=BootstrapConfig(), description="intervals")
+    feature_batch_size: int = Field(default=256, ge=1, description="images at a time without training")
+    cluster: ClusterConfig = Field(default=ClusterConfig(), description="workers")
+    loader: LoaderConfig = Field(default=LoaderConfig(), description="reading")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="saving")
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description="metrics")
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that determine the result: no location, and of the two heads only the one used."""
+        away = {"data", "encoder", "out", "baselines", "cluster", "loader", "checkpoint", "tracking"}
+        unused = {"full"} if self.head == "linear" else set()
+        # `linear` stays: the PCA baseline is linear whatever the head.
+        return self.model_dump(mode="json", exclude=away | unused | {"feature_batch_size", "on_leak"})

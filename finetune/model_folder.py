@@ -1,0 +1,66 @@
+"""`model/` in a results folder: all that is needed to use the fine-tuned model, and nothing that runs code.
+
+encoder.safetensors   the encoder, fine-tuned or as it was pretrained
+head.safetensors      weight (K, D) and bias (K): logits = features · weightᵀ + bias
+model.json            task, labels, input, decision threshold, and where it comes from; written last
+"""
+
+import hashlib
+
+import safetensors.torch
+import torch
+
+from clusters.storage import Folder
+from finetune.cohort import Cohort
+from finetune.config import FinetuneConfig
+from finetune.contenders import load
+from finetune.evaluate import Judged
+from finetune.linear import Choice
+
+
+def write_model(
+    folder: Folder, judged: Judged, choice: Choice | None, cohort: Cohort, config: FinetuneConfig, out: Folder
+) -> None:
+    """Write the model of one contender: the head from `choice`, or encoder and head as trained in `out`."""
+    contender = judged.outcome.contender
+    encoder, card = load(contender, config)
+    if choice is None:
+        weights = safetensors.torch.load((out / "training" / contender.name).read("model.safetensors"))
+        parts = {
+            part: {name.removeprefix(f"{part}."): t for name, t in weights.items() if name.startswith(f"{part}.")}
+            for part in ("encoder", "head")
+        }
+    else:
+        head = {
+            "weight": torch.from_numpy(choice.head.weight_KD),
+            "bias": torch.from_numpy(choice.head.bias_K),
+        }
+        parts = {"encoder": {n: t.contiguous() for n, t in encoder.state_dict().items()}, "head": head}
+    files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
+    for name, content in files.items():
+        folder.write(name, content)
+    folder.write_json(
+        "model.json",
+        {
+            "schema_version": 1,
+            "task": cohort.dataset.task,
+            "labels": list(cohort.task.label_names),
+            "classes": list(cohort.task.class_names),
+            "threshold": judged.threshold,
+            "pooling": "mean of the probabilities of a case's images",
+            "encoder": card.config.model_dump(mode="json"),
+            "input": {
+                "size_px": config.size_px or card.size_px,
+                "crop": "largest centred square",
+                "mean": list(card.mean),
+                "std": list(card.std),
+            },
+            "made_from": {
+                "encoder": contender.fingerprint,
+                "lineage": contender.lineage,
+                "dataset": cohort.dataset.fingerprint,
+                "recipe": config.recipe(),
+            },
+            "files": {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()},
+        },
+    )

@@ -1,0 +1,249 @@
+"""A fine-tuning run from end to end: what is reused, what is computed, and the results at the end."""
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from clusters import distributed
+from clusters.config import InputError, absolute, differences
+from clusters.launch import launch
+from clusters.storage import Folder
+from clusters.tracking import Tracker, say
+from data.dataset import open_dataset
+from finetune.bootstrap import Floats
+from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
+from finetune.config import FinetuneConfig
+from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contenders, load
+from finetune.evaluate import Judged, Outcome, compare, judge
+from finetune.features import cache_name, compute_parts, read_parts
+from finetune.linear import Choice, fit_linear
+
+RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
+SCHEMA_VERSION = 1
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Check what can be checked before anything is started, train, evaluate once on test, and report.
+
+    Raises InputError for bad input, leakage, and a results folder that was made with another config.
+    """
+    config = _with_absolute_locations(config)
+    out = Folder(config.out)
+    _check_workers(config)
+    dataset, entrants = open_dataset(config.data), contenders(config)
+    identity = {
+        "recipe": config.recipe(),
+        "dataset": dataset.fingerprint,
+        "models": {entrant.name: entrant.fingerprint for entrant in entrants},
+    }
+    if _is_finished(out, identity):
+        print(f"reused: these results were finished earlier: {out.file('report.html')}")
+        return
+    cohort = choose_cohort(dataset, config)
+    warnings = [
+        warning
+        for entrant in entrants
+        if entrant.kind == "encoder"
+        for warning in find_leaks(cohort, entrant.location, config.on_leak)
+    ]
+    out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
+
+    started = time.time()
+    launch(work, config, config.cluster, out)
+    heads = {entrant.name: _fit(entrant, cohort, config, out) for entrant in entrants}
+    _finish(config, out, cohort, identity, heads, warnings, started)
+
+
+def work(config: FinetuneConfig) -> dict[str, Any]:
+    """What each worker runs: features for linear heads, whole trainings for full ones."""
+    from finetune.loop import images_to_numbers, train_full
+
+    out, dataset = Folder(config.out), open_dataset(config.data)
+    cohort = choose_cohort(dataset, config)
+    name = out.location.rsplit("/", 1)[-1]
+    tracker = Tracker(out, config.tracking, name, config.model_dump(mode="json"))
+    for entrant in contenders(config):
+        if entrant.kind == "pca":
+            size_px, compute = PCA_SIZE_PX, _flat_pixels
+        elif entrant.head == "full":
+            model, card = train_full(entrant, cohort, config, out / "training" / entrant.name, tracker)
+            size_px, compute = config.size_px or card.size_px, images_to_numbers(model, card, config)
+        else:
+            encoder, card = load(entrant, config)
+            encoder.eval().to(distributed.device())
+            size_px, compute = config.size_px or card.size_px, images_to_numbers(encoder, card, config)
+        folder, rows = _cache(entrant, cohort, config, out)
+        compute_parts(folder, dataset, rows, size_px, config.feature_batch_size, compute, entrant.name, config.tracking)
+    tracker.close()
+    return {}
+
+
+def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Outcome, Choice | None]:
+    """The contender's answers to validation and test images; for a linear one the head is fitted here."""
+    folder, rows = _cache(entrant, cohort, config, out)
+    numbers = read_parts(folder, rows)
+
+    def of(some: Rows) -> Floats:
+        return numbers[np.searchsorted(rows, some)].astype(np.float32)
+
+    if entrant.head == "full":
+        chosen = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
+        probabilities = [cohort.task.probabilities(of(some)) for some in (cohort.val, cohort.test)]
+        return Outcome(entrant, chosen, [], *probabilities), None
+    transform = _fit_pca(of(cohort.all_train), config.seed) if entrant.kind == "pca" else lambda values: values
+    choice = fit_linear(
+        cohort, transform(of(cohort.train)), transform(of(cohort.val)), config.class_weighting, config.linear,
+        entrant.name,
+    )  # fmt: skip
+    probabilities = [
+        cohort.task.probabilities(choice.head.logits(transform(of(some)))) for some in (cohort.val, cohort.test)
+    ]
+    return Outcome(entrant, choice.chosen, choice.tried, *probabilities), choice
+
+
+def _finish(
+    config: FinetuneConfig,
+    out: Folder,
+    cohort: Cohort,
+    identity: dict[str, Any],
+    heads: dict[str, tuple[Outcome, Choice | None]],
+    warnings: list[str],
+    started: float,
+) -> None:
+    """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
+    from finetune.model_folder import write_model
+    from finetune.report import report_page
+
+    judged = [judge(cohort, outcome) for outcome, _ in heads.values()]
+    evaluations = 1 + (out.read_json(LEDGER)["count"] if out.exists(LEDGER) else 0)
+    out.write_json(LEDGER, {"count": evaluations})
+    manifest = cohort.dataset.manifest
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": identity,
+        "test_evaluations": evaluations,
+        "warnings": warnings,
+        "task": cohort.dataset.task,
+        "labels": list(cohort.task.label_names),
+        "classes": list(cohort.task.class_names),
+        "dataset": {
+            "name": manifest.name,
+            "source": manifest.source,
+            "licence": manifest.licence,
+            "citation": manifest.citation,
+            "fingerprint": cohort.dataset.fingerprint,
+        },
+        "cohort": cohort.counts(),
+        **compare(judged, config.bootstrap, config.seed),
+        "bootstrap": config.bootstrap.model_dump(mode="json"),
+        "versions": _versions(),
+        "seconds": round(time.time() - started, 1),
+    }
+    out.write(PREDICTIONS, predictions_table(cohort, judged))
+    write_model(out / "model", judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
+    out.write("report.html", report_page(results, judged, cohort, config).encode())
+    out.write_json(RESULTS, results)
+    for item in judged:
+        test = results["models"][item.outcome.contender.name]["test"]
+        say(f"{item.outcome.contender.name}: test AUROC {_shown(test['auroc'])}")
+    print(f"report: {out.file('report.html')}")
+
+
+def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
+    """predictions.parquet: one row per model and validation or test image, each image once per model.
+
+    A case's probability is the mean over its rows (column `key`).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for item in judged:
+        outcome = item.outcome
+        for split, probabilities in (("val", outcome.val_probabilities), ("test", outcome.test_probabilities)):
+            rows = cohort.rows(split)
+            columns: dict[str, Any] = {
+                "model": pa.array([outcome.contender.name] * len(rows)),
+                "split": pa.array([split] * len(rows)),
+            }
+            for name in ("key", "patient", "member"):
+                columns[name] = pa.array(cohort.dataset.column(name)[rows].astype(str))
+            for k, label in enumerate(cohort.task.label_names):
+                columns[f"label.{label}"] = cohort.dataset.labels[rows, k]
+                columns[f"probability.{label}"] = probabilities[:, k]
+            tables.append(pa.table(columns))
+    buffer = io.BytesIO()
+    pq.write_table(pa.concat_tables(tables), buffer)
+    return buffer.getvalue()
+
+
+def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Folder, Rows]:
+    """Where the numbers of a contender's images are kept, and of which images, ascending."""
+    what: list[object] = [entrant.fingerprint]
+    if entrant.kind != "pca":
+        what += [config.size_px, config.precision]
+    if entrant.head == "full":
+        what.append((out / "training" / entrant.name).read_json("finished.json")["weights_sha256"])
+        rows = np.concatenate([cohort.val, cohort.test])
+    else:
+        train = cohort.all_train if entrant.kind == "pca" else cohort.train
+        rows = np.concatenate([train, cohort.val, cohort.test])
+    rows = np.unique(rows)
+    return out / "features" / cache_name(entrant.name, cohort.dataset, rows, *what), rows
+
+
+def _flat_pixels(pixels_BCHW: np.ndarray) -> np.ndarray:
+    return pixels_BCHW.reshape(len(pixels_BCHW), -1)
+
+
+@threadpool_limits.wrap(limits=1)
+def _fit_pca(pixels_ID: Floats, seed: int) -> Any:
+    """Principal components of all training images, labelled or not, as the encoder saw them all."""
+    from sklearn.decomposition import PCA
+
+    components = min(PCA_COMPONENTS, len(pixels_ID) - 1, pixels_ID.shape[1])
+    return PCA(components, svd_solver="randomized", random_state=seed).fit(pixels_ID).transform
+
+
+def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
+    """Whether these very results are there. Raises InputError where others are."""
+    if not out.exists("config.json"):
+        return False
+    changed = differences(out.read_json("config.json")["identity"], identity)
+    if changed:
+        raise InputError(
+            f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
+        )
+    return out.exists(RESULTS)
+
+
+def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
+    baselines = [b if b in ("untrained", "pca") else absolute(b) for b in config.baselines]
+    locations = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
+    return config.model_copy(update={**locations, "baselines": baselines})
+
+
+def _check_workers(config: FinetuneConfig) -> None:
+    if config.head == "full" and config.full.batch_size % max(1, config.cluster.num_workers):
+        raise InputError(
+            f"full.batch_size: {config.full.batch_size} cannot be divided equally among "
+            f"{config.cluster.num_workers} workers; choose a multiple"
+        )
+
+
+def _versions() -> dict[str, str]:
+    import sklearn
+    import timm
+    import torch
+
+    modules = {"torch": torch, "timm": timm, "scikit-learn": sklearn, "numpy": np}
+    return {name: str(module.__version__) for name, module in modules.items()}
+
+
+def _shown(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "undefined"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
