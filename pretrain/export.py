@@ -53,8 +53,13 @@ def seen_in(dataset: Dataset, rows: Rows, before: Seen | None) -> Seen:
 
 
 def ids_scheme(dataset: Dataset) -> str:
-    """Whose patient ids a dataset has: equal schemes can be compared, others not."""
-    return f"{dataset.manifest.ids}:{dataset.manifest.split['salt_id']}"
+    """Whose patient ids a dataset has: equal schemes can be compared, others not.
+
+    Published ids are comparable within one dataset ("patient 1" of another is somebody else), keyed ones
+    within one keyring.
+    """
+    manifest = dataset.manifest
+    return f"source:{manifest.name}" if manifest.ids == "source" else f"keyed:{manifest.split['salt_id']}"
 
 
 def _seen_table(seen: Seen) -> bytes:

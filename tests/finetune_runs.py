@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
 from clusters.storage import Folder
 from data.dataset import Dataset
 from finetune.config import FinetuneConfig
-from finetune.run import work
 from pretrain.config import PretrainConfig
 from pretrain.encoder import EncoderConfig, create_encoder
 from pretrain.export import export_encoder, seen_in
@@ -69,15 +67,3 @@ def recipe(dataset: Dataset, encoder: str, out: Path, **changed: Any) -> Finetun
         "checkpoint": {"every_steps": 2, "keep": 50},
     }
     return FinetuneConfig.model_validate(values | changed)
-
-
-def work_on_two_processes(config: FinetuneConfig, store: Path) -> None:
-    """What two workers of a cluster would do, as two gloo processes."""
-    torch.multiprocessing.spawn(_work, (config, str(store)), nprocs=2)
-
-
-def _work(rank: int, config: FinetuneConfig, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-    work(config)
-    dist.destroy_process_group()

@@ -8,6 +8,8 @@ from torch import nn
 from clusters import distributed
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.storage import Folder
+from finetune.config import FinetuneConfig
+from finetune.run import work
 from pretrain.config import PretrainConfig
 from pretrain.losses import nt_xent
 from pretrain.run import train
@@ -72,6 +74,11 @@ def gather(value: float) -> list[Any]:
 def pretrain_stage(values: dict[str, Any]) -> str:
     """Run a recipe as a worker would; returns the encoder's fingerprint."""
     return train(PretrainConfig.model_validate(values))["encoder"]
+
+
+def finetune_work(values: dict[str, Any]) -> None:
+    """Run a fine-tuning as a worker would."""
+    work(FinetuneConfig.model_validate(values))
 
 
 def agree_on_a_checkpoint(location: str) -> tuple[int, float]:

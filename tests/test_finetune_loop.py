@@ -13,7 +13,7 @@ from clusters.storage import Folder
 from finetune.cohort import choose_cohort
 from finetune.features import read_parts
 from finetune.run import work
-from tests.finetune_runs import recipe, work_on_two_processes, write_encoder
+from tests.finetune_runs import recipe, write_encoder
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(trained, tmp_p
     assert (logits(config) == logits(trained)).all()
 
 
-def test_two_processes_train_as_one_would(synthetic_dataset, trained, tmp_path):
+def test_two_processes_train_as_one_would(synthetic_dataset, trained, tmp_path, ranks):
     # A small rate: a large one makes rounding errors grow until they hide whether the runs are the same.
     full = {"epochs": 3, "batch_size": 24, "optim": {"name": "sgd", "lr": 0.003}}
     one, two = (
@@ -86,7 +86,7 @@ def test_two_processes_train_as_one_would(synthetic_dataset, trained, tmp_path):
         for name in ("one", "two")
     )
     work(one)
-    work_on_two_processes(two, tmp_path / "store")
+    ranks.run("finetune_work", two.model_dump(mode="json"))
     losses = [[r["loss"] for r in records(c) if "loss" in r] for c in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     expected, found = (safetensors.torch.load_file(training(c) / "model.safetensors") for c in (one, two))

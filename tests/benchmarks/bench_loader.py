@@ -71,7 +71,7 @@ def _peer(shards: list[str]) -> int:
     from webdataset.compat import WebDataset
 
     transform = SimCLRTransform(input_size=224, vf_prob=0.5)
-    samples = WebDataset(shards, shardshuffle=False).decode("pil")
+    samples: Any = WebDataset(shards, shardshuffle=False).decode("pil")
     count = 0
     for sample in samples:
         transform(sample["0.jpg"])
