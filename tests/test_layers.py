@@ -51,7 +51,7 @@ def test_nothing_on_disk_is_code() -> None:
     for room in ROOMS:
         for path in sources(room):
             assert not imports_of(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, path
-            assert not re.search(r"torch\.load\(|allow_pickle=True|torch\.save\(", path.read_text()), path
+            assert not re.search(r"(?<!safetensors\.)torch\.(load|save)\(|allow_pickle=True", path.read_text()), path
 
 
 def tracked() -> list[Path]:
@@ -61,7 +61,7 @@ def tracked() -> list[Path]:
 
 def test_the_lock_has_a_hash_for_every_package_and_names_no_host() -> None:
     text = (ROOT / "requirements.lock").read_text()
-    blocks = re.findall(r"^[a-z0-9][^\n]*(?:\\\n[^\n]+)*", text, flags=re.MULTILINE)
+    blocks = re.split(r"\n(?=[a-z0-9])", text.strip())
     assert len(blocks) > 50
     for block in blocks:
         assert "==" in block
@@ -70,7 +70,9 @@ def test_the_lock_has_a_hash_for_every_package_and_names_no_host() -> None:
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
-    private = re.compile(r"pypi\.org|pythonhosted|/" + r"work/|/" + r"root/|/" + r"home/\w")
+    private = re.compile(
+        "|".join(["pypi" + r"\.org", "python" + "hosted", "/" + "work/", "/" + "root/", "/" + r"home/\w"])
+    )
     for path in tracked():
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".lock", ""} and path.is_file():
             assert not private.search(path.read_text(errors="replace")), path
