@@ -42,7 +42,7 @@ class Restored:
     state: Any
 
 
-class Superseded(RuntimeError):
+class Superseded(InputError):
     """A newer start of the same run has taken over; this one must not write any more."""
 
 
@@ -107,10 +107,11 @@ class Checkpoints:
             aside = f"damaged-{_name(step)}-attempt-{self._attempt}"
             (self.folder / "checkpoints").move(_name(step), aside)
             tracking.say(f"checkpoint {_name(step)} is damaged ({problem}); set aside as {aside}")
-        if steps:
+        damaged = [n for n in (self.folder / "checkpoints").names() if n.startswith("damaged-")]
+        if damaged:
             return (
-                f"{self.folder.location}: none of {len(steps)} checkpoints is intact; remove this folder "
-                "to start the stage again, or restore it from a backup"
+                f"{self.folder.location}: none of its checkpoints is intact ({len(damaged)} damaged); remove this "
+                "folder to start the stage again, or restore it from a backup"
             )
         return None
 
@@ -121,7 +122,7 @@ class Checkpoints:
                 if _fingerprint(folder.read(name)) != expected:
                     return f"{name} does not match its hash"
             self._load(step)
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             return f"{type(error).__name__}: {error}"
         return None
 
@@ -147,7 +148,10 @@ class Checkpoints:
     def _check_attempt(self) -> None:
         newest = self.folder.read_json("attempt.json")["attempt"]
         if newest != self._attempt:
-            raise Superseded(f"{self.folder.location}: attempt {newest} has taken over from {self._attempt}")
+            raise Superseded(
+                f"{self.folder.location}: attempt {newest} of this run has taken over from attempt {self._attempt}; "
+                "leave the run to it"
+            )
 
 
 def _name(step: int) -> str:

@@ -42,6 +42,12 @@ def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}; check that the place exists and is yours to use", file=sys.stderr
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -64,7 +70,7 @@ def load_config(kind: type[C], argv: Sequence[str]) -> C:
         key, separator, text = word.partition("=")
         if not separator or not key:
             raise InputError(f"'{word}' is not key=value; see --help for the keys")
-        _assign(values, key, _parse_value(text))
+        _assign(values, key, text if _takes_text(kind, key.split(".")) else _parse_value(text))
     return validate(kind, values, source)
 
 
@@ -132,7 +138,7 @@ def _read_yaml(location: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{location}: no such recipe file; the recipes lie in */recipes/*.yaml")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{location}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -142,11 +148,32 @@ def _read_yaml(location: str) -> dict[str, Any]:
     return values
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error: the first would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key '{key}' stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _takes_text(kind: type[Config], path: list[str]) -> bool:
+    """Whether a field is text, so that what was typed (a path with a #, a name like 2024) is taken as it is."""
+    field = kind.model_fields.get(path[0])
+    if field is None or (len(path) > 1 and path[1].isdigit()):
+        return False
+    if len(path) > 1:
+        return any(_takes_text(section, path[1:]) for section in _config_classes(field.annotation))
+    return field.annotation is str
+
+
 def _parse_value(text: str) -> Any:
     """Read a value as YAML would, except that an e-notation number without a dot is a number too."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
     if isinstance(value, str):
         try:

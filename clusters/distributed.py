@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from clusters.config import InputError
+
 M = TypeVar("M", bound=nn.Module)
 
 _device: torch.device | None = None
@@ -82,6 +84,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather(local_N: Tensor) -> Tensor:
+    """Every rank's rows in rank order, without gradient. All ranks must hold equally many."""
+    if world_size() == 1:
+        return local_N
+    gathered = [torch.empty_like(local_N) for _ in range(world_size())]
+    dist.all_gather(gathered, local_N.contiguous())
+    return torch.cat(gathered)
+
+
 def gather_with_gradient(local_ND: Tensor) -> Tensor:
     """Every rank's rows in rank order, shape (W·N, D), with the gradient of every rank's loss.
 
@@ -110,22 +121,29 @@ def data_parallel(module: M) -> M | DistributedDataParallel:
 
 
 def global_batch_norm(module: nn.Module) -> nn.Module:
-    """Make every batch norm in the module use the statistics of the global batch.
+    """Make every batch norm in the module use the statistics of the global batch, in place.
 
-    On GPUs this is torch's SyncBatchNorm; torch has none for CPU tensors, so gloo runs use
-    GlobalBatchNorm. The state dict's names and shapes stay those of the plain batch norm.
+    The state dict's names and shapes stay those of the plain batch norm. Raises InputError for a layer that
+    does more than normalise (timm's BatchNormAct2d holds an activation too): replaced by a plain global
+    batch norm, the network would silently be another one.
     """
     if world_size() == 1:
         return module
-    if device().type == "cuda":
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))
     for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
-                raise TypeError(f"{type(child).__name__} has no global form on the CPU")
-            setattr(module, name, GlobalBatchNorm.like(child))
-        else:
+        if not isinstance(child, _BatchNorm):
             global_batch_norm(child)
+        elif type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+            raise InputError(
+                f"this network's {type(child).__name__} has no global form yet; train it on one worker "
+                "(cluster.num_workers=0), or choose an encoder with plain batch norm such as resnet50"
+            )
+        else:
+            whole = (
+                nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                if device().type == "cuda"
+                else GlobalBatchNorm.like(child)
+            )
+            setattr(module, name, whole)
     return module
 
 
@@ -162,9 +180,7 @@ class GlobalBatchNorm(_BatchNorm):
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_ND: Tensor) -> Tensor:
-        gathered = [torch.empty_like(local_ND) for _ in range(world_size())]
-        dist.all_gather(gathered, local_ND.contiguous())
-        return torch.cat(gathered)
+        return gather(local_ND)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -156,11 +156,19 @@ def _train(
     else:
         problem = _input_error(run, name)
     finally:
-        run.remove(".ray")
+        _tidy(run, name)
     if problem:
         raise InputError(problem)
     assert result.return_value is not None
     return result.return_value
+
+
+def _tidy(run: Folder, launch_name: str) -> None:
+    """Remove what this launch left in the run folder, and nothing of another's."""
+    for name in (launch_name, f"{launch_name}-input-error"):
+        (run / ".ray").remove(name)
+    if not (run / ".ray").names():
+        run.remove(".ray")
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from clusters.config import InputError
+
 
 class Folder:
     """One folder, local or remote. Names are relative to it and use `/`.
@@ -19,7 +21,10 @@ class Folder:
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location).rstrip("/") or "/"
-        self._fs, self._root = fsspec.core.url_to_fs(self.location)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.location)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"{self.location}: not a place that can be opened ({error})") from None
         self.path: Path | None = Path(self._root) if self._fs.protocol in ("file", ("file", "local")) else None
 
     def __truediv__(self, name: str) -> "Folder":

@@ -26,14 +26,14 @@ Pair = Callable[[Rows, NDArray[np.float64]], tuple[int, ...]]
 class Batch:
     """What the loader hands to the training loop."""
 
-    positions_B: Tensor
+    samples_B: Tensor
     rows_VB: Tensor
     crops_VBCHW: Tensor
     records_VBK: Tensor
 
     def pin_memory(self) -> "Batch":
         """For torch's DataLoader, where there is a GPU."""
-        pinned = (t.pin_memory() for t in (self.positions_B, self.rows_VB, self.crops_VBCHW, self.records_VBK))
+        pinned = (t.pin_memory() for t in (self.samples_B, self.rows_VB, self.crops_VBCHW, self.records_VBK))
         return Batch(*pinned)
 
 
@@ -67,7 +67,8 @@ class ViewBatches:
         """Read, decode and crop this rank's views of a step."""
         positions = positions_of(step, *self._share)
         rows, crops, records = [], [], []
-        for position, sample in zip(positions, self._order.at(positions)):
+        samples = self._order.at(positions)
+        for position, sample in zip(positions, samples):
             chosen = self._pair(
                 self._samples[int(sample)], keyed_uniforms(4, "pair", self._seed, self._stage, int(position))
             )
@@ -76,7 +77,7 @@ class ViewBatches:
             crops.append([crop for crop, _ in views])
             records.append([record for _, record in views])
         return Batch(
-            torch.from_numpy(positions),
+            torch.from_numpy(samples),
             torch.tensor(rows).T,
             torch.from_numpy(np.array(crops)).permute(1, 0, 4, 2, 3),
             torch.from_numpy(np.array(records)).transpose(0, 1),

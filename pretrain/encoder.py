@@ -6,6 +6,7 @@ An encoder folder has the layout that timm and the Hugging Face hub load (`model
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -74,6 +75,8 @@ def create_encoder(config: EncoderConfig) -> nn.Module:
     if not timm.is_model(config.name):
         raise InputError(f"encoder.name: timm has no '{config.name}'{nearest(config.name, timm.list_models())}")
     model = timm.create_model(config.name, num_classes=0)
+    # timm's num_features is the width before its own head's hidden layer, where a network has one.
+    model.num_features = getattr(model, "head_hidden_size", model.num_features)
     if config.stem == "small":
         _fit_small_stem(model, config.name)
     return model
@@ -98,18 +101,22 @@ def encoder_folder(location: str) -> Folder:
 def read_card(location: str) -> EncoderCard:
     """Read an encoder's card. Raises InputError where the folder is not one that Manyview wrote."""
     folder = encoder_folder(location)
-    config = folder.read_json(CONFIG)
-    if "manyview" not in config:
-        raise InputError(f"{folder.file(CONFIG)}: not written by Manyview (no 'manyview' section)")
-    ours, pretrained = config["manyview"], config["pretrained_cfg"]
-    return EncoderCard(
-        config=EncoderConfig(**ours["encoder"]),
-        mean=_three(pretrained["mean"]),
-        std=_three(pretrained["std"]),
-        size_px=int(pretrained["input_size"][-1]),
-        fingerprint=ours["fingerprint"],
-        lineage=ours["lineage"],
-    )
+    try:
+        config = folder.read_json(CONFIG)
+        ours, pretrained = config["manyview"], config["pretrained_cfg"]
+        return EncoderCard(
+            config=EncoderConfig(**ours["encoder"]),
+            mean=_three(pretrained["mean"]),
+            std=_three(pretrained["std"]),
+            size_px=int(pretrained["input_size"][-1]),
+            fingerprint=ours["fingerprint"],
+            lineage=ours["lineage"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder.file(CONFIG)}: not written by Manyview, or damaged ({type(error).__name__}: {error}); "
+            "copy the encoder folder again"
+        ) from None
 
 
 def load_encoder(location: str) -> tuple[nn.Module, EncoderCard]:
@@ -134,7 +141,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str,
         name = next(n for n in sorted(expected.keys() | found.keys()) if expected.get(n) != found.get(n))
         raise InputError(
             f"{where}: not the weights of {architecture}: {name} is {found.get(name, 'absent')}, "
-            f"expected {expected.get(name, 'absent')}; set encoder.name and encoder.stem to what was trained"
+            f"expected {expected.get(name, 'absent')}; copy the folder again, its files do not belong together"
         )
     model.load_state_dict(weights)
 
@@ -142,13 +149,19 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str,
 def read_seen(location: str) -> Seen:
     """Whom and what an encoder was pretrained on."""
     folder = encoder_folder(location)
-    table = pq.read_table(io.BytesIO(folder.read(SEEN)))
-    kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
-    ids = (table.schema.metadata or {}).get(b"ids", b"").decode()
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(SEEN)))
+        kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
+        ids = json.loads(table.schema.metadata[b"ids"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder.file(SEEN)}: cannot be read ({type(error).__name__}), so nobody can tell whom this encoder "
+            "has seen; copy the encoder folder again"
+        ) from None
     return Seen(
         patients=frozenset(h for k, h in zip(kinds, hashes) if k == "patient"),
         images=frozenset(h for k, h in zip(kinds, hashes) if k == "image"),
-        ids=frozenset(ids.split()),
+        ids=frozenset(ids),
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +60,9 @@ def ids_scheme(dataset: Dataset) -> str:
     within one keyring.
     """
     manifest = dataset.manifest
-    return f"source:{manifest.name}" if manifest.ids == "source" else f"keyed:{manifest.split['salt_id']}"
+    if manifest.ids == "keyed":
+        return f"keyed:{manifest.split['salt_id']}"
+    return f"source:{manifest.source}" + (f":{manifest.name}" if manifest.source == "table" else "")
 
 
 def _seen_table(seen: Seen) -> bytes:
@@ -67,7 +70,7 @@ def _seen_table(seen: Seen) -> bytes:
     hashes = sorted(seen.patients) + sorted(seen.images)
     table = pa.table({"kind": pa.array(kinds, pa.string()), "hash": pa.array(hashes, pa.uint64())})
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"ids": " ".join(sorted(seen.ids))}), buffer)
+    pq.write_table(table.replace_schema_metadata({"ids": json.dumps(sorted(seen.ids))}), buffer)
     return buffer.getvalue()
 
 

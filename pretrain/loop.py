@@ -26,6 +26,7 @@ from pretrain.optim import build_optimizer, learning_rate
 from pretrain.views import ViewConfig, apply, normalise
 
 PROJECTION = "projection.safetensors"
+DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
 
 
 def run_stage(
@@ -90,23 +91,26 @@ def run_stage(
             group["lr"] = rate
         images_VBCHW = _views_on(device, views, batch, in_loader)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = parallel(images_VBCHW)
+            loss = parallel(images_VBCHW, batch.samples_B.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         meter.add(loss)
 
         done = step + 1
+        probing = done % probe_every == 0 or done == total_steps
         if done % config.tracking.every_steps == 0 or done == total_steps:
             metrics = meter.flush(name, done) | {"lr": rate, "epoch": done * stage.batch_size / len(samples)}
             tracker.log(done, metrics)
             progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s")})
             report(metrics)
-        if done % probe_every == 0 or done == total_steps:
+        if probing:
+            meter.check_finite(name, done)
             scores = probe(module.encoder, dataset, config, views)
             tracker.log(done, scores)
             say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
         if checkpoints.due(done) or done == total_steps:
+            _refuse_broken_weights(module, name, done)
             checkpoints.save(done, {"module": module.state_dict(), "optimizer": optimizer.state_dict()})
 
     # Encoder for the next stage and for everybody else
@@ -175,6 +179,12 @@ def _views_on(device: torch.device, views: ViewConfig, batch: Batch, augmented: 
     return flat.contiguous(memory_format=torch.channels_last).unflatten(0, batch.crops_VBCHW.shape[:2])
 
 
+def _refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
+    """Raise InputError rather than let weights that are not finite replace the good checkpoints."""
+    if distributed.is_main() and not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+        raise InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
+
+
 class _Meter:
     """Loss, speed and the share of time spent waiting for data, since the last flush."""
 
@@ -196,16 +206,18 @@ class _Meter:
     def add(self, loss: torch.Tensor) -> None:
         self._losses.append(loss.detach())
 
-    def flush(self, name: str, step: int) -> dict[str, float]:
-        """Means over ranks. Raises InputError where the loss is not finite."""
-        seconds = time.perf_counter() - self._started
-        mean = distributed.sum_over_ranks(torch.stack(self._losses).float().mean()) / distributed.world_size()
-        loss = float(mean)
+    def check_finite(self, name: str, step: int) -> float:
+        """The mean loss over ranks since the last flush. Raises InputError, on all ranks, where it is not finite."""
+        local = torch.stack(self._losses).float().mean() if self._losses else torch.zeros(())
+        mean = distributed.sum_over_ranks(local) / distributed.world_size()
         if not torch.isfinite(mean):
-            raise InputError(
-                f"{name}: the loss is {loss} at step {step}; lower optim.lr or lengthen its warm-up. "
-                "The last checkpoint is kept"
-            )
+            raise InputError(f"{name}: the loss is {float(mean)} at step {step}; {DIVERGED}")
+        return float(mean)
+
+    def flush(self, name: str, step: int) -> dict[str, float]:
+        """Loss over ranks, speed and waiting since the last flush."""
+        loss = self.check_finite(name, step)
+        seconds = time.perf_counter() - self._started
         speed = self._batch_size * len(self._losses) / seconds
         metrics = {"loss": loss, "images_per_s": speed, "data_wait": self._waited / seconds}
         self._reset()

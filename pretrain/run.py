@@ -1,5 +1,6 @@
 """A recipe from end to end: what is reused, what is run, and the encoder at the end."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -91,39 +92,53 @@ def _check_patients(dataset: Dataset, rows: Rows) -> None:
 def _prepare(config: PretrainConfig, run: Folder, dataset_fingerprint: str) -> bool:
     """Say what is reused and what is redone; refuse or clear away what was made otherwise.
 
-    Returns whether any stage is left to run.
+    Returns whether anything is left to do. Removes nothing but Manyview's own stages, and those only where
+    on_change=redo asks for it.
     """
+    if run.exists("encoder") and not _is_ours(run / "encoder", "manyview"):
+        raise InputError(f"{run / 'encoder'}: not an encoder that Manyview wrote; give another run=")
+    on_disk = _stages_on_disk(run)
     previous: str | None = None
     for number in range(len(config.stages)):
-        name = config.stage_name(number)
-        folder = run / name
-        if not folder.exists("config.json"):
-            _clear_from(config, run, number)
-            return True
-        identity = config.stage_identity(number, dataset_fingerprint, previous)
-        changed = differences(folder.read_json("config.json")["identity"], identity)
+        name, there = config.stage_name(number), on_disk.get(number + 1)
+        if there is None:
+            changed = [f"stage {number + 1}: none -> {name}"] if max(on_disk, default=0) > number else []
+        elif there != name:
+            changed = [f"stage {number + 1}: {there} -> {name}"]
+        else:
+            before = (run / name).read_json("config.json")["identity"]
+            changed = differences(before, config.stage_identity(number, dataset_fingerprint, previous))
+        if changed and config.on_change == "refuse":
+            raise InputError(
+                f"{run / (there or name)}: made with another config ({'; '.join(changed[:3])}); set on_change=redo "
+                f"to do {name} and what follows again, or give another run="
+            )
         if changed:
-            if config.on_change == "refuse":
-                raise InputError(
-                    f"{folder}: made with another config ({'; '.join(changed[:3])}); set on_change=redo to "
-                    f"do {name} and what follows again, or give another run="
-                )
             say(f"{name}: done again, since {'; '.join(changed[:3])}")
-            _clear_from(config, run, number)
+            for place, old in on_disk.items():
+                if place > number:
+                    run.remove(old)
+            run.remove("encoder")
             return True
-        previous = _finished(folder)
+        previous = _finished(run / name)
         if previous is None:
             return True
-        say(f"{name}: reused, finished earlier ({folder})")
-    return not run.exists("encoder/config.json")
+        say(f"{name}: reused, finished earlier ({run / name})")
+    at_the_top = run.read_json("encoder/config.json")["manyview"] if run.exists("encoder/config.json") else {}
+    return at_the_top.get("fingerprint") != previous
 
 
-def _clear_from(config: PretrainConfig, run: Folder, number: int) -> None:
-    """Remove stage folders from this number on, and the encoder at the top that came of them."""
-    for name in run.names():
-        place = name.partition("-")[0]
-        if (place.isdigit() and int(place) > number) or name == "encoder":
-            run.remove(name)
+def _stages_on_disk(run: Folder) -> dict[int, str]:
+    """The stage folders that Manyview wrote, by their place."""
+    named = {name: re.fullmatch(r"([1-9]\d*)-[a-z0-9]+", name) for name in run.names()}
+    return {int(m[1]): name for name, m in named.items() if m and _is_ours(run / name, "identity")}
+
+
+def _is_ours(folder: Folder, mark: str) -> bool:
+    try:
+        return mark in folder.read_json("config.json")
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _finished(folder: Folder) -> str | None:

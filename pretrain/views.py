@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from clusters.config import Config
@@ -26,14 +26,15 @@ CROP_TRIES = 10
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in torchvision
 
 
+Range = tuple[PositiveFloat, PositiveFloat]
+
+
 class ViewConfig(Config):
     """How a view is made from an image. The defaults are SimCLR's, plus a vertical flip."""
 
     size_px: int = Field(default=224, ge=8, description="side of a view, px")
-    crop_area: tuple[float, float] = Field(
-        default=(0.08, 1.0), description="share of the image's area that a crop keeps"
-    )
-    crop_aspect: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="width / height of a crop")
+    crop_area: Range = Field(default=(0.08, 1.0), description="share of the image's area that a crop keeps")
+    crop_aspect: Range = Field(default=(3 / 4, 4 / 3), description="width / height of a crop")
     flip_horizontal: float = Field(default=0.5, ge=0, le=1, description="probability")
     flip_vertical: float = Field(default=0.5, ge=0, le=1, description="probability; lesions have no upright")
     jitter: float = Field(default=0.8, ge=0, le=1, description="probability of colour jitter")
@@ -42,9 +43,19 @@ class ViewConfig(Config):
     )
     grey: float = Field(default=0.2, ge=0, le=1, description="probability of greyscale")
     blur: float = Field(default=0.5, ge=0, le=1, description="probability of a Gaussian blur")
-    blur_sigma: tuple[float, float] = Field(default=(0.1, 2.0), description="px at 224 px, scaled with size_px")
+    blur_sigma: Range = Field(default=(0.1, 2.0), description="px at 224 px, scaled with size_px")
     mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="per colour, of pixels in 0..1")
     std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="per colour, of pixels in 0..1")
+
+    @model_validator(mode="after")
+    def _low_to_high(self) -> "ViewConfig":
+        for name in ("crop_area", "crop_aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must go from low to high")
+        if self.crop_area[1] > 1:
+            raise ValueError("crop_area is a share of the image's area: at most 1")
+        return self
 
 
 def draw(

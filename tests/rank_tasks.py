@@ -31,7 +31,7 @@ def nt_xent_through_a_network(seed: int) -> dict[str, Any]:
     first, second = torch.randn(2, 8, 12)
     parallel = distributed.data_parallel(network)
     projected = parallel(torch.cat([share(first), share(second)]))
-    loss = nt_xent(*projected.chunk(2), temperature=0.2)
+    loss = nt_xent(*projected.chunk(2), temperature=0.2, samples_n=share(torch.tensor([1, 2, 3, 4, 5, 6, 1, 8])))
     loss.backward()
     mean = distributed.sum_over_ranks(loss) / distributed.world_size()
     return {"loss": float(mean), **gradients(parallel)}

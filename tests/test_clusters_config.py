@@ -36,6 +36,13 @@ def test_defaults_then_yaml_then_command_line(tmp_path: Path) -> None:
     assert config.views.crop_area == (0.08, 1.0)
 
 
+def test_text_is_taken_as_it_was_typed(tmp_path: Path) -> None:
+    config = load_config(
+        PretrainConfig, [recipe(tmp_path), "data=/d/a #b: c", "run=2024-13-45", "tracking.project=2024"]
+    )
+    assert (config.data, config.run, config.tracking.project) == ("/d/a #b: c", "2024-13-45", "2024")
+
+
 def test_config_is_frozen(tmp_path: Path) -> None:
     config = load_config(PretrainConfig, [recipe(tmp_path), "data=/d", "run=/r"])
     with pytest.raises(ValidationError):
@@ -52,6 +59,8 @@ def test_config_is_frozen(tmp_path: Path) -> None:
         (["data=/d", "run=/r", "stages.5.epochs=1"], ["stages.5.epochs", "list of 2"]),
         (["data=/d", "run=/r", "stages.0.steps=3"], ["either epochs or steps"]),
         (["data=/d", "run=/r", "seed.x=3"], ["'seed'", "valid integer"]),
+        (["data=/d", "run=/r", "views.crop_aspect=[0,1]"], ["'views.crop_aspect.0'", "greater than 0"]),
+        (["data=/d", "run=/r", "views.crop_area=[0.5,0.2]"], ["crop_area must go from low to high"]),
         (["run=/r"], ["'data' is missing"]),
         (["data=/d", "run"], ["'run' is not key=value"]),
         (["data=/d", "run=/r", "precision=fp8"], ["'precision'", "bf16"]),
@@ -66,7 +75,7 @@ def test_bad_words_are_refused_by_name(tmp_path: Path, words: list[str], told: l
         assert part in message
 
 
-@pytest.mark.parametrize("text", ["a: [", "- just a list", "a: b: c"])
+@pytest.mark.parametrize("text", ["a: [", "- just a list", "a: b: c", "seed: 1\nseed: 2"])
 def test_a_recipe_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
     path = recipe(tmp_path, text)
     with pytest.raises(InputError, match=r"recipe\.yaml"):

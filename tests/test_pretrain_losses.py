@@ -48,6 +48,19 @@ def test_value_and_gradient_are_those_of_lightly() -> None:
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
 
 
+def test_a_sample_that_stands_twice_is_no_negative_of_itself() -> None:
+    """With sample 5 in two pairs, its views see the other pair's views neither as positive nor as negative."""
+    first, second = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    samples = torch.tensor([5, 7, 9, 5])
+    z = torch.nn.functional.normalize(torch.cat([first, second]), dim=1)
+    similar = (z @ z.T / 0.3).exp()
+    losses = []
+    for i in range(8):
+        others = [k for k in range(8) if samples[k % 4] != samples[i % 4] or k == (i + 4) % 8]
+        losses.append(-(similar[i, (i + 4) % 8] / similar[i, others].sum()).log())
+    assert float(nt_xent(first, second, 0.3, samples)) == pytest.approx(float(sum(losses) / 8), rel=1e-5)
+
+
 def test_a_collapsed_encoder_shows_ln_2n_minus_1() -> None:
     rows = torch.ones(16, 8)
     assert float(nt_xent(rows, rows, 0.1)) == pytest.approx(math.log(31), rel=1e-5)

@@ -99,7 +99,7 @@ def test_ranks_share_one_global_batch(synthetic_dataset: Dataset, method: str) -
     for world_size in (2, 4):
         for rank in range(world_size):
             part = batches(synthetic_dataset, method, rank, world_size)(3)
-            assert torch.equal(part.positions_B, whole.positions_B[rank::world_size])
+            assert torch.equal(part.samples_B, whole.samples_B[rank::world_size])
             assert torch.equal(part.crops_VBCHW, whole.crops_VBCHW[:, rank::world_size])
             assert torch.equal(part.records_VBK, whole.records_VBK[:, rank::world_size])
 
@@ -109,8 +109,8 @@ def test_loss_is_finite_and_its_gradient_reaches_every_layer(synthetic_dataset: 
     torch.manual_seed(0)
     stage = TypeAdapter(AnyStage).validate_python({"method": method, "epochs": 1, "projection_hidden": 16})
     module = METHODS[method](stage, create_encoder(EncoderConfig(name="resnet18")), 512)
-    views = batches(synthetic_dataset, method)(0).crops_VBCHW.float() / 255
-    loss = module(views)
+    batch = batches(synthetic_dataset, method)(0)
+    loss = module(batch.crops_VBCHW.float() / 255, batch.samples_B)
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in module.named_parameters():

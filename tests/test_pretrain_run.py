@@ -147,6 +147,45 @@ def test_a_change_of_a_stage_is_refused_then_redone_from_there(synthetic_dataset
     run(synthetic_dataset, folder, stages=changed)
 
 
+def test_nothing_of_anybody_else_is_removed(synthetic_dataset: Dataset, finished: Path, tmp_path: Path) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"]
+    with pytest.raises(InputError, match="stage 1: 1-simclr -> 1-micle"):
+        run(synthetic_dataset, finished, stages=stages[::-1])
+    assert (finished / "1-simclr/finished.json").exists()
+    assert (finished / "2-micle/finished.json").exists()
+    (tmp_path / "run/2024-patients").mkdir(parents=True)
+    (tmp_path / "run/2024-patients/a.jpg").write_bytes(b"precious")
+    run(synthetic_dataset, tmp_path / "run", stages=stages[:1])
+    changed = [{**stages[0], "temperature": 0.5}]
+    run(synthetic_dataset, tmp_path / "run", stages=changed, on_change="redo")
+    assert (tmp_path / "run/2024-patients/a.jpg").read_bytes() == b"precious"
+    (tmp_path / "other/encoder").mkdir(parents=True)
+    (tmp_path / "other/encoder/code.py").write_text("precious")
+    with pytest.raises(InputError, match="not an encoder that Manyview wrote"):
+        run(synthetic_dataset, tmp_path / "other", stages=stages[:1])
+    assert (tmp_path / "other/encoder/code.py").exists()
+
+
+def test_a_shortened_recipe_hands_on_its_own_last_stage(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    run(synthetic_dataset, tmp_path / "run")
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    run(synthetic_dataset, tmp_path / "run", stages=stages)
+    assert [entry["stage"] for entry in load_encoder(str(tmp_path / "run"))[1].lineage] == ["1-simclr"]
+    run(synthetic_dataset, tmp_path / "run")
+    assert [entry["stage"] for entry in load_encoder(str(tmp_path / "run"))[1].lineage] == ["1-simclr", "2-micle"]
+
+
+def test_diverged_weights_replace_no_checkpoint(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0].update(optim={**OPTIM, "lr": 1e30, "warmup": 0}, steps=12)
+    tracking = {"wandb": "disabled", "every_steps": 12}
+    with pytest.raises(InputError, match="on_change=redo"):
+        run(synthetic_dataset, tmp_path / "run", stages=stages, tracking=tracking, probe={"every_steps": 12})
+    for checkpoint in (tmp_path / "run/1-simclr/checkpoints").glob("step-*"):
+        tensors = safetensors.torch.load_file(checkpoint / "state.safetensors")
+        assert all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if "module" in name), checkpoint
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

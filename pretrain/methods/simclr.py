@@ -6,7 +6,6 @@ Shapes: V = 2 views, B samples on this rank, D projected features.
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -46,13 +45,8 @@ class SimCLR(nn.Module):
         """Both views come from the sample's one image."""
         return int(rows[0]), int(rows[0])
 
-    def forward(self, views_VBCHW: Tensor) -> Tensor:
+    def forward(self, views_VBCHW: Tensor, samples_B: Tensor) -> Tensor:
         """The loss of this rank's share, both views through the network in one batch."""
         projected_D = self.projection(self.encoder(views_VBCHW.flatten(0, 1)))
         first_BD, second_BD = projected_D.chunk(2)
-        return nt_xent(first_BD, second_BD, self.temperature)
-
-    @torch.no_grad()
-    def chance_loss(self, batch_size: int) -> float:
-        """ln(2N - 1): what NT-Xent shows for an encoder that maps everything to one point."""
-        return float(np.log(2 * batch_size - 1))
+        return nt_xent(first_BD, second_BD, self.temperature, samples_B)
