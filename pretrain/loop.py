@@ -105,12 +105,13 @@ def run_stage(
             progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s")})
             report(metrics)
         if probing:
-            meter.check_finite(name, done)
+            _refuse_broken_weights(module, name, done)
             scores = probe(module.encoder, dataset, config, views)
             tracker.log(done, scores)
             say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
         if checkpoints.due(done) or done == total_steps:
-            _refuse_broken_weights(module, name, done)
+            if distributed.is_main():
+                _refuse_broken_weights(module, name, done)
             checkpoints.save(done, {"module": module.state_dict(), "optimizer": optimizer.state_dict()})
 
     # Encoder for the next stage and for everybody else
@@ -180,8 +181,8 @@ def _views_on(device: torch.device, views: ViewConfig, batch: Batch, augmented: 
 
 
 def _refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
-    """Raise InputError rather than let weights that are not finite replace the good checkpoints."""
-    if distributed.is_main() and not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+    """Raise InputError rather than probe weights that are not finite, or let them replace good checkpoints."""
+    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
 
 
@@ -206,19 +207,13 @@ class _Meter:
     def add(self, loss: torch.Tensor) -> None:
         self._losses.append(loss.detach())
 
-    def check_finite(self, name: str, step: int) -> float:
-        """The mean loss over ranks since the last flush. Raises InputError, on all ranks, where it is not finite."""
-        local = torch.stack(self._losses).float().mean() if self._losses else torch.zeros(())
-        mean = distributed.sum_over_ranks(local) / distributed.world_size()
+    def flush(self, name: str, step: int) -> dict[str, float]:
+        """Loss over ranks, speed and waiting since the last flush. Raises InputError where the loss is not finite."""
+        mean = distributed.sum_over_ranks(torch.stack(self._losses).float().mean()) / distributed.world_size()
         if not torch.isfinite(mean):
             raise InputError(f"{name}: the loss is {float(mean)} at step {step}; {DIVERGED}")
-        return float(mean)
-
-    def flush(self, name: str, step: int) -> dict[str, float]:
-        """Loss over ranks, speed and waiting since the last flush."""
-        loss = self.check_finite(name, step)
         seconds = time.perf_counter() - self._started
         speed = self._batch_size * len(self._losses) / seconds
-        metrics = {"loss": loss, "images_per_s": speed, "data_wait": self._waited / seconds}
+        metrics = {"loss": float(mean), "images_per_s": speed, "data_wait": self._waited / seconds}
         self._reset()
         return metrics

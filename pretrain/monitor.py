@@ -50,8 +50,8 @@ def probe(encoder: nn.Module, dataset: Dataset, config: PretrainConfig, views: V
     if not len(train) or not len(val):
         return {}
     features = extract_features(encoder, dataset, np.concatenate([train, val]), views, config.precision)
-    if not distributed.is_main():
-        return {}
+    if not distributed.is_main() or not np.isfinite(features).all():
+        return {}  # a diverged run is stopped by its loss
     from sklearn.metrics import roc_auc_score
     from sklearn.neighbors import KNeighborsRegressor
 

@@ -112,7 +112,8 @@ def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp
         assert losses(two) == pytest.approx(losses(one), rel=1e-5)
         expected = weights(one)
         for name, tensor in weights(two).items():
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            apart = (tensor.float() - expected[name].float()).norm()
+            assert apart < 1e-4 + 1e-4 * expected[name].float().norm(), f"{stage} {name}: {apart}"
 
 
 def test_loader_processes_make_no_difference(synthetic_dataset: Dataset, finished: Path, tmp_path: Path) -> None:
@@ -215,8 +216,8 @@ def test_timm_loads_the_encoder_by_itself(finished: Path) -> None:
     images = torch.randn(3, 3, 32, 32)
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
     config = timm.data.resolve_model_data_config(theirs)
-    assert config["input_size"] == (3, 32, 32)
-    assert config["mean"] == card.mean
+    assert tuple(config["input_size"]) == (3, 32, 32)
+    assert tuple(config["mean"]) == card.mean
     with_head = timm.create_model(f"local-dir:{finished}/encoder", pretrained=True, num_classes=7)
     assert with_head(images).shape == (3, 7)
 
@@ -270,7 +271,7 @@ def test_the_next_stage_starts_from_the_weights_before(
 def test_a_loss_that_is_not_finite_stops_with_its_step(synthetic_dataset: Dataset, tmp_path: Path) -> None:
     stages = values(synthetic_dataset, tmp_path)["stages"][:1]
     stages[0]["optim"] = {**OPTIM, "lr": 1e30}
-    with pytest.raises(InputError, match="1-simclr: the loss is nan at step"):
+    with pytest.raises(InputError, match=r"1-simclr: (the loss is nan|weights are not finite) at step"):
         run(synthetic_dataset, tmp_path / "run", stages=stages)
     assert Folder(tmp_path / "run/1-simclr").exists("config.json")
     assert not (tmp_path / "run/encoder").exists()
