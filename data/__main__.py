@@ -35,7 +35,11 @@ def import_command(argv: Sequence[str]) -> None:
     counts = manifest.counts
     what = f"{counts.images:,} images of {counts.cases:,} cases of {counts.patients:,} patients"
     if imported.reused:
-        print(f"reused: {config.out} already holds this import ({what}, {manifest.sha256[:12]})")
+        left_out = manifest.quarantined.count
+        bad = f"; {left_out} bad images were left out: another out=, or removing it, reads them again"
+        print(
+            f"reused: {config.out} already holds this import ({what}, {manifest.sha256[:12]}){bad if left_out else ''}"
+        )
         return
     splits = ", ".join(f"{split} {part.images:,}" for split, part in manifest.splits.items())
     print(f"wrote {config.out}: {what} ({splits}) in {time.monotonic() - begun:.1f} s, {manifest.sha256[:12]}")

@@ -19,11 +19,13 @@ class SourceImage:
 
     `read` returns the encoded file and raises FileNotFoundError where it is absent; it is pickled to
     worker processes. `name` is a file name or, where ids are keyed, a row number: it may be printed.
+    `file` is what the source calls the file: never printed and never written where ids are keyed.
     """
 
     name: str
     read: Callable[[], bytes]
     attributes: dict[str, str] = field(default_factory=dict)
+    file: str = ""
 
 
 @dataclass(frozen=True)

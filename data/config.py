@@ -8,6 +8,11 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from clusters.config import Config, absolute
 
 
+def num_cores() -> int:
+    """Cores that this process may use; all of them where the system does not tell (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class SplitFractions(Config):
     """Share of the patients in each split."""
 
@@ -64,9 +69,7 @@ class ImportConfig(Config):
     @property
     def processes(self) -> int:
         """Number of processes that decode images."""
-        if self.num_processes:
-            return self.num_processes
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.num_processes or num_cores()
 
 
 # What may change between two runs of one import without changing a byte of the dataset.

@@ -37,6 +37,10 @@ class Identities:
         """Id of a patient. Raises InputError for a published id that cannot be one."""
         return self._name("patient", source_id)
 
+    def image(self, name: str, file: str) -> str:
+        """What stands for an image in the plan: its name, which tells the file only where ids are published."""
+        return f"{name}: {self._name('image', file)}" if self.keyed else name
+
     def _name(self, kind: str, source_id: str) -> str:
         if self.keyed:
             return hmac.new(self.id_key, f"{kind}:{source_id}".encode(), hashlib.sha256).hexdigest()[:20]

@@ -27,8 +27,9 @@ def count_duplicates(rows: Sequence[dict[str, Any]], config: ImportConfig) -> di
             counts["across_splits"] += 1
             if config.duplicates == "refuse":
                 raise InputError(
-                    f"cases {known['key']} ({known['split']}) and {row['key']} ({row['split']}) hold the "
-                    "same pixels in two splits; give both one patient in the raw table, or duplicates=keep"
+                    f"cases {known['key']} ({known['split']}, {known['name']}) and {row['key']} ({row['split']}, "
+                    f"{row['name']}) hold the same pixels in two splits; give both one patient in the raw table, "
+                    "or duplicates=keep"
                 )
     return counts
 

@@ -44,7 +44,7 @@ def plan_import(raw: RawDataset, config: ImportConfig, identities: Identities) -
         num_images=sum(len(case.images) for case in cases),
         settings=chosen,
         split={"salt_id": salt_id(identities.salt), "fractions": config.splits.model_dump()},
-        fingerprint=_fingerprint(cases, chosen, raw),
+        fingerprint=_fingerprint(cases, chosen, raw, identities),
     )
 
 
@@ -75,19 +75,26 @@ def _with_final_ids(cases: Sequence[Case], identities: Identities) -> list[Case]
 def _with_splits(cases: Sequence[Case], salt: str, config: ImportConfig) -> list[Case]:
     """Official splits where a source has them, the keyed hash elsewhere; one split a patient."""
     official: dict[str, str] = {}
+    first: dict[str, Case] = {}
     for case in cases:
         if case.split is not None:
             if case.split not in SPLITS:
                 raise InputError(f"split '{case.split}' of case {case.key} is none of {', '.join(SPLITS)}")
             if official.setdefault(case.patient, case.split) != case.split:
                 raise InputError(
-                    f"patient {case.patient} stands in two splits, {official[case.patient]} and {case.split}"
+                    f"patient {case.patient} stands in two splits, {_where(first[case.patient])} and {_where(case)}"
                     "; put all images of the patient in one, or leave the split out"
                 )
+            first.setdefault(case.patient, case)
     fractions = config.splits.model_dump()
     return [
         replace(case, split=official.get(case.patient) or split_of(case.patient, salt, fractions)) for case in cases
     ]
+
+
+def _where(case: Case) -> str:
+    """Split and place of a case, for messages: keyed ids cannot be looked up in a table, rows can."""
+    return f"{case.split} (the case of {case.images[0].name})"
 
 
 def _cut(cases: Sequence[Case], images_per_shard: int) -> tuple[tuple[Case, ...], ...]:
@@ -102,13 +109,13 @@ def _cut(cases: Sequence[Case], images_per_shard: int) -> tuple[tuple[Case, ...]
     return tuple(tuple(shards[number]) for number in sorted(shards))
 
 
-def _fingerprint(cases: Sequence[Case], chosen: dict[str, Any], raw: RawDataset) -> str:
+def _fingerprint(cases: Sequence[Case], chosen: dict[str, Any], raw: RawDataset, identities: Identities) -> str:
     """Stands for everything that determines the dataset, but the bytes of the raw images."""
     digest = hashlib.sha256()
     head = [SCHEMA_VERSION, chosen, raw.task, raw.label_names]
     digest.update(json.dumps(head, sort_keys=True).encode())
     for case in cases:
-        images = [[image.name, image.attributes] for image in case.images]
+        images = [[identities.image(image.name, image.file), image.attributes] for image in case.images]
         labels = [repr(value) for value in case.labels.values()]
         row = [case.key, case.patient, case.split, labels, case.attributes, images]
         digest.update(json.dumps(row, sort_keys=True).encode())

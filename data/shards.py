@@ -109,7 +109,7 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
             if WORK in names:
                 out.remove(WORK)
             return manifest
-        changed = "; ".join(differences(manifest.settings, plan.settings)) or "other cases or ids"
+        changed = "; ".join(differences(manifest.settings, plan.settings)) or "other cases, images or ids"
         raise InputError(f"{out} already holds another dataset ({changed}); give another out= or remove it")
     if not set(names) - {WORK} and not out.exists(f"{WORK}/plan.json"):
         out.write_json(f"{WORK}/plan.json", {"plan": plan.fingerprint, "settings": plan.settings})
@@ -119,7 +119,7 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
     except (OSError, ValueError):
         raise InputError(f"{out} is not empty and not an unfinished import; give another out=") from None
     if begun.get("plan") != plan.fingerprint:
-        changed = "; ".join(differences(begun.get("settings", {}), plan.settings)) or "other cases or ids"
+        changed = "; ".join(differences(begun.get("settings", {}), plan.settings)) or "other cases, images or ids"
         raise InputError(
             f"{out} holds an unfinished import with other settings ({changed}); "
             "repeat it with the old ones, give another out= or remove it"
@@ -171,6 +171,7 @@ class _ShardWriter:
             members[f"{number}.jpg"] = stored.content
             told.append({"width": stored.width, "height": stored.height, "attributes": attributes})
             row = {
+                "name": image.name,
                 "key": case.key,
                 "patient": case.patient,
                 "split": case.split,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from clusters.config import InputError, nearest
 from clusters.storage import Folder
+from data.cases import RawFile, SourceImage
 from data.config import ImportConfig
 
 
@@ -78,9 +79,10 @@ def read_table(folder: Folder, name: str) -> Table:
     return _read_csv(text, where)
 
 
-def image_name(config: ImportConfig, row: int, file: str) -> str:
-    """How messages and the manifest call an image: with its file, unless ids are keyed."""
-    return f"row {row + 2}" if config.ids == "keyed" else f"row {row + 2} ({file})"
+def row_image(config: ImportConfig, folder: Folder, row: int, file: str, attributes: dict[str, str]) -> SourceImage:
+    """The image of a row. Messages and the manifest call it by row and file, where ids are keyed by row alone."""
+    name = f"row {row + 2}" if config.ids == "keyed" else f"row {row + 2} ({file})"
+    return SourceImage(name, RawFile(folder, file), attributes, file)
 
 
 def _read_csv(text: str, where: str) -> Table:

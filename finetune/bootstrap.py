@@ -6,7 +6,6 @@ Davison & Hinkley, 1997, section 3.8). Intervals are percentile intervals (Efron
 Shapes: N cases, K labels, P patients, R resamples.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from clusters.config import Config
+from data.config import num_cores
 from data.order import keyed_generator
 
 Floats = NDArray[np.floating]
@@ -71,7 +71,7 @@ def bootstrap(figures: Figures, strata_P: Integers, num_resamples: int, seed: in
         count = min(BLOCK_RESAMPLES, num_resamples - start)
         return figures(draw_patients(strata_P, count, "bootstrap", seed, start))
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(num_cores()) as threads:
         blocks = list(threads.map(block, starts))
     return {key: np.concatenate([values[key] for values in blocks]) for key in blocks[0]}
 

@@ -1,8 +1,8 @@
 """A fine-tuning run as one typed object."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clusters.checkpoint import CheckpointConfig
 from clusters.config import Config
@@ -12,11 +12,14 @@ from data.loader import LoaderConfig
 from finetune.bootstrap import BootstrapConfig
 from pretrain.optim import OptimConfig
 
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
 
 class LinearConfig(Config):
     """head=linear: logistic regression on standardised features of the frozen encoder."""
 
-    strengths: list[float] = Field(
+    strengths: list[Strength] = Field(
         default=[1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
         min_length=1,
         description="C of scikit-learn (small: strong regularisation) to choose from on validation",
@@ -27,12 +30,19 @@ class LinearConfig(Config):
 class AugmentationConfig(Config):
     """How a training image is varied."""
 
-    crop_area: tuple[float, float] = Field(
+    crop_area: tuple[Share, Share] = Field(
         default=(0.5, 1.0), description="share of the image's area that a crop keeps"
     )
     flip_horizontal: float = Field(default=0.5, ge=0, le=1, description="probability")
     flip_vertical: float = Field(default=0.5, ge=0, le=1, description="probability; 0 for radiographs")
     jitter_strength: float = Field(default=0.0, ge=0, le=1.25, description="of colour jitter as in SimCLR; 0: none")
+
+    @field_validator("crop_area")
+    @classmethod
+    def _low_to_high(cls, area: tuple[float, float]) -> tuple[float, float]:
+        if area[0] > area[1]:
+            raise ValueError("must go from low to high")
+        return area
 
 
 class FullOptimConfig(OptimConfig):

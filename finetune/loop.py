@@ -108,19 +108,24 @@ def train_full(
         losses.append(loss.detach())
 
         done = step + 1
-        if done % config.tracking.every_steps == 0 or done == total_steps:
-            metrics = {"loss": _mean_loss(losses, title, done), "lr": rate, "epoch": done / steps_per_epoch}
+        logging = done % config.tracking.every_steps == 0 or done == total_steps
+        validating = done % steps_per_epoch == 0
+        # Rank 0 decides when it is time, so that all ranks look at the loss together
+        saving = done == total_steps or distributed.broadcast_object(checkpoints.due(done))
+        mean_loss = _finite_loss(losses, model, title, done) if logging or validating or saving else 0.0
+        if logging:
+            metrics = {"loss": mean_loss, "lr": rate, "epoch": done / steps_per_epoch}
             losses.clear()
             tracker.log(done, metrics)
             progress.line(done, metrics)
             report(metrics)
-        if done % steps_per_epoch == 0:
+        if validating:
             auroc = case_auroc(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
             tracker.log(done, {"val_auroc": auroc})
             if auroc > best["auroc"]:
                 weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
                 best = {"epoch": done // steps_per_epoch, "auroc": auroc, "weights": weights}
-        if checkpoints.due(done) or done == total_steps:
+        if saving:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
             checkpoints.save(done, state)
 
@@ -215,12 +220,13 @@ def _targets(cohort: Cohort, class_weighting: str) -> tuple[Any, Any]:
     return class_of, weight_of
 
 
-def _mean_loss(losses: list[Tensor], title: str, step: int) -> float:
+def _finite_loss(losses: list[Tensor], model: nn.Module, title: str, step: int) -> float:
+    """The mean of the losses over ranks. Raises InputError, on all ranks, where it or a weight is not finite."""
     mean = distributed.sum_over_ranks(torch.stack(losses).mean()) / distributed.world_size()
-    if not torch.isfinite(mean):
-        raise InputError(
-            f"{title}: the loss is {float(mean)} at step {step}; lower full.optim.lr. The last checkpoint is kept"
-        )
+    whole = torch.stack([torch.isfinite(tensor).all() for tensor in model.state_dict().values()]).all()
+    if not torch.isfinite(mean) or not whole:
+        what = "the weights are not finite" if torch.isfinite(mean) else f"the loss is {float(mean)}"
+        raise InputError(f"{title}: {what} at step {step}; lower full.optim.lr. The last checkpoint is kept")
     return float(mean)
 
 

@@ -17,6 +17,8 @@ from finetune.contenders import load
 from finetune.evaluate import Judged
 from finetune.linear import Choice
 
+MODEL_FILES = ("encoder.safetensors", "head.safetensors", "model.json")
+
 
 def write_model(
     folder: Folder, judged: Judged, choice: Choice | None, cohort: Cohort, config: FinetuneConfig, out: Folder

@@ -20,8 +20,11 @@ from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contende
 from finetune.evaluate import Judged, Outcome, compare, judge
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.linear import Choice, fit_linear
+from finetune.model_folder import MODEL_FILES, write_model
 
 RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
+REPORT, MODEL = "report.html", "model"
+OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, *(f"{MODEL}/{name}" for name in MODEL_FILES))
 SCHEMA_VERSION = 1
 
 
@@ -40,9 +43,10 @@ def finetune(config: FinetuneConfig) -> None:
         "models": {entrant.name: entrant.fingerprint for entrant in entrants},
     }
     if _is_finished(out, identity):
-        print(f"reused: these results were finished earlier: {out.file('report.html')}")
+        print(f"reused: these results were finished earlier: {out.file(REPORT)}")
         return
     cohort = choose_cohort(dataset, config)
+    _check_batch(config, cohort)
     warnings = [
         warning
         for entrant in entrants
@@ -114,11 +118,10 @@ def _finish(
     started: float,
 ) -> None:
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
-    from finetune.model_folder import write_model
     from finetune.report import report_page
 
     judged = [judge(cohort, outcome) for outcome, _ in heads.values()]
-    evaluations = 1 + (out.read_json(LEDGER)["count"] if out.exists(LEDGER) else 0)
+    evaluations = 1 + _evaluations_so_far(out)
     out.write_json(LEDGER, {"count": evaluations})
     manifest = cohort.dataset.manifest
     results = {
@@ -143,13 +146,13 @@ def _finish(
         "seconds": round(time.time() - started, 1),
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
-    write_model(out / "model", judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
-    out.write("report.html", report_page(results, judged, cohort, config).encode())
+    write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
+    out.write(REPORT, report_page(results, judged, cohort, config).encode())
     out.write_json(RESULTS, results)
     for item in judged:
         test = results["models"][item.outcome.contender.name]["test"]
         say(f"{item.outcome.contender.name}: test AUROC {_shown(test['auroc'])}")
-    print(f"report: {out.file('report.html')}")
+    print(f"report: {out.file(REPORT)}")
 
 
 def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
@@ -209,7 +212,7 @@ def _fit_pca(pixels_ID: Floats, seed: int) -> Any:
 
 
 def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
-    """Whether these very results are there. Raises InputError where others are."""
+    """Whether these very results are there, each file of them. Raises InputError where others are."""
     if not out.exists("config.json"):
         return False
     changed = differences(out.read_json("config.json")["identity"], identity)
@@ -217,7 +220,18 @@ def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
         raise InputError(
             f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
         )
-    return out.exists(RESULTS)
+    if not out.exists(RESULTS):
+        return False
+    missing = [name for name in OUTPUTS if not out.exists(name)]
+    if missing:
+        say(f"{out.file(missing[0])} is missing; the results are made again from what was trained")
+    return not missing
+
+
+def _evaluations_so_far(out: Folder) -> int:
+    """How often test was evaluated: the ledger's word or, should it have been removed, that of the results."""
+    told = [(LEDGER, "count"), (RESULTS, "test_evaluations")]
+    return max((out.read_json(name)[key] for name, key in told if out.exists(name)), default=0)
 
 
 def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
@@ -231,6 +245,15 @@ def _check_workers(config: FinetuneConfig) -> None:
         raise InputError(
             f"full.batch_size: {config.full.batch_size} cannot be divided equally among "
             f"{config.cluster.num_workers} workers; choose a multiple"
+        )
+
+
+def _check_batch(config: FinetuneConfig, cohort: Cohort) -> None:
+    images = len(cohort.train)
+    if config.head == "full" and config.full.batch_size > images:
+        raise InputError(
+            f"full.batch_size: {config.full.batch_size} is more than the {images} training images of "
+            f"{cohort.dataset.location} at label_fraction={config.label_fraction:g}; choose {images} or fewer"
         )
 
 

@@ -209,7 +209,7 @@ def test_a_damaged_dataset_is_not_reused(written: Path, tmp_path: Path) -> None:
 def test_another_dataset_is_never_written_over(written: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"already holds another dataset \(short_side_px: 256 -> 64\)"):
         write_dataset(cases(30), config(written, short_side_px=64))
-    with pytest.raises(InputError, match="other cases or ids"):
+    with pytest.raises(InputError, match="other cases, images or ids"):
         write_dataset(cases(29), config(written))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
@@ -263,7 +263,7 @@ def test_a_dataset_without_any_usable_image_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_pixels_in_two_splits_are_refused_unless_kept(tmp_path: Path) -> None:
     raw = cases(30, lambda seed: Drawn(0 if seed in (0, 10, 20, 40, 50, 60, 70, 80, 90) else seed))
-    with pytest.raises(InputError, match=r"hold the same pixels in two splits; .* duplicates=keep"):
+    with pytest.raises(InputError, match=r"\(\w+, image \d.0\) hold the same pixels in two splits; .* duplicates=keep"):
         write_dataset(raw, config(tmp_path / "out"))
     manifest = write_dataset(raw, config(tmp_path / "out", duplicates="keep")).manifest
     assert manifest.duplicates["images"] == 8

@@ -219,6 +219,28 @@ def test_keyed_ids_leave_no_name_of_a_person_or_file(tmp_path: Path) -> None:
         assert trace not in everything.lower()
 
 
+def test_keyed_rows_with_other_images_are_another_dataset(tmp_path: Path) -> None:
+    raw = table(tmp_path / "raw", SIX, images=7)
+    words = ["source=table", "image=file", "patient=who", "case=lesion", f"keyring={tmp_path / 'k.json'}"]
+    words += [raw, f"out={tmp_path / 'out'}"]
+    before = imported(*words).fingerprint
+    assert imported(*words).fingerprint == before
+    (tmp_path / "raw" / "table.csv").write_text(SIX.replace("pictures/5.png", "pictures/6.png"))
+    with pytest.raises(InputError, match=r"another dataset \(other cases, images or ids\)"):
+        imported(*words)
+
+
+def test_reuse_says_how_many_images_were_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = table(tmp_path / "raw", SIX)
+    (tmp_path / "raw" / "pictures" / "3.png").unlink()
+    words = ["import", "source=table", raw, "image=file", "patient=who", "max_bad_fraction=0.5", "num_processes=1"]
+    for _ in range(2):
+        main([*words, f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"])
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("reused: ")
+    assert "1 bad images were left out: another out=" in told
+
+
 def test_a_patient_keeps_its_split_across_imports_with_one_keyring(tmp_path: Path) -> None:
     rows = [f"pictures/{i}.png,P{i}" for i in range(6)]
     first = table(tmp_path / "a", "\n".join(["file,who", *rows]))
@@ -322,7 +344,7 @@ def test_a_patient_in_two_official_splits_is_refused_by_its_keyed_id(tmp_path: P
     words = ["image=file", "patient=who", "split=site", f"keyring={tmp_path / 'k.json'}"]
     text = (tmp_path / "raw" / "table.csv").read_text()
     (tmp_path / "raw" / "table.csv").write_text(re.sub(",s[0-9]\n", ",\n", text))
-    with pytest.raises(InputError, match=r"patient [0-9a-f]{20} stands in two splits, train and test"):
+    with pytest.raises(InputError, match=r"two splits, train \(the case of row 2\) and test \(the case of row 3\)"):
         imported("source=table", raw, *words, f"out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 

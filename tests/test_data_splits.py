@@ -63,7 +63,7 @@ def test_the_plan_does_not_depend_on_the_order_of_the_raw_table(order: list[int]
 
 
 def test_a_patient_in_two_official_splits_is_refused() -> None:
-    with pytest.raises(InputError, match="patient p1 stands in two splits, train and test"):
+    with pytest.raises(InputError, match=r"patient p1 stands in two splits, train \(the case of image\) and test"):
         plan(raw(("a", "p1", "train"), ("b", "p1", "test")))
 
 

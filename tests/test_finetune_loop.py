@@ -112,6 +112,25 @@ def test_class_weights_enter_the_loss_as_in_a_plain_weighted_mean(synthetic_data
     assert float(ours) == pytest.approx(float((per_class[present] / counts[present]).mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("saved", ["each step", "at the end"])
+def test_a_diverged_training_leaves_no_broken_checkpoint_and_is_not_validated(
+    synthetic_dataset, trained, tmp_path, saved
+):
+    config = recipe(
+        synthetic_dataset, trained.encoder, tmp_path / "out",
+        full={"epochs": 3, "batch_size": 24, "optim": {"name": "sgd", "lr": 1e30, "warmup": 0}},
+        tracking={"wandb": "disabled", "every_steps": 1000},
+        checkpoint={"every_steps": 1 if saved == "each step" else None, "keep": 50},
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"not finite at step|the loss is (nan|inf) at step"):
+        work(config)
+    states = list((training(config) / "checkpoints").glob("*/state.safetensors"))
+    assert bool(states) == (saved == "each step")
+    for state in states:
+        assert all(torch.isfinite(tensor).all() for tensor in safetensors.torch.load_file(state).values())
+    assert not (training(config) / "metrics.jsonl").exists() or records(config) == []
+
+
 def test_finished_weights_that_were_altered_are_refused(trained, tmp_path):
     config = trained.model_copy(update={"out": str(tmp_path / "out")})
     shutil.copytree(training(trained), training(config))

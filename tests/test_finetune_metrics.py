@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,6 +150,15 @@ def test_bootstrap_is_the_same_for_the_same_seed_and_keeps_models_paired():
     assert 0 < found.low < figures_of(good)["auroc",] - figures_of(bad)["auroc",] < found.high
     assert two_sided_p(difference) == pytest.approx(2 / 301)
     assert two_sided_p(difference * 0) == 1.0
+
+
+def test_the_bootstrap_runs_where_the_system_does_not_tell_the_cores(monkeypatch):
+    def draw():
+        return bootstrap(lambda drawn_PR: {("total",): drawn_PR.sum(axis=0)}, np.zeros(5, dtype=int), 10, 0)
+
+    expected = draw()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert (draw()["total",] == expected["total",]).all()
 
 
 def test_an_interval_says_how_often_it_was_undefined():

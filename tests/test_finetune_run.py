@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,24 @@ def test_an_evaluation_that_did_not_finish_is_counted(linear, tmp_path, syntheti
     assert results_of(config)["test_evaluations"] == 2
 
 
+@pytest.mark.parametrize(
+    "name", ["report.html", "predictions.parquet", "model/head.safetensors", "test_evaluations.json"]
+)
+def test_results_with_a_file_removed_are_made_again(linear, tmp_path, name, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(linear.out, out)
+    config = linear.model_copy(update={"out": str(out)})
+    expected = results_of(config)
+    (out / name).unlink()
+    finetune(config)
+    assert f"{name} is missing" in capsys.readouterr().out
+    assert (out / name).stat().st_size > 0
+    assert results_of(config)["models"] == expected["models"]
+    assert results_of(config)["test_evaluations"] == 2
+    finetune(config)
+    assert "reused" in capsys.readouterr().out
+
+
 def test_full_fine_tuning_leaves_the_same_files(linear, synthetic_dataset, tmp_path):
     config = recipe(
         synthetic_dataset, linear.encoder, tmp_path / "out", baselines=["untrained", "pca"],
@@ -193,11 +213,30 @@ def test_bad_input_is_said_in_one_line(linear, synthetic_dataset, tmp_path):
     refused("no model.safetensors and config.json here", encoder=str(tmp_path / "nothing"))
     refused("'untrained' is compared already", baselines=["untrained", "untrained"])
     refused("cannot be divided equally among 5 workers", cluster={"num_workers": 5})
+    refused(r"full.batch_size: 4096 is more than the \d+ training images", full={"batch_size": 4096})
     leaky = write_encoder(tmp_path / "leaky", synthetic_dataset, ["train", "test"])
     refused("so its test figures would mean nothing", encoder=leaky)
     other = write_encoder(tmp_path / "other", synthetic_dataset, ["train", "test"], seed=3)
     refused("so its test figures would mean nothing", baselines=[other])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("linear.strengths=[1,-1]", "'linear.strengths.1' in the command line: Input should be greater than 0"),
+        ("linear.strengths=[.nan]", "'linear.strengths.0' in the command line: Input should be"),
+        ("full.augmentation.crop_area=[0,1]", "'full.augmentation.crop_area.0' in the command line: Input should be"),
+        ("full.augmentation.crop_area=[0.5,1.2]", "'full.augmentation.crop_area.1' in the command line: Input should"),
+        (
+            "full.augmentation.crop_area=[0.9,0.5]",
+            "'full.augmentation.crop_area' in the command line: must go from low",
+        ),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_with_its_key(word, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_config(FinetuneConfig, ["data=/d", "encoder=/e", "out=/o", word])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))

@@ -10,9 +10,9 @@ of one person may stand in different splits, and nobody outside the publishing c
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cases import Case, RawDataset, RawFile, SourceImage, age_band, one_hot
+from data.cases import Case, RawDataset, SourceImage, age_band, one_hot
 from data.config import ImportConfig
-from data.tables import Table, image_name, read_table
+from data.tables import Table, read_table, row_image
 
 TITLE = "skin lesions under the dermatoscope, seven diagnoses; no patient ids are published"
 LICENCE = "CC BY-NC 4.0"
@@ -58,8 +58,7 @@ def _image(config: Options, folder: Folder, places: dict[str, str], table: Table
     }
     if "dataset" in table.columns:
         attributes["collection"] = _known(table.column("dataset")[row])
-    place = places.get(file, IMAGE_FOLDERS[0])
-    return SourceImage(image_name(config, row, file), RawFile(folder, f"{place}/{file}"), attributes)
+    return row_image(config, folder / places.get(file, IMAGE_FOLDERS[0]), row, file, attributes)
 
 
 def _known(value: str) -> str:

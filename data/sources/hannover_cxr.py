@@ -11,9 +11,9 @@ day would contradict each other.
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cases import Case, RawDataset, RawFile, SourceImage, age_band
+from data.cases import Case, RawDataset, age_band
 from data.config import ImportConfig
-from data.tables import image_name, read_table
+from data.tables import read_table, row_image
 
 TITLE = "chest radiographs of COVID-19 patients; label: taken anterior-posterior (at the bedside)"
 LICENCE = "CC BY 3.0"
@@ -45,9 +45,11 @@ def read(config: Options) -> RawDataset:
     cases = []
     for key, rows in table.group(keys).items():
         found = tuple(
-            SourceImage(
-                image_name(config, row, f"{files[row]}.png"),
-                RawFile(images, f"{files[row]}.png"),
+            row_image(
+                config,
+                images,
+                row,
+                f"{files[row]}.png",
                 {
                     "sex": {"f": "female", "m": "male"}.get(table.column("sex")[row], ""),
                     "age": age_band(table.column("age")[row]),

@@ -11,9 +11,9 @@ from pydantic import Field, field_validator
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cases import Case, RawDataset, RawFile, SourceImage, one_hot
+from data.cases import Case, RawDataset, one_hot
 from data.config import ImportConfig
-from data.tables import Table, image_name, read_table
+from data.tables import Table, read_table, row_image
 
 TITLE = "any CSV or parquet table with the columns named here; ids are keyed by default"
 LICENCE = "not stated"
@@ -76,11 +76,7 @@ def read(config: Options) -> RawDataset:
     cases = []
     for case_id, rows in groups.items():
         images = tuple(
-            SourceImage(
-                image_name(config, row, files[row]),
-                RawFile(folder, files[row]),
-                {name: values[row] for name, values in attributes.items()},
-            )
+            row_image(config, folder, row, files[row], {name: values[row] for name, values in attributes.items()})
             for row in rows
         )
         cases.append(Case(case_id, patients[case_id], images, labels[case_id], {}, splits[case_id]))
