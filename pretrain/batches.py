@@ -16,7 +16,7 @@ from data.images import decode_stored
 from data.loader import crop_and_resize, positions_of
 from data.order import Order, keyed_uniforms
 from pretrain.stage import Rows, Samples
-from pretrain.views import BOX, ViewConfig, draw
+from pretrain.views import BOX, ViewConfig, apply, draw, normalise
 from pretrain.views_uint8 import apply_uint8
 
 Pair = Callable[[Rows, NDArray[np.float64]], tuple[int, ...]]
@@ -94,3 +94,13 @@ class ViewBatches:
             crop = crop_and_resize(pixels, box, self._views.size_px)
             views.append((apply_uint8(self._views, crop, record) if self._augment else crop, record))
         return views
+
+
+def finished_views(batch: Batch, views: ViewConfig, device: torch.device, augmented: bool) -> Tensor:
+    """The batch's normalised views on the device, (V, B, C, H, W); what the loader left undone is done there."""
+    crops_NCHW = batch.crops_VBCHW.to(device, non_blocking=True).flatten(0, 1)
+    if augmented:
+        flat = normalise(crops_NCHW.float() / 255, views.mean, views.std)
+    else:
+        flat = apply(views, crops_NCHW, batch.records_VBK.to(device, non_blocking=True).flatten(0, 1))
+    return flat.contiguous(memory_format=torch.channels_last).unflatten(0, batch.crops_VBCHW.shape[:2])

@@ -16,14 +16,13 @@ from clusters.tracking import Progress, Tracker, say
 from data.dataset import Dataset
 from data.loader import training_batches
 from data.order import keyed_generator
-from pretrain.batches import Batch, ViewBatches
+from pretrain.batches import ViewBatches, finished_views
 from pretrain.config import PretrainConfig
 from pretrain.encoder import create_encoder, load_encoder, load_weights, read_seen
 from pretrain.export import export_encoder, seen_in
 from pretrain.methods import METHODS
 from pretrain.monitor import probe
 from pretrain.optim import build_optimizer, learning_rate
-from pretrain.views import ViewConfig, apply, normalise
 
 PROJECTION = "projection.safetensors"
 DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
@@ -89,7 +88,7 @@ def run_stage(
         rate = learning_rate(stage.optim, step, total_steps, stage.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images_VBCHW = _views_on(device, views, batch, in_loader)
+        images_VBCHW = finished_views(batch, views, device, in_loader)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = parallel(images_VBCHW, batch.samples_B.to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -168,16 +167,6 @@ def _build(
         }
     )
     return module, lineage, seen_in(dataset, rows, before)
-
-
-def _views_on(device: torch.device, views: ViewConfig, batch: Batch, augmented: bool) -> torch.Tensor:
-    """The batch's finished, normalised views on the device, shape (V, B, C, H, W)."""
-    crops_NCHW = batch.crops_VBCHW.to(device, non_blocking=True).flatten(0, 1)
-    if augmented:
-        flat = normalise(crops_NCHW.float() / 255, views.mean, views.std)
-    else:
-        flat = apply(views, crops_NCHW, batch.records_VBK.to(device, non_blocking=True).flatten(0, 1))
-    return flat.contiguous(memory_format=torch.channels_last).unflatten(0, batch.crops_VBCHW.shape[:2])
 
 
 def _refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
