@@ -106,8 +106,9 @@ def run_stage(
         if probing:
             _refuse_broken_weights(module, name, done)
             scores = probe(module.encoder, dataset, config, views)
-            tracker.log(done, scores)
-            say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+            if scores:
+                tracker.log(done, scores)
+                say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
         if checkpoints.due(done) or done == total_steps:
             if distributed.is_main():
                 _refuse_broken_weights(module, name, done)
