@@ -20,12 +20,9 @@ def main(argv: Sequence[str]) -> None:
 def import_command(argv: Sequence[str]) -> None:
     """Write a dataset folder from raw data, or say that it is already there."""
     from data.shards import write_dataset
-    from data.sources import SOURCES, read_raw
+    from data.sources import read_raw, source_module
 
-    name = load_config(SourceChoice, argv).source
-    if name not in SOURCES:
-        raise InputError(f"no source '{name}'{nearest(name, list(SOURCES))}; there are {', '.join(SOURCES)}")
-    config = load_config(SOURCES[name].Options, argv)
+    config = load_config(source_module(load_config(SourceChoice, argv).source).Options, argv)
     begun = time.monotonic()
     try:
         imported = write_dataset(read_raw(config), config, quiet=False)
@@ -59,12 +56,14 @@ def verify_command(argv: Sequence[str]) -> None:
 
 def help_text() -> str:
     """Every command, source and field."""
-    from data.sources import SOURCES
+    from data.sources import SOURCES, source_module
 
+    sources = {name: source_module(name) for name in SOURCES}
     lines = [__doc__ or "", "Sources:"]
-    lines += [f"  {name:<14} {source.TITLE} ({source.LICENCE})" for name, source in SOURCES.items()]
+    for name, source in sources.items():
+        lines += [f"  {name:<15} {source.TITLE}", f"  {'':<15} licence: {source.LICENCE}; a case: {source.CASE}"]
     lines += ["", "Fields of every import:  (key, default, meaning)", describe(ImportConfig)]
-    for name, source in SOURCES.items():
+    for name, source in sources.items():
         own = [
             line for line in describe(source.Options).splitlines() if line not in describe(ImportConfig).splitlines()
         ]

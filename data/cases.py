@@ -8,6 +8,9 @@ have several cases, and only the patient decides the split.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clusters.storage import Folder
 
 TASKS = ("multiclass", "binary", "multilabel", "unlabelled")
@@ -17,13 +20,14 @@ TASKS = ("multiclass", "binary", "multilabel", "unlabelled")
 class SourceImage:
     """One raw image: how to get its bytes, and what to call it in messages.
 
-    `read` returns the encoded file and raises FileNotFoundError where it is absent; it is pickled to
-    worker processes. `name` is a file name or, where ids are keyed, a row number: it may be printed.
+    `read` returns the encoded file, or pixels where the raw format has no image files (uint8, `(H, W, 3)` RGB
+    or `(H, W, 1)` grey), and raises FileNotFoundError where it is absent; it is pickled to worker processes.
+    `name` is a file name or, where ids are keyed, a row number: it may be printed.
     `file` is what the source calls the file: never printed and never written where ids are keyed.
     """
 
     name: str
-    read: Callable[[], bytes]
+    read: "Callable[[], bytes | NDArray[np.uint8]]"
     attributes: dict[str, str] = field(default_factory=dict)
     file: str = ""
 
@@ -32,9 +36,11 @@ class SourceImage:
 class Case:
     """One case. `labels` holds one float per label name, NaN where not labelled.
 
-    Multi-class labels are one-hot over all label names (all NaN where unlabelled), a binary label is
-    one name with 0 or 1, multi-label is 0, 1 or NaN each. `split` is set only by a source that
-    publishes official splits.
+    Multi-class labels sum to 1 over all label names (one-hot, or a soft label where experts disagree; all NaN
+    where unlabelled), a binary label is one name with 0 or 1, multi-label is 0, 1 or NaN each. `uncertain`
+    names the labels that the source marks as doubtful: they are NaN here, and what they count as is decided
+    at fine-tuning time. `split` is set only by a source that publishes official splits; `train_val` leaves the
+    cut between train and val to the hash.
     """
 
     key: str
@@ -43,17 +49,22 @@ class Case:
     labels: dict[str, float] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
     split: str | None = None
+    uncertain: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class RawDataset:
-    """What a source found: its cases and what is to be known about all of them."""
+    """What a source found: its cases and what is to be known about all of them.
+
+    `case_meaning` says in a sentence what a case is here, and why two images of it show the same condition.
+    """
 
     licence: str
     citation: str
     task: str
     label_names: tuple[str, ...]
     cases: Sequence[Case]
+    case_meaning: str
 
 
 @dataclass(frozen=True)

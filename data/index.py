@@ -42,11 +42,13 @@ def index_bytes(rows: Sequence[dict[str, Any]], raw: RawDataset) -> bytes:
     text, whole = pa.string(), pa.int64()
     kinds = {"key": text, "patient": text, "split": text, "shard": whole, "member": text, "offset": whole}
     kinds |= {"size": whole, "extension": text, "width": whole, "height": whole}
-    kinds |= {"sha256": text, "pixel_sha256": text}
+    kinds |= {"sha256": text, "pixel_sha256": text, "dhash": pa.uint64()}
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
     for name in raw.label_names:
         values = [row[f"label.{name}"] for row in rows]
         columns[f"label.{name}"] = pa.array([math.nan if value is None else value for value in values], pa.float32())
+    for name in sorted({name for row in rows for name in row["uncertain"]}):
+        columns[f"uncertain.{name}"] = pa.array([name in row["uncertain"] for row in rows], pa.bool_())
     for name in sorted({name for row in rows for name in row if name.startswith("attr.")}):
         columns[name] = pa.array([row.get(name, "") for row in rows], text)
     buffer = io.BytesIO()
@@ -78,6 +80,7 @@ def build_manifest(
             citation=raw.citation,
             task=raw.task,
             labels=list(raw.label_names),
+            case=raw.case_meaning,
             counts=_counts(rows),
             splits={split: _counts([row for row in rows if row["split"] == split]) for split in SPLITS},
             images={

@@ -51,6 +51,7 @@ class Manifest(Config):
     citation: str
     task: str
     labels: list[str]
+    case: str = Field(description="what a case is, and why two images of it show the same condition")
     counts: Counts
     splits: dict[str, Counts]
     images: dict[str, Any] = Field(description="how the images were processed")

@@ -18,7 +18,8 @@ from data.config import ImportConfig, settings
 from data.identities import Identities
 from data.splits import SPLITS, salt_id, split_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+TRAIN_VAL = "train_val"
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def _with_splits(cases: Sequence[Case], salt: str, config: ImportConfig) -> list
     first: dict[str, Case] = {}
     for case in cases:
         if case.split is not None:
-            if case.split not in SPLITS:
-                raise InputError(f"split '{case.split}' of case {case.key} is none of {', '.join(SPLITS)}")
+            if case.split not in (*SPLITS, TRAIN_VAL):
+                raise InputError(f"split '{case.split}' of case {case.key} is none of {', '.join(SPLITS)}, {TRAIN_VAL}")
             if official.setdefault(case.patient, case.split) != case.split:
                 raise InputError(
                     f"patient {case.patient} stands in two splits, {_where(first[case.patient])} and {_where(case)}"
@@ -87,9 +88,17 @@ def _with_splits(cases: Sequence[Case], salt: str, config: ImportConfig) -> list
                 )
             first.setdefault(case.patient, case)
     fractions = config.splits.model_dump()
-    return [
-        replace(case, split=official.get(case.patient) or split_of(case.patient, salt, fractions)) for case in cases
-    ]
+    return [replace(case, split=_split(official.get(case.patient), case.patient, salt, fractions)) for case in cases]
+
+
+def _split(official: str | None, patient: str, salt: str, fractions: dict[str, float]) -> str:
+    """The official split, with what it leaves open (all, or the cut between train and val) cut by the hash."""
+    if official in SPLITS:
+        return official
+    if official == TRAIN_VAL:
+        known = fractions["train"] + fractions["val"]
+        fractions = {name: fractions[name] / known if known else float(name == "train") for name in ("train", "val")}
+    return split_of(patient, salt, fractions)
 
 
 def _where(case: Case) -> str:
@@ -112,11 +121,11 @@ def _cut(cases: Sequence[Case], images_per_shard: int) -> tuple[tuple[Case, ...]
 def _fingerprint(cases: Sequence[Case], chosen: dict[str, Any], raw: RawDataset, identities: Identities) -> str:
     """Stands for everything that determines the dataset, but the bytes of the raw images."""
     digest = hashlib.sha256()
-    head = [SCHEMA_VERSION, chosen, raw.task, raw.label_names]
+    head = [SCHEMA_VERSION, chosen, raw.task, raw.label_names, raw.case_meaning]
     digest.update(json.dumps(head, sort_keys=True).encode())
     for case in cases:
         images = [[identities.image(image.name, image.file), image.attributes] for image in case.images]
         labels = [repr(value) for value in case.labels.values()]
-        row = [case.key, case.patient, case.split, labels, case.attributes, images]
+        row = [case.key, case.patient, case.split, labels, sorted(case.uncertain), case.attributes, images]
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()

@@ -182,6 +182,8 @@ class _ShardWriter:
                 "height": stored.height,
                 "sha256": hashlib.sha256(stored.content).hexdigest(),
                 "pixel_sha256": stored.pixel_sha256,
+                "dhash": stored.dhash,
+                "uncertain": sorted(case.uncertain),
             }
             row |= {f"label.{name}": _or_none(value) for name, value in case.labels.items()}
             row |= {f"attr.{name}": value for name, value in attributes.items()}
@@ -192,6 +194,7 @@ class _ShardWriter:
             "patient": case.patient,
             "split": case.split,
             "labels": labels,
+            "uncertain": sorted(case.uncertain),
             "images": told,
         }
         members["json"] = json.dumps(story, sort_keys=True, separators=(",", ":")).encode()

@@ -6,8 +6,10 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import cv2
 import fsspec
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from clusters.storage import Folder
 from data.cases import Case, RawDataset, SourceImage, one_hot
 from data.config import ImportConfig
 from data.dataset import Dataset, open_dataset
-from data.images import decode_stored
+from data.images import decode_stored, difference_hash, encode_jpeg, shrink
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from data.verify import verify
@@ -66,7 +68,7 @@ def cases(number: int, read: Callable[[int], Callable[[], bytes]] = Drawn) -> Ra
         )
         label = None if i % 5 == 4 else CLASSES[i % 3]
         found.append(Case(f"case-{i}", f"p{i // 2}", images, one_hot(label, CLASSES), {"sex": "female"}))
-    return RawDataset("CC0", "nobody", "multiclass", CLASSES, found)
+    return RawDataset("CC0", "nobody", "multiclass", CLASSES, found, "a lesion")
 
 
 def config(out: Path | str, **fields: object) -> ImportConfig:
@@ -101,7 +103,9 @@ def test_labels_attributes_and_pixels_come_back(written: Path) -> None:
         assert np.array_equal(dataset.labels[row], [*case.labels.values()], equal_nan=True)
         assert columns["attr.sex"][row] == "female"
         assert columns["attr.site"][row] == ("ear" if number else "nose")
-        original = np.asarray(Image.open(io.BytesIO(case.images[number].read())).convert("RGB"))
+        content = case.images[number].read()
+        assert isinstance(content, bytes)
+        original = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         assert np.abs(decode_stored(dataset.read(row)).astype(int) - original).mean() < 3
     assert (np.diff(dataset.case_of) >= 0).all()
     assert dataset.case_of[-1] == 29
@@ -369,3 +373,31 @@ def test_the_fixture_has_every_split_and_is_whole(synthetic_dataset: Dataset) ->
     digest = hashlib.sha256(synthetic_dataset.read(0)).hexdigest()
     assert digest == synthetic_dataset.column("sha256")[0]
     assert Folder(synthetic_dataset.location).names()[0] == "index.parquet"
+
+
+def _written(raw: RawDataset, out: Path) -> str:
+    write_dataset(raw, config(out))
+    return str(out)
+
+
+def test_pixels_without_a_file_and_doubtful_labels_reach_the_index(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    image = SourceImage("patch 0", partial(np.asarray, pixels))
+    labels = {"oedema": float("nan"), "fracture": 1.0}
+    case = Case("c0", "p0", (image,), labels, uncertain=frozenset({"oedema"}))
+    raw = RawDataset("CC0", "nobody", "multilabel", ("oedema", "fracture"), [case], "a study")
+    dataset = open_dataset(_written(raw, tmp_path / "out"))
+    assert dataset.column("uncertain.oedema").tolist() == [True]
+    assert "uncertain.fracture" not in dataset.index.column_names
+    assert np.array_equal(dataset.labels, [[np.nan, 1.0]], equal_nan=True)
+    assert dataset.manifest.case == "a study"
+    assert np.abs(decode_stored(dataset.read(0)).astype(int) - pixels).mean() < 12
+
+
+def test_near_copies_differ_in_few_bits_of_the_perceptual_hash() -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (12, 12, 3), dtype=np.uint8) for _ in range(2)]
+    smooth = [np.asarray(cv2.resize(pixels, (300, 240)), np.uint8) for pixels in noise]
+    copy = decode_stored(encode_jpeg(shrink(smooth[0], 100), 60))
+    near, far = (difference_hash(other) ^ difference_hash(smooth[0]) for other in (copy, smooth[1]))
+    assert near.bit_count() <= 4 < 12 <= far.bit_count()

@@ -19,7 +19,7 @@ from data.dataset import Dataset, open_dataset
 from data.lesions import CLASSES, draw_lesion
 from data.photography import photograph
 from data.shards import write_dataset
-from data.sources import SOURCES, read_raw
+from data.sources import SOURCES, read_raw, source_module
 from data.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,12 +27,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def read(*words: str) -> RawDataset:
     source = next(word.removeprefix("source=") for word in words if word.startswith("source="))
-    return read_raw(load_config(SOURCES[source].Options, [*words, "out=/nowhere"]))
+    return read_raw(load_config(source_module(source).Options, [*words, "out=/nowhere"]))
 
 
 def imported(*words: str) -> Dataset:
     source = next(word.removeprefix("source=") for word in words if word.startswith("source="))
-    config = load_config(SOURCES[source].Options, words)
+    config = load_config(source_module(source).Options, words)
     write_dataset(read_raw(config), config)
     return open_dataset(config.out)
 
@@ -445,7 +445,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_help_names_every_source_field_and_licence() -> None:
     helped = run("import", "--help")
     assert helped.returncode == 0
-    for source, module in SOURCES.items():
+    for source in SOURCES:
+        module = source_module(source)
         assert source in helped.stdout
         assert module.LICENCE in helped.stdout
         for field in module.Options.model_fields:

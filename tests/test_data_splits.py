@@ -22,7 +22,7 @@ def config(**fields: object) -> ImportConfig:
 
 def raw(*cases: tuple[str, str, str | None]) -> RawDataset:
     image = SourceImage("image", bytes)
-    return RawDataset("", "", "unlabelled", (), [Case(k, p, (image,), {}, {}, split) for k, p, split in cases])
+    return RawDataset("", "", "unlabelled", (), [Case(k, p, (image,), {}, {}, split) for k, p, split in cases], "")
 
 
 def plan(dataset: RawDataset, **fields: object):
@@ -111,3 +111,11 @@ def test_a_keyring_within_the_dataset_or_damaged_is_refused(tmp_path: Path) -> N
 def test_fractions_must_sum_to_one() -> None:
     with pytest.raises(ValueError, match=r"must be 1, not 1\.1"):
         config(splits={"train": 0.8, "val": 0.1, "test": 0.2})
+
+
+def test_an_official_split_may_leave_the_cut_between_train_and_val_to_the_hash() -> None:
+    cases = [(f"c{i}", f"p{i}", "test" if i % 5 == 0 else "train_val") for i in range(400)]
+    found = {case.key: case.split for shard in plan(raw(*cases)).shards for case in shard}
+    assert all((found[key] == "test") == (split == "test") for key, _, split in cases)
+    shares = [split for split in found.values() if split != "test"]
+    assert abs(shares.count("val") / len(shares) - 0.1 / 0.8) < 0.06

@@ -1,21 +1,31 @@
 """One file per raw dataset, yielding cases; adding one is a file here and a line in SOURCES.
 
-A source has TITLE, LICENCE and CITATION, `Options` (its config, an ImportConfig) and
-`read(options) -> RawDataset`.
+A source has TITLE (one line of help), LICENCE, CITATION, CASE (what a case is, and why two images of it show the
+same condition), `Options` (its config, an ImportConfig) and `read(options) -> RawDataset`.
 """
 
+import importlib
+from typing import Any
+
+from clusters.config import InputError, nearest
 from data.cases import RawDataset
 from data.config import ImportConfig
-from data.sources import ham10000, hannover_cxr, synthetic, table
 
-SOURCES = {
-    "synthetic": synthetic,
-    "ham10000": ham10000,
-    "hannover_cxr": hannover_cxr,
-    "table": table,
-}
+SOURCES = (
+    "synthetic",
+    "ham10000",
+    "hannover_cxr",
+    "table",
+)
+
+
+def source_module(name: str) -> Any:
+    """The module of a source. Raises InputError with the nearest name where there is none."""
+    if name not in SOURCES:
+        raise InputError(f"no source '{name}'{nearest(name, list(SOURCES))}; there are {', '.join(SOURCES)}")
+    return importlib.import_module(f"data.sources.{name}")
 
 
 def read_raw(config: ImportConfig) -> RawDataset:
     """What the config's source finds. Raises InputError, naming where, for raw data that cannot be read."""
-    return SOURCES[config.source].read(config)
+    return source_module(config.source).read(config)

@@ -17,6 +17,7 @@ from data.tables import Table, read_table, row_image
 TITLE = "skin lesions under the dermatoscope, seven diagnoses; no patient ids are published"
 LICENCE = "CC BY-NC 4.0"
 CITATION = "Tschandl, Rosendahl, Kittler 2018, doi:10.1038/sdata.2018.161"
+CASE = "the photographs of one lesion: the same lesion at another magnification, angle or visit"
 DIAGNOSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
 IMAGE_FOLDERS = ("images", "HAM10000_images_part_1", "HAM10000_images_part_2")
@@ -45,7 +46,7 @@ def read(config: Options) -> RawDataset:
             raise InputError(f"{table.row(rows[0])}: {what}")
         found = tuple(_image(config, folder, places, table, row, f"{images[row]}.jpg") for row in rows)
         cases.append(Case(lesion, lesion, found, one_hot(diagnosis, DIAGNOSES)))
-    return RawDataset(LICENCE, CITATION, "multiclass", DIAGNOSES, cases)
+    return RawDataset(LICENCE, CITATION, "multiclass", DIAGNOSES, cases, CASE)
 
 
 def _image(config: Options, folder: Folder, places: dict[str, str], table: Table, row: int, file: str) -> SourceImage:

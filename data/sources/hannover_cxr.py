@@ -18,6 +18,7 @@ from data.tables import read_table, row_image
 TITLE = "chest radiographs of COVID-19 patients; label: taken anterior-posterior (at the bedside)"
 LICENCE = "CC BY 3.0"
 CITATION = "Winther et al. 2020, doi:10.6084/m9.figshare.12275009"
+CASE = "the radiographs of one patient on one day in one projection: the same lungs on the same day"
 
 
 class Options(ImportConfig):
@@ -60,4 +61,4 @@ def read(config: Options) -> RawDataset:
             for row in rows
         )
         cases.append(Case(key, patients[rows[0]], found, {"ap": float(views[rows[0]] == "ap")}))
-    return RawDataset(LICENCE, CITATION, "binary", ("ap",), cases)
+    return RawDataset(LICENCE, CITATION, "binary", ("ap",), cases, CASE)

@@ -19,6 +19,7 @@ from data.photography import draw_skin, photograph
 TITLE = "procedural skin-lesion cases, for demonstrations and tests"
 LICENCE = "CC0 1.0"
 CITATION = "Manyview, procedural skin-lesion cases"
+CASE = "the photographs of one procedural lesion: same lesion, other light, pose and framing"
 SITES = ("face", "neck", "trunk", "back", "upper extremity", "lower extremity")
 
 
@@ -76,7 +77,7 @@ def read(config: Options) -> RawDataset:
         )
         attributes = {**_about(config.seed, patient), "site": str(rng.choice(SITES))}
         cases.append(Case(key, f"patient-{patient:06d}", images, one_hot(kind, CLASSES), attributes))
-    return RawDataset(LICENCE, CITATION, "multiclass", CLASSES, cases)
+    return RawDataset(LICENCE, CITATION, "multiclass", CLASSES, cases, CASE)
 
 
 def _about(seed: int, patient: int) -> dict[str, str]:

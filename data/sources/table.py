@@ -18,6 +18,7 @@ from data.tables import Table, read_table, row_image
 TITLE = "any CSV or parquet table with the columns named here; ids are keyed by default"
 LICENCE = "not stated"
 CITATION = ""
+CASE = "what the column case= says: images of one lesion or study; without it each image is its own case"
 MAX_CLASSES = 1000
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validate", "validation"), "val"
@@ -80,7 +81,7 @@ def read(config: Options) -> RawDataset:
             for row in rows
         )
         cases.append(Case(case_id, patients[case_id], images, labels[case_id], {}, splits[case_id]))
-    return RawDataset(LICENCE, CITATION, task, label_names, cases)
+    return RawDataset(LICENCE, CITATION, task, label_names, cases, CASE)
 
 
 def _case_ids(table: Table, config: Options, files: list[str]) -> list[str]:
