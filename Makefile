@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= $(CURDIR)/runs
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench lock browser clean
 
 demo: .venv/installed
 	$(BIN)/python -m data import source=synthetic out=$(RUNS)/demo/data
@@ -11,8 +11,13 @@ demo: .venv/installed
 	$(BIN)/python -m finetune finetune/recipes/synthetic.yaml data=$(RUNS)/demo/data encoder=$(RUNS)/demo/pretrain out=$(RUNS)/demo/finetune cluster.num_workers=2
 	@echo "report: $(RUNS)/demo/finetune/report.html"
 
-test: .venv/installed
+test: .venv/installed browser
 	$(BIN)/python -m pytest
+
+# The tests of HTML pages want a Chromium. CI installs Debian's; elsewhere they skip where there is none, and say so.
+browser:
+	@command -v chromium chromium-browser google-chrome > /dev/null || [ "$$CI" != true ] || \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -31,7 +31,10 @@ def nt_xent_through_a_network(seed: int) -> dict[str, Any]:
     first, second = torch.randn(2, 8, 12)
     parallel = distributed.data_parallel(network)
     projected = parallel(torch.cat([share(first), share(second)]))
-    loss = nt_xent(*projected.chunk(2), temperature=0.2, samples_n=share(torch.tensor([1, 2, 3, 4, 5, 6, 1, 8])))
+    # Samples 1 and 7 are one; a picture of case 2 is pixel for pixel one of case 6.
+    samples = share(torch.tensor([1, 2, 3, 4, 5, 6, 1, 8]))
+    pictures = torch.cat([share(torch.arange(8)), share(torch.tensor([10, 11, 12, 5, 14, 15, 16, 17]))])
+    loss = nt_xent(*projected.chunk(2), temperature=0.2, groups=torch.stack([samples.repeat(2), pictures], dim=1))
     loss.backward()
     mean = distributed.sum_over_ranks(loss) / distributed.world_size()
     return {"loss": float(mean), **gradients(parallel)}
