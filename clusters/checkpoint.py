@@ -113,6 +113,12 @@ class Checkpoints:
                 f"{self.folder.location}: none of its checkpoints is intact ({len(damaged)} damaged); remove this "
                 "folder to start the stage again, or restore it from a backup"
             )
+        unfinished = [n for n in (self.folder / "checkpoints").names() if n.startswith("step-")]
+        if unfinished and not steps:
+            tracking.say(
+                f"{self.folder / 'checkpoints' / unfinished[0]} has no {MANIFEST}, as if its saving had been cut off; "
+                "there is no other checkpoint, so the stage starts from step 0"
+            )
         return None
 
     def _problem(self, step: int) -> str | None:

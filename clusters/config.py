@@ -70,7 +70,8 @@ def load_config(kind: type[C], argv: Sequence[str]) -> C:
         key, separator, text = word.partition("=")
         if not separator or not key:
             raise InputError(f"'{word}' is not key=value; see --help for the keys")
-        _assign(values, key, text if _takes_text(kind, key.split(".")) else _parse_value(text))
+        as_typed = _takes_text(kind, key.split("."), listed=text.startswith("["))
+        _assign(values, key, text if as_typed else _parse_value(text))
     return validate(kind, values, source)
 
 
@@ -159,14 +160,17 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _takes_text(kind: type[Config], path: list[str]) -> bool:
-    """Whether a field is text, so that what was typed (a path with a #, a name like 2024) is taken as it is."""
+def _takes_text(kind: type[Config], path: list[str], listed: bool) -> bool:
+    """Whether a field is text, so that what was typed (a path with a #, a name like 2024) is taken as it is.
+
+    `listed`: what was typed opens as a list does, which a field of one text or several takes as one.
+    """
     field = kind.model_fields.get(path[0])
     if field is None or (len(path) > 1 and path[1].isdigit()):
         return False
     if len(path) > 1:
-        return any(_takes_text(section, path[1:]) for section in _config_classes(field.annotation))
-    return field.annotation is str
+        return any(_takes_text(section, path[1:], listed) for section in _config_classes(field.annotation))
+    return field.annotation is str or (field.annotation == str | list[str] and not listed)
 
 
 def _parse_value(text: str) -> Any:

@@ -1,9 +1,13 @@
 """A folder that may be a local path or any fsspec URL, with writes that are whole or not there."""
 
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -11,19 +15,30 @@ import fsspec
 
 from clusters.config import InputError
 
+# What `pip install` needs for the places whose drivers do not come along by themselves.
+EXTRAS = {"s3": "manyview[s3]", "s3a": "manyview[s3]"}
+BLOCK_BYTES = 1 << 22
+REMOTE_BLOCK_BYTES = 1 << 24  # fewer, longer requests
+
 
 class Folder:
     """One folder, local or remote. Names are relative to it and use `/`.
 
     A local write goes to a temporary name, is flushed to disk and renamed, so that a reader sees the
     old bytes or the new ones. Object stores make a whole object visible at once by themselves.
+    Whatever goes wrong at a place raises an OSError, also where its driver has errors of another kind.
     """
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location).rstrip("/") or "/"
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.location)
-        except (ValueError, ImportError) as error:
+            # No listing is kept: other processes write here too.
+            self._fs, self._root = fsspec.core.url_to_fs(self.location, use_listings_cache=False)
+        except ImportError as error:
+            extra = EXTRAS.get(self.location.split("://")[0])
+            mend = f"pip install '{extra}'" if extra else str(error)
+            raise InputError(f"{self.location}: the driver for such places is not installed; {mend}") from None
+        except ValueError as error:
             raise InputError(f"{self.location}: not a place that can be opened ({error})") from None
         self.path: Path | None = Path(self._root) if self._fs.protocol in ("file", ("file", "local")) else None
 
@@ -39,33 +54,68 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or a file or folder in it, is there."""
-        return bool(self._fs.exists(self._full(name)))
+        with self._told():
+            return bool(self._fs.exists(self._full(name)))
 
     def size(self, name: str) -> int:
         """Size of a file in bytes. Raises FileNotFoundError."""
-        return int(self._fs.size(self._full(name)))
+        with self._told():
+            return int(self._fs.size(self._full(name)))
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty where the folder is not there."""
-        self._fs.invalidate_cache(self._root)
-        if not self._fs.exists(self._root):
-            return []
-        listed = self._fs.ls(self._root, detail=False)
-        return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed})
+        with self._told():
+            try:
+                listed = self._fs.ls(self._root, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        root = self._root.rstrip("/")
+        return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in listed if str(entry) != root} - {""})
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file at any depth, by its name from here, sorted; one listing for a whole URL."""
+        prefix = f"{self._root.rstrip('/')}/"
+        with self._told():
+            found = self._fs.find(self._root, detail=True)
+            files = {str(path): entry["size"] for path, entry in found.items() if entry["type"] == "file"}
+            # A web server's listing has no sizes.
+            sizes = {path: self._fs.size(path) if size is None else size for path, size in files.items()}
+        return dict(sorted((path.removeprefix(prefix), int(size or 0)) for path, size in sizes.items()))
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file for reading bytes."""
-        return cast(BinaryIO, self._fs.open(self._full(name), "rb"))
+        """Open a file for reading bytes. Raises FileNotFoundError."""
+        if self.path is not None:
+            return (self.path / name).open("rb")
+        with self._told():
+            return cast(BinaryIO, self._fs.open(self._full(name), "rb", block_size=REMOTE_BLOCK_BYTES))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""
         if self.path is not None:
             return (self.path / name).read_bytes()
-        return cast(bytes, self._fs.cat_file(self._full(name)))
+        with self._told():
+            return cast(bytes, self._fs.cat_file(self._full(name)))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes of a file from `offset` on."""
-        return cast(bytes, self._fs.cat_file(self._full(name), start=offset, end=offset + size))
+        """`size` bytes of a file from `offset` on, fewer where it ends before. Raises FileNotFoundError."""
+        if self.path is not None:
+            with (self.path / name).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, offset)
+        with self._told():
+            return cast(bytes, self._fs.cat_file(self._full(name), start=offset, end=offset + size))
+
+    def download(self, name: str, target: Path) -> None:
+        """Copy a file to a local path, piece by piece. Raises FileNotFoundError."""
+        with self._told():
+            self._fs.get_file(self._full(name), str(target))
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file, read piece by piece. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        with self.open(name) as file, self._told():
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
 
     def read_json(self, name: str) -> Any:
         """A JSON file's content. Raises FileNotFoundError or json.JSONDecodeError."""
@@ -74,14 +124,32 @@ class Folder:
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole: after a crash it holds the old bytes or the new ones, never a part."""
         if self.path is None:
-            self._fs.pipe_file(self._full(name), content)
+            with self._told():
+                self._fs.pipe_file(self._full(name), content)
+            return
+        with self.create(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """Write a file piece by piece: it is there, whole, once the block has ended, and not if the block raises.
+
+        The pieces for a URL are collected in the machine's temporary folder.
+        """
+        if self.path is None:
+            with tempfile.NamedTemporaryFile(prefix="manyview-") as file:
+                with _naming(f"{tempfile.gettempdir()} (to be sent to {self.file(name)})"):
+                    yield cast(BinaryIO, file)
+                    file.flush()
+                with self._told():
+                    self._fs.put_file(file.name, self._full(name))
             return
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
+            with _naming(str(target)), temporary.open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
@@ -107,7 +175,8 @@ class Folder:
         if self.path is not None:
             (self.path / name).rename(self.path / new_name)
         else:
-            self._fs.mv(self._full(name), self._full(new_name), recursive=True)
+            with self._told():
+                self._fs.mv(self._full(name), self._full(new_name), recursive=True)
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole folder; nothing happens where it is not there."""
@@ -117,8 +186,32 @@ class Folder:
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
-        elif self._fs.exists(self._full(name)):
-            self._fs.rm(self._full(name), recursive=True)
+        elif self.exists(name):
+            with self._told():
+                self._fs.rm(self._full(name), recursive=True)
 
     def _full(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Drivers of object stores have errors of their own kinds (no credentials, no such endpoint)."""
+        try:
+            yield
+        except (OSError, InputError):
+            raise
+        except Exception as error:
+            if self.path is not None:
+                raise
+            raise OSError(f"{self.location}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """A failed write (disk full) does not say by itself which file it was about."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, place) from error

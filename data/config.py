@@ -50,18 +50,28 @@ class ImportConfig(Config):
         default="",
         description="JSON file with the secret keys for ids=keyed; empty: one per user, made on first use",
     )
+    link: str = Field(
+        default="",
+        description="dataset that must share its patients' ids with this one; refused where the keyring is another",
+    )
     splits: SplitFractions = Field(default=SplitFractions(), description="patients per split")
     short_side_px: int = Field(default=256, ge=16, description="px; larger images are shrunk to it, none is enlarged")
     jpeg_quality: int = Field(default=92, ge=50, le=100, description="1 to 100, of the stored JPEGs (no chroma loss)")
-    images_per_shard: int = Field(default=8192, ge=1, description="images; about 256 MB a shard at 256 px")
+    images_per_shard: int = Field(default=0, ge=0, description="images; 0: about 256 MB a shard (8192 at 256 px)")
     max_pixels: int = Field(default=200_000_000, ge=1, description="px; a larger raw image counts as bad")
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1, description="share of bad images above which it fails")
     duplicates: Literal["refuse", "keep"] = Field(
-        default="refuse", description="what to do where the same pixels stand in two splits"
+        default="refuse", description="what to do where the same pixels stand with two patients or in two splits"
+    )
+    burned_in: Literal["refuse", "leave_out", "keep"] = Field(
+        default="refuse", description="what to do with a DICOM image that says that text is burned into its pixels"
     )
     num_processes: int = Field(default=0, ge=0, description="processes that decode images; 0: one per core")
+    on_ray: bool = Field(
+        default=False, description="write each shard as a task on the Ray cluster of RAY_ADDRESS, or on a local Ray"
+    )
 
-    @field_validator("raw", "out", "keyring")
+    @field_validator("raw", "out", "keyring", "link")
     @classmethod
     def _absolute(cls, location: str) -> str:
         return absolute(location) if location else location
@@ -71,11 +81,18 @@ class ImportConfig(Config):
         """Number of processes that decode images."""
         return self.num_processes or num_cores()
 
+    @property
+    def shard_images(self) -> int:
+        """Number of images in a shard. A stored image has about 31 KB at 256 px, and grows with its area."""
+        return self.images_per_shard or min(100_000, max(1000, 8192 * 256**2 // self.short_side_px**2))
+
 
 # What may change between two runs of one import without changing a byte of the dataset.
-WITHOUT_EFFECT = {"raw", "out", "keyring", "num_processes", "max_bad_fraction", "duplicates"}
+WITHOUT_EFFECT = {"raw", "out", "keyring", "link", "num_processes", "on_ray", "max_bad_fraction", "duplicates"}
 
 
 def settings(config: ImportConfig) -> dict[str, object]:
     """The fields that determine the dataset, for its manifest: no location, no secret."""
-    return config.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    # What `refuse` lets through is what `leave_out` writes, so a refused import can go on with it.
+    same = WITHOUT_EFFECT if config.burned_in == "keep" else WITHOUT_EFFECT | {"burned_in"}
+    return {**config.model_dump(mode="json", exclude=same), "images_per_shard": config.shard_images}

@@ -1,26 +1,37 @@
-"""A dataset folder, opened: the index as columns, and any image by its row number.
+"""A dataset folder, opened: its columns as arrays, and any image by its row number.
 
-Only the bytes of one image are read at a time, straight from its place in the tar, and checked
-against the hash in the index, so a damaged shard never shortens or alters a dataset in silence.
+What training asks for is memory-mapped (see `compiled`); other columns are read from the index when somebody
+asks. Only the bytes of one image are read at a time, straight from its place in the tar, and checked against
+the hash in the index, so a damaged shard never shortens or alters a dataset in silence.
 """
 
 import hashlib
-import io
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+from numpy.typing import NDArray
 
 from clusters.config import InputError
 from clusters.storage import Folder
+from data.cache import CachePlace, ShardCache, locked
+from data.compiled import compile_index, compiled_path
 from data.manifest import INDEX, Manifest, check_files, read_manifest
+from data.mapped import Arrays, intact
+from data.splits import SPLITS
+
+MAX_OPEN_FILES = 128
+NUM_REQUESTS = 16
+"""Ranges that are asked for at once, where a shard is not read whole."""
 
 
-def open_dataset(location: str) -> "Dataset":
+def open_dataset(location: str, cache: CachePlace | None = None) -> "Dataset":
     """Open a dataset folder (local path or fsspec URL).
 
     Raises InputError naming the file: no manifest, an altered manifest or index, a shard missing or of
@@ -29,31 +40,28 @@ def open_dataset(location: str) -> "Dataset":
     folder = Folder(location)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    content = folder.read(INDEX)
-    if hashlib.sha256(content).hexdigest() != manifest.files[INDEX].sha256:
-        raise InputError(f"{folder.file(INDEX)} was altered (its hash differs); copy the dataset again")
-    index = parquet.read_table(io.BytesIO(content)).combine_chunks()
-    return Dataset(folder.location, manifest, index)
+    dataset = Dataset(folder.location, manifest, cache)
+    if folder.path is not None:
+        dataset.index_file()
+    return dataset
 
 
 class Dataset:
     """The read side of a dataset folder. Rows are images, in shard order, a case's rows adjacent.
 
-    Can be pickled: each process opens the shards for itself.
+    Can be pickled, and is small then: each process maps the arrays and opens the shards for itself.
     """
 
-    def __init__(self, location: str, manifest: Manifest, index: pa.Table) -> None:
+    def __init__(self, location: str, manifest: Manifest, cache: CachePlace | None = None) -> None:
         self.location = location
         self.manifest = manifest
-        self.index = index
+        self._cache = cache or CachePlace()
         self._folder = Folder(location)
-        self._files: dict[int, int] = {}
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._index_file: Path | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location, "manifest": self.manifest, "index": self.index}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[object, ...]:
+        return Dataset, (self.location, self.manifest, self._cache)
 
     def __del__(self) -> None:
         for file in getattr(self, "_files", {}).values():
@@ -68,9 +76,14 @@ class Dataset:
         return self.manifest.sha256
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the shards come over a network, so that saying ahead what will be read pays."""
+        return self._folder.path is None
+
+    @property
     def num_images(self) -> int:
         """Number of rows."""
-        return self.index.num_rows
+        return self.manifest.counts.images
 
     @property
     def num_cases(self) -> int:
@@ -87,66 +100,179 @@ class Dataset:
         """`multiclass`, `binary`, `multilabel` or `unlabelled`."""
         return self.manifest.task
 
+    @cached_property
+    def column_names(self) -> list[str]:
+        """Names of the columns of the index."""
+        return list(parquet.read_schema(self.index_file()).names)
+
+    @property
+    def index(self) -> pa.Table:
+        """The whole index, read anew each time: for looking at a dataset, not for training."""
+        return parquet.read_table(self.index_file())
+
     def column(self, name: str) -> np.ndarray:
         """A column of the index, `(num_images,)`; text columns are arrays of str objects.
 
         Raises InputError with the columns there are.
         """
-        if name not in self.index.column_names:
+        if name not in self.column_names:
             raise InputError(
-                f"no column '{name}' in the index of {self.location}; there are {', '.join(self.index.column_names)}"
+                f"no column '{name}' in the index of {self.location}; there are {', '.join(self.column_names)}"
             )
-        return self.index.column(name).to_numpy()
+        if name == "split":
+            return np.array(SPLITS, dtype=object)[self._arrays["split"]]
+        return parquet.read_table(self.index_file(), columns=[name]).column(name).to_numpy()
 
-    def rows(self, splits: Sequence[str]) -> np.ndarray:
+    def rows(self, splits: Sequence[str]) -> NDArray[np.int64]:
         """Row numbers in these splits, ascending int64. Raises InputError with the splits there are."""
         there = [split for split, counts in self.manifest.splits.items() if counts.images]
         for split in splits:
             if split not in there:
                 raise InputError(f"no split '{split}' in {self.location}; there are {', '.join(there)}")
-        return np.flatnonzero(np.isin(self.column("split").astype(str), list(splits))).astype(np.int64)
+        return np.flatnonzero(np.isin(self._arrays["split"], [SPLITS.index(split) for split in splits]))
 
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """Labels, float32 `(num_images, num_labels)`, NaN where not labelled."""
-        columns = [self.column(f"label.{name}") for name in self.label_names]
-        return np.stack(columns, axis=1) if columns else np.zeros((self.num_images, 0), np.float32)
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """Labels, float32 `(num_images, num_labels)`, NaN where not labelled; read-only."""
+        return self._arrays["labels"]
 
-    @cached_property
-    def case_of(self) -> np.ndarray:
-        """Number of each row's case, int64 `(num_images,)`, 0 to num_cases - 1, ascending."""
-        keys = self.column("key")
-        return np.concatenate([[0], np.cumsum(keys[1:] != keys[:-1])]).astype(np.int64)
+    @property
+    def case_of(self) -> NDArray[np.int32]:
+        """Number of each row's case, int32 `(num_images,)`, 0 to num_cases - 1, ascending; read-only."""
+        return self._arrays["case"]
 
-    @cached_property
-    def shard_of(self) -> np.ndarray:
-        """Number of each row's shard, int64 `(num_images,)`, ascending."""
-        return self.column("shard").astype(np.int64)
+    @property
+    def patient_of(self) -> NDArray[np.int32]:
+        """Number of each row's patient, int32 `(num_images,)`, as they come; read-only."""
+        return self._arrays["patient"]
 
-    @cached_property
-    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.shard_of, self.column("offset"), self.column("size")
+    @property
+    def shard_of(self) -> NDArray[np.int32]:
+        """Number of each row's shard, int32 `(num_images,)`, ascending; read-only."""
+        return self._arrays["shard"]
 
     def read(self, row: int) -> bytes:
         """The stored file of one image, checked. Raises InputError naming shard and member."""
-        shards, offsets, sizes = self._places
-        shard, offset, size = int(shards[row]), int(offsets[row]), int(sizes[row])
-        content = self._read_at(shard, offset, size)
-        if hashlib.sha256(content).hexdigest() != self.index.column("sha256")[int(row)].as_py():
-            member = self.index.column("member")[int(row)].as_py()
-            raise InputError(
-                f"{self._folder.file(self.manifest.shards[shard])}: image {member} was altered (its hash "
-                f"differs); copy the dataset again, or run python -m data verify {self.location}"
-            )
-        return content
+        return self.read_many(np.array([row]))[0]
+
+    def read_many(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """The stored files of some images, checked. Raises InputError naming shard and member."""
+        arrays = self._arrays
+        places = list(
+            zip(arrays["shard"][rows].tolist(), arrays["offset"][rows].tolist(), arrays["size"][rows].tolist())
+        )
+        if self._folder.path is not None or len(rows) == 1:
+            contents = [self._read_at(*place) for place in places]
+        else:
+            contents = list(self._requests.map(lambda place: self._read_at(*place), places))
+        digests = arrays["sha256"][rows].tobytes()
+        for number, content in enumerate(contents):
+            if hashlib.sha256(content).digest() != digests[32 * number : 32 * number + 32]:
+                contents[number] = self._read_again(int(rows[number]))
+        return contents
+
+    def announce(self, rows: NDArray[np.int64], now: bool = False, least_share: float = 0.0) -> None:
+        """Say which images will be read: of a remote dataset, their shards are downloaded in the background.
+
+        `now`: their reader will wait for them. Shards of which a smaller share than `least_share` is asked for
+        are left to ranged reads. Nothing happens for local datasets or where the cache is off.
+        """
+        if self._shards is None:
+            return
+        arrays, names, files = self._arrays, self._shard_names, self.manifest.files
+        asked = np.bincount(arrays["shard"][rows], arrays["size"][rows])
+        wanted = {names[shard]: float(asked[shard]) for shard in np.flatnonzero(asked).tolist()}
+        self._shards.announce([n for n, size in wanted.items() if size >= least_share * files[n].size], now)
+
+    def index_file(self) -> Path:
+        """The index as a local file, checked; a remote one is copied into the cache.
+
+        Raises InputError where its hash differs from the manifest's.
+        """
+        if self._index_file is None:
+            local = self._folder.path
+            self._index_file = self._copied_index() if local is None else self._checked_index(local / INDEX)
+        return self._index_file
+
+    def _checked_index(self, path: Path) -> Path:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.files[INDEX].sha256:
+                raise InputError(f"{self._folder.file(INDEX)} was altered (its hash differs); copy the dataset again")
+        return path
+
+    def _copied_index(self) -> Path:
+        path = self._cache.sub_folder("indexes") / f"{self.fingerprint[:32]}.parquet"
+        with locked(path.parent / "copying.lock"):
+            if path.exists():
+                try:
+                    return self._checked_index(path)
+                except InputError:
+                    path.unlink()
+            part = path.with_suffix(".part")
+            self._folder.download(INDEX, part)
+            self._checked_index(part).replace(path)
+        return path
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        path = compiled_path(self._cache.sub_folder("indexes"), self.fingerprint)
+        return compile_index(path, self.index_file, self.label_names)
+
+    @cached_property
+    def _shard_names(self) -> dict[int, str]:
+        return self.manifest.shards
+
+    @cached_property
+    def _shards(self) -> ShardCache | None:
+        """The cache of this dataset's shards; None where they are local or it is off."""
+        if self._folder.path is not None or self._cache.size_gb <= 0:
+            return None
+        sizes = {name: self.manifest.files[name].size for name in self._shard_names.values()}
+        return ShardCache(self._folder, self.fingerprint, sizes, self._cache)
+
+    @cached_property
+    def _requests(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(NUM_REQUESTS, "requests")
 
     def _read_at(self, shard: int, offset: int, size: int) -> bytes:
-        name = self.manifest.shards[shard]
+        name = self._shard_names[shard]
         try:
-            if self._folder.path is None:
-                return self._folder.read_range(name, offset, size)
-            if shard not in self._files:
-                self._files[shard] = os.open(self._folder.path / name, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._files[shard], size, offset)
+            if self._folder.path is not None:
+                return os.pread(self._opened(shard), size, offset)
+            content = self._shards.read(name, offset, size) if self._shards is not None else None
+            return self._folder.read_range(name, offset, size) if content is None else content
         except FileNotFoundError:
             raise InputError(f"{self._folder.file(name)} is missing; copy the dataset again") from None
+
+    def _opened(self, shard: int) -> int:
+        """The shard's file, open; of many, those that were read last are kept open."""
+        file = self._files.get(shard)
+        if file is None:
+            assert self._folder.path is not None
+            file = os.open(self._folder.path / self._shard_names[shard], os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._files) >= MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = file
+        else:
+            self._files.move_to_end(shard)
+        return file
+
+    def _read_again(self, row: int) -> bytes:
+        """One more try for an image whose hash differs: the cache may be damaged and the dataset be whole."""
+        path = compiled_path(self._cache.sub_folder("indexes"), self.fingerprint)
+        if not intact(path):
+            path.unlink(missing_ok=True)
+            del self._arrays
+        shard, offset, size = (int(self._arrays[name][row]) for name in ("shard", "offset", "size"))
+        name, digest = self._shard_names[shard], self._arrays["sha256"][row].tobytes()
+        content = self._read_at(shard, offset, size)
+        if self._shards is not None and hashlib.sha256(content).digest() != digest and self._shards.drop(name):
+            self._shards.fetch(name)
+            content = self._read_at(shard, offset, size)
+        if hashlib.sha256(content).digest() != digest:
+            member = self.column("member")[row]
+            raise InputError(
+                f"{self._folder.file(name)}: image {member} was altered (its hash differs); copy the dataset "
+                f"again, or run python -m data verify {self.location}"
+            )
+        return content

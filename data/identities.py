@@ -1,17 +1,17 @@
 """Source ids → the ids that a dataset carries: as published, or keyed so that nobody can go back."""
 
-import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from clusters.config import InputError
 from data.config import ImportConfig
-from data.splits import PUBLIC_SALT
+from data.splits import PUBLIC_SALT, salt_id
 
 # A dot would split a WebDataset key and merge two samples into one; anything else is for tar names.
 KEY_PATTERN = re.compile(r"[a-z0-9_-]{1,64}")
@@ -28,6 +28,7 @@ class Identities:
     keyed: bool
     id_key: bytes
     salt: str
+    keyring: Path | None = None
 
     def case(self, source_id: str) -> str:
         """Key of a case. Raises InputError for a published id that cannot be one."""
@@ -43,40 +44,106 @@ class Identities:
 
     def _name(self, kind: str, source_id: str) -> str:
         if self.keyed:
-            return hmac.new(self.id_key, f"{kind}:{source_id}".encode(), hashlib.sha256).hexdigest()[:20]
+            # Not every file name is Unicode: surrogates stand for the bytes that are not.
+            told = f"{kind}:{source_id}".encode("utf-8", "surrogatepass")
+            return hmac.digest(self.id_key, told, "sha256").hex()[:20]
         name = source_id.lower()
         if not KEY_PATTERN.fullmatch(name):
-            raise InputError(
-                f"{kind} id '{source_id[:80]}' does not match [a-z0-9_-], 1 to 64 characters; use ids=keyed"
-            )
+            shown = ascii(source_id if len(source_id) <= 80 else f"{source_id[:77]}...")
+            raise InputError(f"{kind} id {shown} does not match [a-z0-9_-], 1 to 64 characters; use ids=keyed")
         return name
 
 
 def load_identities(config: ImportConfig) -> Identities:
     """The identities that the config asks for; makes the keyring on first use of ids=keyed.
 
-    Raises InputError for a keyring inside the dataset folder or one that cannot be read.
+    Raises InputError for a keyring inside the dataset folder, one that others can read or that cannot be
+    read, and one that is not that of the dataset in link=.
     """
     if config.ids == "source":
-        return Identities(keyed=False, id_key=b"", salt=PUBLIC_SALT)
-    path = Path(config.keyring) if config.keyring else _default_keyring()
-    if "://" not in config.out and path.resolve().is_relative_to(Path(config.out).resolve()):
-        raise InputError(f"keyring {path} lies inside out=; whoever has the dataset would have the keys")
-    if not path.exists():
-        _make_keyring(path)
+        identities = Identities(keyed=False, id_key=b"", salt=PUBLIC_SALT)
+    else:
+        path = keyring_path(config.keyring)
+        for place, what in ((path, "keyring"), (whois_folder(path), "the table of source ids beside the keyring,")):
+            if "://" not in config.out and place.resolve().is_relative_to(Path(config.out).resolve()):
+                raise InputError(
+                    f"{what} {place} lies inside out=; whoever has the dataset would have it: give another keyring="
+                )
+        if not path.exists():
+            if config.link:
+                raise InputError(
+                    f"keyring {path} is not there, but link={config.link} was made with keyring "
+                    f"{_linked(config)}; give keyring= the file that it was made with"
+                )
+            _make_keyring(path)
+        identities = read_keyring(path)
+    if config.link and (theirs := _linked(config)) != salt_id(identities.salt):
+        raise InputError(
+            f"link={config.link} was made with keyring {theirs}, keyring {identities.keyring} is "
+            f"{salt_id(identities.salt)}: no patient would be known again; give keyring= the file that it was made with"
+        )
+    return identities
+
+
+def keyring_path(location: str) -> Path:
+    """The keyring that the user names, or the user's own one."""
+    if location:
+        return Path(location)
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "manyview" / "keyring.json"
+
+
+def whois_folder(keyring: Path) -> Path:
+    """Where the tables lie that lead from keyed ids back to those of the source."""
+    return keyring.with_name(f"{keyring.stem}-whois")
+
+
+def read_keyring(path: Path) -> Identities:
+    """The keys of a keyring. Raises InputError for one that others may read, or that is damaged."""
     try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077 and _keeps_modes(path.parent):
+            raise InputError(f"keyring {path} can be used by others (mode {mode:04o}); chmod 600 {path}")
         keys = json.loads(path.read_text(encoding="utf-8"))
-        return Identities(keyed=True, id_key=bytes.fromhex(keys["id_key"]), salt=keys["split_salt"])
+        id_key, salt = bytes.fromhex(keys["id_key"]), keys["split_salt"]
+        if len(id_key) < 16 or not isinstance(salt, str) or len(salt) < 16:
+            raise ValueError("a key that can be guessed")
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"keyring {path} is not a readable keyring (JSON with id_key and split_salt); "
             "restore it from a copy, or give keyring=NEW_FILE for new ids"
         ) from None
+    return Identities(keyed=True, id_key=id_key, salt=salt, keyring=path)
 
 
-def _default_keyring() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "manyview" / "keyring.json"
+def _linked(config: ImportConfig) -> str:
+    """Public name of the keyring of the dataset in link=. Raises InputError where its ids are of another kind."""
+    from clusters.storage import Folder
+    from data.manifest import read_manifest  # which needs the plan, and that this module
+
+    manifest = read_manifest(Folder(config.link))
+    if manifest.ids != config.ids:
+        raise InputError(
+            f"link={config.link} has ids={manifest.ids}, this import {config.ids}; give ids={manifest.ids}"
+        )
+    return str(manifest.split["salt_id"])
+
+
+def _keeps_modes(folder: Path) -> bool:
+    """Whether files here have modes of their own: on FAT and some network disks all have the same one."""
+    if os.name != "posix":
+        return False
+    probe = folder / f".{secrets.token_hex(8)}.probe"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError:
+        return True
+    try:
+        return not stat.S_IMODE(probe.stat().st_mode) & 0o077
+    finally:
+        probe.unlink()
 
 
 def _make_keyring(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Any medical image file → canonical pixels, and nothing of the file but its pixels.
 
-Pixels are uint8, `(H, W, 3)` RGB or `(H, W, 1)` grey, upright. What is stored is encoded again from the
-pixel array, so that no EXIF, comment, text chunk, colour profile or thumbnail can come along.
+Pixels are uint8, `(H, W, 3)` RGB or `(H, W, 1)` grey, upright, in sRGB. What is stored is encoded again from
+the pixel array, so that no EXIF, comment, text chunk, colour profile or thumbnail can come along.
 """
 
 import hashlib
@@ -11,14 +11,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
+
+from data import jpeg
+from data.colour import pixels_to_srgb, to_srgb
+from data.jpeg import encode_jpeg
 
 # Formats that are read: no EPS or PDF (they would run an interpreter), nothing exotic.
 FORMATS = ("JPEG", "PNG", "TIFF", "JPEG2000", "WEBP", "BMP", "GIF", "PPM")
 Image.init()
-ORIENTATION_TAG = 0x0112
+TIFF_PHOTOMETRIC = 262
+BURNED_IN = "burned-in annotation"
+BURNED_IN_MEND = "give burned_in=leave_out, or burned_in=keep where somebody has looked at them"
 Pixels = NDArray[np.uint8]
 
 
@@ -41,25 +46,57 @@ class StoredImage:
     dhash: int
 
 
-def decode(content: bytes, max_pixels: int = 200_000_000) -> np.ndarray:
+def decode(content: bytes, max_pixels: int = 200_000_000, burned_in: str = "keep") -> Pixels:
     """Decode an image file whole: upright uint8 pixels, `(H, W, 3)` RGB or `(H, W, 1)` grey.
 
-    16-bit pixels are scaled, not clipped; transparency is laid on white. Raises BadImage with its
-    reason: absent bytes, not an image, too large (by the header, before anything is decoded), truncated,
-    several frames, unreadable.
+    16-bit pixels are scaled, not clipped; transparency is laid on white; a colour profile is applied.
+    Raises BadImage with its reason: absent bytes, not an image, too large (by the header, before anything is
+    decoded), truncated, several frames, unreadable; for DICOM also a missing decoder, no pixel data, or text
+    burned into the pixels unless burned_in is `keep`.
     """
     if not content:
         raise BadImage("zero bytes")
+    if is_dicom(content):
+        from data.dicom import decode_dicom  # pydicom is loaded where a DICOM file comes, not before
+
+        return decode_dicom(content, max_pixels, burned_in)
+    header = jpeg.read_header(content)
+    if header is not None and header.plain:
+        if header.width * header.height > max_pixels:
+            raise BadImage("too large")
+        pixels = jpeg.decode_plain(content, header.channels)
+        if pixels is not None:  # else Pillow finds out what is wrong, or bears with it
+            return jpeg.upright(pixels_to_srgb(pixels, header.icc), header.orientation)
+    return _decode_with_pillow(content, max_pixels)
+
+
+def is_dicom(content: bytes) -> bool:
+    """Whether this begins like a DICOM file, with its preamble or (as older archives write them) without.
+
+    Without one the file must begin with group 2 or 8 and name a DICOM class or syntax, which chance does not.
+    """
+    if content[128:132] == b"DICM":
+        return True
+    begins = content[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+    return begins and b"1.2.840.10008." in content[:1024]
+
+
+def _decode_with_pillow(content: bytes, max_pixels: int) -> Pixels:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "half an image would pass for a whole one"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise BadImage("too large")
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise BadImage("several frames")
-        image.load()  # `verify` and `open` pass a truncated file
+            if image.width * image.height > max_pixels:
+                raise BadImage("too large")
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise BadImage("several frames")
+            deep = _is_deep_colour(image)
+            image.load()  # `verify` and `open` pass a truncated file
+            pixels = _deep_colour(content) if deep else _to_uint8(image)
+            if deep:
+                pixels = pixels_to_srgb(pixels, image.info.get("icc_profile", b""))
+            orientation = _orientation(image)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -68,53 +105,70 @@ def decode(content: bytes, max_pixels: int = 200_000_000) -> np.ndarray:
         raise BadImage("too large") from None
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise BadImage("truncated" if "truncated" in str(error).lower() else "undecodable") from None
-    pixels = _to_uint8(image)
-    return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+    return jpeg.upright(pixels, orientation)
 
 
-def _to_uint8(image: Image.Image) -> np.ndarray:
+def _to_uint8(image: Image.Image) -> Pixels:
     """Pixels of any mode as `(H, W, 1)` or `(H, W, 3)` uint8."""
     if image.mode.startswith("I"):
-        return _scale_to_8_bit(np.asarray(image))
+        values = _scale_to_8_bit(np.asarray(image))[:, :, None]
+        # Pillow turns MINISWHITE round for 1 to 8 bits, but not for 16.
+        return 255 - values if image.format == "TIFF" and image.getexif().get(TIFF_PHOTOMETRIC) == 0 else values
     if image.mode == "F":
         raise BadImage("float pixels")
+    grey = image.mode in ("1", "L", "LA", "La")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if image.mode in ("1", "L"):
+        flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.asarray(flat.convert("L"))[:, :, None] if grey else _in_srgb(flat.convert("RGB"), image)
+    if grey:
         return np.asarray(image.convert("L"))[:, :, None]
-    return np.asarray(image.convert("RGB"))
+    if image.mode != "CMYK":
+        return _in_srgb(image.convert("RGB"), image)
+    # Pillow takes every CMYK JPEG for one of Adobe's, which hold the inverse; others do not.
+    inverse = image.format == "JPEG" and "adobe" not in image.info
+    return _in_srgb(ImageChops.invert(image) if inverse else image, image)
 
 
-def _scale_to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Deep grey values on 0..255 by their bit depth: 12 bits where all fit in 12, else 16.
+def _in_srgb(colours: Image.Image, image: Image.Image) -> Pixels:
+    return np.asarray(to_srgb(colours, image.info.get("icc_profile")).convert("RGB"))
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether Pillow would drop the lower 8 of 16 bits of each colour, as its raw modes (`RGB;16B`) tell."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return any(";16" in str(tile.args) for tile in tiles)
+
+
+def _deep_colour(content: bytes) -> Pixels:
+    """16-bit colours or grey with transparency, by OpenCV, which keeps them."""
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise BadImage("undecodable")
+    if values.shape[2] == 4:
+        alpha = values[:, :, 3:].astype(np.float32) / 65535
+        values = np.rint(values[:, :, :3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    return np.ascontiguousarray(_scale_to_8_bit(values)[:, :, ::-1])
+
+
+def _scale_to_8_bit(values: np.ndarray) -> Pixels:
+    """Deep values on 0..255 by their bit depth: 12 bits where all fit in 12, else 16.
 
     Radiographs often hold 12 bits in a 16-bit container; as 16 bits they would keep 16 grey levels.
     """
     if values.min() < 0 or values.max() > 65535:
         raise BadImage("more than 16 bits")
     full = 4095 if values.max() <= 4095 else 65535
-    return ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)[:, :, None]
+    return ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        return int(image.getexif().get(jpeg.ORIENTATION_TAG, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation (CIPA DC-008, tag 274: 1 to 8; anything else means none)."""
-    if orientation in (2, 4, 5, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4):
-        return np.rot90(pixels, 2)
-    if orientation in (6, 7):
-        return np.rot90(pixels, -1)
-    if orientation in (5, 8):
-        return np.rot90(pixels, 1)
-    return pixels
 
 
 def shrink(pixels: np.ndarray, short_side_px: int) -> np.ndarray:
@@ -127,17 +181,14 @@ def shrink(pixels: np.ndarray, short_side_px: int) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], channels)
 
 
-def encode_jpeg(pixels: np.ndarray, quality: int = 92) -> bytes:
-    """A baseline JPEG of the pixels and nothing else; colour is not subsampled (small vessels are red)."""
-    pixels = np.ascontiguousarray(pixels)
-    if pixels.shape[2] == 1:
-        return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
-    return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444")
+def canonical(
+    raw: bytes | Pixels, short_side_px: int, jpeg_quality: int, max_pixels: int, burned_in: str = "refuse"
+) -> StoredImage:
+    """From a raw file, or raw pixels, to what is stored.
 
-
-def canonical(raw: bytes | Pixels, short_side_px: int, jpeg_quality: int, max_pixels: int) -> StoredImage:
-    """From a raw file, or raw pixels, to what is stored. Raises BadImage."""
-    pixels = decode(raw, max_pixels) if isinstance(raw, bytes) else raw
+    Raises BadImage, with the reason BURNED_IN for a DICOM file that says so of itself, unless burned_in is `keep`.
+    """
+    pixels = decode(raw, max_pixels, burned_in) if isinstance(raw, bytes) else raw
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     small = shrink(pixels, short_side_px)
     content = encode_jpeg(small, jpeg_quality)
@@ -155,10 +206,15 @@ def difference_hash(pixels: Pixels) -> int:
     return int.from_bytes(np.packbits(fields[:, 1:] > fields[:, :-1]).tobytes(), "big")
 
 
-def decode_stored(content: bytes) -> np.ndarray:
-    """Decode an image of a shard: uint8 `(H, W, 3)` RGB; grey has three equal channels."""
-    try:
-        return simplejpeg.decode_jpeg(content, colorspace="RGB")
-    except ValueError:
-        pixels = decode(content)
-        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+def decode_stored(content: bytes) -> Pixels:
+    """Decode an image of a shard: uint8 `(H, W, 3)` RGB, upright; grey has three equal channels.
+
+    Our own JPEGs go straight through; an adopted one with EXIF or a colour profile, or any other format, is
+    decoded as the import would. Raises BadImage.
+    """
+    if jpeg.is_bare(content):
+        pixels = jpeg.decode_plain(content, 3)
+        if pixels is not None:
+            return pixels
+    pixels = decode(content)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

@@ -5,6 +5,8 @@ It is written last, so a folder without a valid one is not a dataset.
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -58,7 +60,9 @@ class Manifest(Config):
     ids: str = Field(description="'source' (as published) or 'keyed' (HMAC-SHA256)")
     split: dict[str, Any] = Field(description="salt_id and fractions")
     quarantined: Quarantined
-    duplicates: dict[str, int] = Field(description="images whose pixels stand in the dataset before")
+    duplicates: dict[str, int] = Field(
+        description="images whose pixels stand in the dataset before, and pairs of cases that look almost alike"
+    )
     settings: dict[str, Any] = Field(description="the import's settings that determine the dataset")
     plan: str = Field(description="fingerprint of settings and case list, to know an import again")
     files: dict[str, FileRecord]
@@ -67,8 +71,14 @@ class Manifest(Config):
     @property
     def shards(self) -> dict[int, str]:
         """File name of each shard by its number in the index."""
-        names = sorted(name for name in self.files if name.endswith(".tar"))
-        return {int(name.removeprefix("shard-").removesuffix(".tar")): name for name in names}
+        return shard_numbers(self.files)
+
+
+def shard_numbers(files: Iterable[str]) -> dict[int, str]:
+    """Shards by number: that in the name of ours (one may be missing); adopted tars are counted as they are sorted."""
+    names = sorted(name for name in files if name.endswith(".tar"))
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"shard-(\d{6,})\.tar", name))]
+    return dict(zip(numbers if len(numbers) == len(names) else range(len(names)), names))
 
 
 def seal(manifest: Manifest) -> Manifest:
@@ -107,15 +117,14 @@ def read_manifest(folder: Folder) -> Manifest:
 
 
 def check_files(folder: Folder, manifest: Manifest) -> None:
-    """Raise InputError for a file of the dataset that is missing or has another size; reads no file."""
+    """Raise InputError for a file of the dataset that is missing or has another size; lists the folder, no more."""
+    sizes = folder.sizes()
     for name, record in manifest.files.items():
-        try:
-            size = folder.size(name)
-        except FileNotFoundError:
-            raise InputError(f"{folder.file(name)} is missing; copy the dataset or import it again") from None
-        if size != record.size:
+        if name not in sizes:
+            raise InputError(f"{folder.file(name)} is missing; copy the dataset or import it again")
+        if sizes[name] != record.size:
             raise InputError(
-                f"{folder.file(name)} has {size} bytes, the manifest says {record.size}; "
+                f"{folder.file(name)} has {sizes[name]:,} bytes, the manifest says {record.size:,}; "
                 "copy the dataset or import it again"
             )
 

@@ -34,11 +34,21 @@ class Section:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture with its caption; `mark` colours its frame (`good`, `bad` or nothing)."""
+    """A picture with its caption; `mark` colours its frame (`good`, `bad` or nothing), `alt` is read aloud."""
 
     jpeg: bytes
     caption: Html | str
     mark: str = ""
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of `bars`: its name, the number that is drawn, and what else stands in the row."""
+
+    name: Content
+    number: int | float
+    more: tuple[Content, ...] = ()
 
 
 def text(content: Content) -> Html:
@@ -80,7 +90,32 @@ def table(
         tag("tr", join([tag("th", row[0], {"scope": "row"}), *(tag("td", cell) for cell in row[1:])])) for row in rows
     ]
     parts.append(tag("tbody", join(body)))
-    return tag("div", tag("table", join(parts), {"class": kind}), {"class": "scroll", "tabindex": 0})
+    return _scrolling(tag("table", join(parts), {"class": kind}), caption)
+
+
+def bars(header: Sequence[Content], rows: Sequence[Bar], caption: str = "") -> Html:
+    """A table whose first number is also drawn as a bar, the longest filling its column.
+
+    `header` names the first column, the number and what else stands in the rows.
+    """
+    longest = max([float(row.number) for row in rows], default=0.0) or 1.0
+    parts = [tag("caption", caption)] if caption else []
+    titles = [tag("th", cell, {"scope": "col"}) for cell in header]
+    parts.append(tag("thead", tag("tr", join([titles[0], tag("td", EMPTY, {"class": "bar"}), *titles[1:]]))))
+    body = []
+    for row in rows:
+        width = f"max({100 * float(row.number) / longest:.1f}%,1px)" if row.number else "0"
+        fill = tag("span", EMPTY, {"class": "fill", "style": f"width:{width}"})
+        number = f"{row.number:,}" if isinstance(row.number, int) else f"{row.number:,.1f}"
+        cells = [tag("th", row.name, {"scope": "row"}), tag("td", fill, {"class": "bar", "aria-hidden": "true"})]
+        body.append(tag("tr", join([*cells, tag("td", number), *(tag("td", cell) for cell in row.more)])))
+    parts.append(tag("tbody", join(body)))
+    return _scrolling(tag("table", join(parts), {"class": "numeric bars"}), caption)
+
+
+def _scrolling(content: Html, label: str) -> Html:
+    """A box that scrolls sideways where its content is too wide, by keyboard too."""
+    return tag("div", content, {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": label or "table"})
 
 
 def pairs(items: Mapping[str, Content]) -> Html:
@@ -97,9 +132,9 @@ def tiles(items: Iterable[tuple[Content, Content, Content]]) -> Html:
     return tag("div", join(cells), {"class": "tiles"})
 
 
-def grid(items: Iterable[Html]) -> Html:
-    """Equal boxes, as many beside each other as fit."""
-    return tag("div", join(items), {"class": "grid"})
+def grid(items: Iterable[Html], wide: bool = False) -> Html:
+    """Equal boxes, as many beside each other as fit; `wide` ones leave room for tables."""
+    return tag("div", join(items), {"class": "grid wide" if wide else "grid"})
 
 
 def figure(content: Html, caption: Content) -> Html:
@@ -116,10 +151,23 @@ def image_strip(images: Iterable[Image]) -> Html:
     """Pictures side by side, held in the page itself."""
     shown = []
     for image in images:
-        source = f"data:image/jpeg;base64,{base64.b64encode(image.jpeg).decode()}"
-        picture = Html(f'<img src="{source}" alt="" loading="lazy">')
+        picture = _img(image)
         shown.append(tag("figure", picture + tag("figcaption", image.caption), {"class": image.mark}))
     return tag("div", join(shown), {"class": "strip"})
+
+
+def image_rows(groups: Iterable[tuple[Sequence[Image], Content]]) -> Html:
+    """Groups of pictures, each group in a row with one caption, at their own size; wrapped where too wide."""
+    shown = []
+    for images, caption in groups:
+        row = tag("div", join(_img(image) for image in images), {"class": "thumbs"})
+        shown.append(tag("figure", row + tag("figcaption", caption)))
+    return tag("div", join(shown), {"class": "cases"})
+
+
+def _img(image: Image) -> Html:
+    source = f"data:image/jpeg;base64,{base64.b64encode(image.jpeg).decode()}"
+    return Html(f'<img src="{source}" alt="{html.escape(image.alt)}" decoding="async">')
 
 
 def svg(width: int, height: int, content: Html, label: str) -> Html:
@@ -176,6 +224,7 @@ h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem;font-weight:650}
 h2{font-size:1.2rem;margin:2.4rem 0 .8rem;padding-top:.9rem;border-top:1px solid var(--line);font-weight:650}
 h3{font-size:1rem;margin:1.4rem 0 .5rem;font-weight:650}
 p,dl{margin:.6rem 0;max-width:46rem}
+h1,h2,h3,p,li,caption,summary,nav a,.note,.warning{overflow-wrap:anywhere}
 .lead{color:var(--soft)}
 a{color:var(--accent)}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;padding-top:.5rem;font-size:.9rem}
@@ -193,6 +242,13 @@ font-weight:400}
 thead th{color:var(--soft);font-size:.8rem;vertical-align:bottom}
 tbody th{font-weight:550}
 .numeric td,.numeric thead th:not(:first-child){text-align:right;white-space:nowrap}
+.bars{width:100%;max-width:46rem}
+.bars tbody th{overflow-wrap:anywhere;min-width:6rem;max-width:14rem}
+.bars .bar{width:45%;min-width:4rem;vertical-align:middle}
+@media(max-width:34rem){.bars .bar{min-width:1.8rem;width:20%}.bars tbody th{min-width:6rem}
+.bars th,.bars td{padding-right:.45rem;font-size:.82rem}.bars thead th{font-size:.76rem}}
+.bars caption{color:var(--ink);font-weight:550}
+.fill{display:block;height:.7rem;background:var(--accent);border-radius:.15rem}
 .forest{width:100%}
 .forest td,.forest th{border:0;padding:.15rem .7rem .15rem 0;vertical-align:middle}
 .forest .bar{width:55%;min-width:7rem}
@@ -209,6 +265,7 @@ max-width:46rem;font-size:.92rem}
 figure{margin:.8rem 0}
 figcaption{color:var(--soft);font-size:.82rem;margin-top:.3rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));gap:1rem}
+.grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem 2.5rem;align-items:start}
 .grid figure{margin:0}
 .plot{display:block;width:100%;height:auto;max-width:24rem}
 .plot text{font-size:10px;fill:var(--soft)}
@@ -229,6 +286,13 @@ figcaption{color:var(--soft);font-size:.82rem;margin-top:.3rem}
 .strip .good{border-color:var(--good)}
 .strip .bad{border-color:var(--bad)}
 .strip img{width:100%;display:block;border-radius:.25rem}
+.cases{display:flex;flex-wrap:wrap;align-items:flex-start;gap:1rem 1.2rem;margin:.8rem 0}
+.cases figure{margin:0;max-width:100%;border-top:3px solid var(--line);padding-top:.4rem}
+.cases figcaption{contain:inline-size;min-width:8rem;overflow-wrap:anywhere;line-height:1.35}
+.cases figcaption b{color:var(--ink);font-weight:550}
+.thumbs{display:flex;flex-wrap:wrap;gap:.25rem;align-items:flex-end}
+.thumbs img{display:block;max-width:100%;border-radius:.2rem}
+.spots circle{fill:rgb(var(--accent-rgb)/.45);stroke:var(--accent);stroke-width:.8}
 pre{background:var(--wash);border:1px solid var(--line);border-radius:.4rem;padding:.7rem .9rem;overflow-x:auto;
 font-size:.8rem;line-height:1.45}
 code{font-size:.88em;overflow-wrap:anywhere}

@@ -8,7 +8,7 @@ so shards can be written in any number of processes, byte-identical, and continu
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from data.splits import SPLITS, salt_id, split_of
 
 SCHEMA_VERSION = 2
 TRAIN_VAL = "train_val"
+SHOWN = 3  # patients that a message names
+WORK = ".import"  # what an unfinished import keeps in its folder
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def plan_import(raw: RawDataset, config: ImportConfig, identities: Identities) -
     cases = sorted(cases, key=lambda case: hashlib.sha256(case.key.encode()).digest())
     chosen = settings(config)
     return Plan(
-        shards=_cut(cases, config.images_per_shard),
+        shards=_cut(cases, config.shard_images),
         num_images=sum(len(case.images) for case in cases),
         settings=chosen,
         split={"salt_id": salt_id(identities.salt), "fractions": config.splits.model_dump()},
@@ -56,39 +58,61 @@ def shard_name(shard: int) -> str:
 
 def _with_final_ids(cases: Sequence[Case], identities: Identities) -> list[Case]:
     """Source ids replaced; two that become the same are refused, for they would merge in silence."""
-    keys: dict[str, str] = {}
-    patients: dict[str, str] = {}
+    known: dict[str, Case] = {}
+    patients: dict[str, Case] = {}
     found = []
     for case in cases:
-        key, patient = identities.case(case.key), identities.patient(case.patient)
-        if key in keys:
-            raise InputError(f"two cases have the key '{key}'; keys must differ by more than upper case")
-        if patients.setdefault(patient, case.patient) != case.patient:
+        if not case.key or not case.patient:
+            raise InputError(f"the case of {_first(case)} has no {'patient' if case.key else 'id'}; fill it in")
+        try:
+            key, patient = identities.case(case.key), identities.patient(case.patient)
+        except InputError as error:
+            raise InputError(f"the case of {_first(case)}: {error}") from None
+        if known.setdefault(key, case) is not case:
+            mend = "" if identities.keyed else "; keys must differ by more than upper case, or use ids=keyed"
+            raise InputError(f"two cases have the key '{key}': those of {_first(known[key])} and {_first(case)}{mend}")
+        if patients.setdefault(patient, case).patient != case.patient:
             raise InputError(
-                f"patients '{patients[patient]}' and '{case.patient}' differ only in upper case; "
+                f"patients '{patients[patient].patient}' (the case of {_first(patients[patient])}) and "
+                f"'{case.patient}' (that of {_first(case)}) differ only in upper case; "
                 "write them alike in the raw table, or use ids=keyed to keep them apart"
             )
-        keys[key] = case.key
         found.append(replace(case, key=key, patient=patient))
     return found
 
 
 def _with_splits(cases: Sequence[Case], salt: str, config: ImportConfig) -> list[Case]:
     """Official splits where a source has them, the keyed hash elsewhere; one split a patient."""
-    official: dict[str, str] = {}
-    first: dict[str, Case] = {}
+    official: dict[str, Case] = {}
+    crossing: dict[str, Case] = {}
     for case in cases:
         if case.split is not None:
             if case.split not in (*SPLITS, TRAIN_VAL):
-                raise InputError(f"split '{case.split}' of case {case.key} is none of {', '.join(SPLITS)}, {TRAIN_VAL}")
-            if official.setdefault(case.patient, case.split) != case.split:
-                raise InputError(
-                    f"patient {case.patient} stands in two splits, {_where(first[case.patient])} and {_where(case)}"
-                    "; put all images of the patient in one, or leave the split out"
-                )
-            first.setdefault(case.patient, case)
+                raise InputError(f"the split of the case of {_first(case)} is none of {', '.join(SPLITS)}, {TRAIN_VAL}")
+            if official.setdefault(case.patient, case).split != case.split:
+                crossing.setdefault(case.patient, case)
+    if crossing:
+        raise InputError(_crossing(official, crossing))
     fractions = config.splits.model_dump()
-    return [replace(case, split=_split(official.get(case.patient), case.patient, salt, fractions)) for case in cases]
+    return [
+        replace(
+            case,
+            split=_split(
+                official[case.patient].split if case.patient in official else None, case.patient, salt, fractions
+            ),
+        )
+        for case in cases
+    ]
+
+
+def _crossing(official: Mapping[str, Case], crossing: Mapping[str, Case]) -> str:
+    """Patients that stand in two official splits, the first few with their places."""
+    told = [
+        f"patient {patient} stands in two splits, {_where(official[patient])} and {_where(case)}"
+        for patient, case in list(crossing.items())[:SHOWN]
+    ]
+    number = f"{len(crossing):,} such patients; " if len(crossing) > 1 else ""
+    return f"{'; '.join(told)}; {number}put all images of a patient in one, or leave the split out"
 
 
 def _split(official: str | None, patient: str, salt: str, fractions: dict[str, float]) -> str:
@@ -103,7 +127,12 @@ def _split(official: str | None, patient: str, salt: str, fractions: dict[str, f
 
 def _where(case: Case) -> str:
     """Split and place of a case, for messages: keyed ids cannot be looked up in a table, rows can."""
-    return f"{case.split} (the case of {case.images[0].name})"
+    return f"{case.split} (the case of {_first(case)})"
+
+
+def _first(case: Case) -> str:
+    """What messages call a case: by its first image, whose name tells a file only where ids are published."""
+    return case.images[0].name if case.images else "no image"
 
 
 def _cut(cases: Sequence[Case], images_per_shard: int) -> tuple[tuple[Case, ...], ...]:

@@ -1,31 +1,34 @@
-"""Cases → tar shards + index + manifest, atomic, byte-identical for any number of processes.
+"""Cases → tar shards + index + manifest, atomic, byte-identical for any number of processes or Ray tasks.
 
-Images are decoded in worker processes; this one writes the tars, each whole or not at all, with a
-record beside it in `.import/` by which an interrupted import goes on. The manifest comes last.
+Each shard is written whole or not at all, with a record beside it in `.import/` by which an interrupted
+import goes on. The manifest comes last.
 """
 
 import hashlib
-import io
 import json
-import math
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from typing import Any
+
+import cv2
 
 from clusters.config import InputError, differences
 from clusters.storage import Folder
 from data.cases import Case, RawDataset
 from data.config import ImportConfig
 from data.identities import load_identities
-from data.images import StoredImage
-from data.index import build_manifest, count_duplicates, index_bytes
-from data.manifest import INDEX, MANIFEST, Manifest, check_files, manifest_bytes, read_manifest
-from data.plan import Plan, plan_import, shard_name
-from data.processing import processed
+from data.images import BURNED_IN
+from data.index import build_manifest, count_duplicates, write_index
+from data.manifest import INDEX, MANIFEST, FileRecord, Manifest, check_files, manifest_bytes, read_manifest
+from data.plan import WORK, Plan, plan_import, shard_name
+from data.processing import cut, segments
 from data.progress import Progress
+from data.segments import Processing, Segment, tar_end
+from data.whois import write_whois
 
-WORK = ".import"
+READERS = 8  # threads that look through the shards of an interrupted import
 
 
 @dataclass(frozen=True)
@@ -36,35 +39,51 @@ class Imported:
     reused: bool
 
 
+@dataclass(frozen=True)
+class ShardRecord:
+    """One finished shard; its rows of the index stay in its file in `.import/`. Without images it has no tar."""
+
+    shard: int
+    size: int
+    sha256: str
+    num_rows: int
+    bad: tuple[str, ...]
+    dropped_cases: int
+
+
 def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> Imported:
     """Write a dataset folder from a source's cases, or go on where an import was interrupted.
 
-    Raises InputError for a folder that holds something else, ids that clash, a patient in two official
-    splits, too many bad images, or the same pixels in two splits; no manifest is written then. Whether the
-    same import is already there is told by settings and case list, not by reading the raw images again.
+    Raises InputError for a folder that holds something else, ids that clash, a patient in two official splits,
+    too many bad images, or the same pixels with two patients or in two splits; no manifest is written then.
+    Whether the same import is already there is told by settings and case list, not by reading the raw images
+    again. Raises OSError, naming the place, where it cannot be written to (disk full); the same call goes on.
     """
-    plan = plan_import(raw, config, load_identities(config))
+    identities = load_identities(config)
+    plan = plan_import(raw, config, identities)
     out = Folder(config.out)
     there = _finished(out, plan)
+    write_whois(raw, plan, config, identities)
     if there is not None:
         return Imported(there, reused=True)
 
     # Shards, those of an interrupted import kept.
-    records = [_kept_record(out, shard) for shard in range(len(plan.shards))]
-    todo = [shard for shard, record in enumerate(records) if record is None]
-    for record in _write_shards(out, plan, todo, config, quiet):
-        records[record["shard"]] = record
-    done = [record for record in records if record is not None]
-    assert len(done) == len(plan.shards)
+    records = _kept_records(out, plan)
+    for record in _write_shards(out, plan, [n for n in range(len(plan.shards)) if n not in records], config, quiet):
+        records[record.shard] = record
+    done = [records[shard] for shard in range(len(plan.shards))]
+    bad = [line for record in done for line in record.bad]
+    if not any(record.num_rows for record in done):
+        raise InputError(f"no usable image in {config.raw}; the first is {bad[0]}")
 
     # Index, then the manifest: only now is the folder a dataset.
-    rows = [row for record in done for row in record["rows"]]
-    if not rows:
-        raise InputError(f"no usable image in {config.raw}; the first is {done[0]['bad'][0]}")
-    duplicates = count_duplicates(rows, config)
-    index = index_bytes(rows, raw)
-    out.write(INDEX, index)
-    manifest = build_manifest(raw, config, plan, done, rows, duplicates, index)
+    index, census = write_index(out, (_rows(out, shard) for shard in range(len(done))), raw, plan)
+    known = census.known()
+    duplicates = count_duplicates(known, config, lambda image: _row(out, done, image))
+    files = {INDEX: index}
+    files |= {shard_name(r.shard): FileRecord(size=r.size, sha256=r.sha256) for r in done if r.num_rows}
+    dropped = sum(record.dropped_cases for record in done)
+    manifest = build_manifest(raw, config, plan, known, bad, dropped, duplicates, files)
     out.write(MANIFEST, manifest_bytes(manifest))
     for name in out.names():
         if name == WORK or name.endswith(".part"):  # `.part`: what a killed process was writing
@@ -72,9 +91,33 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
     return Imported(manifest, reused=False)
 
 
+def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecord:
+    """Join the segments of a shard into its tar, and write its record; nothing of it is there before the end."""
+    rows: list[dict[str, Any]] = []
+    bad: list[str] = []
+    size = dropped = 0
+    digest = hashlib.sha256()
+    with out.create(shard_name(shard)) as file:
+        for part in parts:
+            rows += [{**row, "shard": shard, "offset": row["offset"] + size} for row in part.rows]
+            bad += part.bad
+            dropped += part.dropped_cases
+            size += len(part.content)
+            digest.update(part.content)
+            file.write(part.content)
+        end = tar_end(size)
+        digest.update(end)
+        file.write(end)
+    if not rows:
+        out.remove(shard_name(shard))
+    record = ShardRecord(shard, size + len(end), digest.hexdigest(), len(rows), tuple(bad), dropped)
+    out.write(_record_name(shard), json.dumps({**asdict(record), "rows": rows}).encode())
+    return record
+
+
 def _write_shards(
     out: Folder, plan: Plan, todo: Sequence[int], config: ImportConfig, quiet: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ShardRecord]:
     """Write the shards that are still to be done; yields the record of each.
 
     Raises InputError as soon as too many images of the dataset are bad.
@@ -82,21 +125,58 @@ def _write_shards(
     num_todo = sum(len(case.images) for shard in todo for case in plan.shards[shard])
     progress = Progress("import", plan.num_images, "images", quiet)
     progress.skip(plan.num_images - num_todo)
-    results = processed([case for shard in todo for case in plan.shards[shard]], config)
-    bad: list[str] = []
-    for shard in todo:
-        writer = _ShardWriter(shard)
-        for case in plan.shards[shard]:
-            outcome = next(results)
-            bad += writer.add(case, outcome)
-            if len(bad) > config.max_bad_fraction * plan.num_images:
-                raise InputError(
-                    f"{len(bad)} of {plan.num_images:,} images are bad, more than max_bad_fraction="
-                    f"{config.max_bad_fraction:g}; the first: {bad[0]}; mend them or raise max_bad_fraction"
-                )
-            progress.advance(len(outcome))
-        yield writer.finish(out)
+    watch = _Watch(progress, plan.num_images, config.max_bad_fraction)
+    if config.on_ray:
+        from clusters.tasks import map_tasks
+
+        tasks = (_ShardTask(out, shard, plan.shards[shard], Processing.of(config)) for shard in todo)
+        for record in map_tasks(_write_whole_shard, tasks):
+            watch.count(record.bad, sum(len(case.images) for case in plan.shards[record.shard]))
+            yield record
+    else:
+        groups = {shard: cut(plan.shards[shard]) for shard in todo}
+        everything = [group for shard in todo for group in groups[shard]]
+        made = watch.over(segments(everything, Processing.of(config), config.processes))
+        for shard in todo:
+            yield write_shard(out, shard, islice(made, len(groups[shard])))
     progress.close()
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    """All that a Ray task needs to write one shard."""
+
+    out: Folder
+    shard: int
+    cases: tuple[Case, ...]
+    processing: Processing
+
+
+def _write_whole_shard(task: _ShardTask) -> ShardRecord:
+    cv2.setNumThreads(1)  # Ray gives a task one core
+    return write_shard(task.out, task.shard, segments(cut(task.cases), task.processing))
+
+
+class _Watch:
+    """Counts images as they are done, and stops an import in which too many are bad."""
+
+    def __init__(self, progress: Progress, num_images: int, max_bad_fraction: float) -> None:
+        self.progress, self.num_images, self.max_bad_fraction = progress, num_images, max_bad_fraction
+        self.bad: list[str] = []
+
+    def count(self, bad: Sequence[str], num_images: int) -> None:
+        self.bad += [line for line in bad if not line.endswith(BURNED_IN)]  # left out on purpose
+        if len(self.bad) > self.max_bad_fraction * self.num_images:
+            raise InputError(
+                f"{len(self.bad)} of {self.num_images:,} images are bad, more than max_bad_fraction="
+                f"{self.max_bad_fraction:g}; the first: {self.bad[0]}; mend them or raise max_bad_fraction"
+            )
+        self.progress.advance(num_images)
+
+    def over(self, parts: Iterable[Segment]) -> Iterator[Segment]:
+        for part in parts:
+            self.count(part.bad, part.num_images)
+            yield part
 
 
 def _finished(out: Folder, plan: Plan) -> Manifest | None:
@@ -127,106 +207,41 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
     return None
 
 
-def _kept_record(out: Folder, shard: int) -> dict[str, Any] | None:
-    """The record of a shard that an interrupted import finished, if the shard is still what it says.
+def _kept_records(out: Folder, plan: Plan) -> dict[int, ShardRecord]:
+    """By shard, the records of those that an interrupted import finished and that are still what they were."""
+    there = {name.removeprefix(f"{WORK}/") for name in (out / WORK).sizes()}
+    shards = [shard for shard in range(len(plan.shards)) if _record_name(shard).removeprefix(f"{WORK}/") in there]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda shard: _kept_record(out, shard), shards)
+        return {record.shard: record for record in found if record is not None}
 
-    A shard with bad images is done again: they may have been mended meanwhile.
-    """
+
+def _kept_record(out: Folder, shard: int) -> ShardRecord | None:
+    """None also for a shard with bad images, which is done again: they may have been mended meanwhile."""
     try:
-        record = out.read_json(f"{WORK}/{shard_name(shard)}.json")
-        if record["bad"]:
+        told = out.read_json(_record_name(shard))
+        record = ShardRecord(**{field.name: told[field.name] for field in fields(ShardRecord)})
+        if record.bad or len(told["rows"]) != record.num_rows:
             return None
-        if record["rows"] and hashlib.sha256(out.read(shard_name(shard))).hexdigest() != record["sha256"]:
+        if record.num_rows and out.sha256(shard_name(shard)) != record.sha256:
             return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return record
 
 
-class _ShardWriter:
-    """Collects one shard in memory and writes it whole."""
-
-    def __init__(self, shard: int) -> None:
-        from webdataset.writer import TarWriter  # imports torch, which the workers do not need
-
-        self.shard = shard
-        self.buffer = io.BytesIO()
-        self.tar = TarWriter(self.buffer, user="manyview", group="manyview", mode=0o444, encoder=False, mtime=0)
-        self.rows: list[dict[str, Any]] = []
-        self.bad: list[str] = []
-        self.dropped_cases = 0
-
-    def add(self, case: Case, outcome: Sequence[StoredImage | str]) -> list[str]:
-        """Append a case with those of its images that could be used; returns the others, with reasons."""
-        usable = [(i, o) for i, o in zip(case.images, outcome) if isinstance(o, StoredImage)]
-        bad = [f"{i.name}: {o}" for i, o in zip(case.images, outcome) if isinstance(o, str)]
-        self.bad += bad
-        if not usable:
-            self.dropped_cases += 1
-            return bad
-        members: dict[str, Any] = {"__key__": case.key}
-        told = []
-        for number, (image, stored) in enumerate(usable):
-            attributes = {**case.attributes, **image.attributes}
-            members[f"{number}.jpg"] = stored.content
-            told.append({"width": stored.width, "height": stored.height, "attributes": attributes})
-            row = {
-                "name": image.name,
-                "key": case.key,
-                "patient": case.patient,
-                "split": case.split,
-                "shard": self.shard,
-                "member": f"{case.key}.{number}.jpg",
-                "extension": "jpg",
-                "width": stored.width,
-                "height": stored.height,
-                "sha256": hashlib.sha256(stored.content).hexdigest(),
-                "pixel_sha256": stored.pixel_sha256,
-                "dhash": stored.dhash,
-                "uncertain": sorted(case.uncertain),
-            }
-            row |= {f"label.{name}": _or_none(value) for name, value in case.labels.items()}
-            row |= {f"attr.{name}": value for name, value in attributes.items()}
-            self.rows.append(row)
-        labels = {name: _or_none(value) for name, value in case.labels.items()}
-        story = {
-            "key": case.key,
-            "patient": case.patient,
-            "split": case.split,
-            "labels": labels,
-            "uncertain": sorted(case.uncertain),
-            "images": told,
-        }
-        members["json"] = json.dumps(story, sort_keys=True, separators=(",", ":")).encode()
-        self.tar.write(members)
-        return bad
-
-    def finish(self, out: Folder) -> dict[str, Any]:
-        """Write the shard and its record; returns the record."""
-        self.tar.close()
-        content = self.buffer.getvalue()
-        places = _places(content)
-        for row in self.rows:
-            row["offset"], row["size"] = places[row["member"]]
-        record = {
-            "size": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bad": self.bad,
-            "dropped_cases": self.dropped_cases,
-            "shard": self.shard,
-            "rows": self.rows,
-        }
-        if self.rows:
-            out.write(shard_name(self.shard), content)
-        out.write(f"{WORK}/{shard_name(self.shard)}.json", json.dumps(record).encode())
-        return record
+def _record_name(shard: int) -> str:
+    return f"{WORK}/{shard_name(shard)}.json"
 
 
-def _places(content: bytes) -> dict[str, tuple[int, int]]:
-    """Offset and size of every member, read back from the finished tar."""
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        return {member.name: (member.offset_data, member.size) for member in tar}
+def _rows(out: Folder, shard: int) -> list[dict[str, Any]]:
+    return out.read_json(_record_name(shard))["rows"]
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _row(out: Folder, records: Sequence[ShardRecord], image: int) -> dict[str, Any]:
+    """The row of an image by its number in the index."""
+    for record in records:
+        if image < record.num_rows:
+            return _rows(out, record.shard)[image]
+        image -= record.num_rows
+    raise AssertionError(image)

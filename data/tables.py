@@ -5,7 +5,10 @@ numbered as a spreadsheet shows them, the header being row 1.
 """
 
 import csv
+import gzip
 import io
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +16,8 @@ from clusters.config import InputError, nearest
 from clusters.storage import Folder
 from data.cases import RawFile, SourceImage
 from data.config import ImportConfig
+
+MAX_UNPACKED_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,17 @@ class Table:
     where: str
     columns: dict[str, list[str]]
     num_rows: int
+    repeated: frozenset[str] = frozenset()
 
     def column(self, name: str) -> list[str]:
-        """A column. Raises InputError with the nearest header where there is none of that name."""
+        """A column. Raises InputError with the nearest header where there is none, or more than one, of that name."""
         if name not in self.columns:
             known = [column for column in self.columns if column]
-            hint = nearest(name, known) or f"; there are {', '.join(known)[:300]}"
+            # Not all headers: where a table has none, its first row stands in their place.
+            hint = nearest(name, known) or f": none of the {len(known)} headers in its first line is close to it"
             raise InputError(f"{self.where} has no column '{name}'{hint}")
+        if name in self.repeated:
+            raise InputError(f"{self.where} has the column '{name}' more than once; rename one")
         return self.columns[name]
 
     def row(self, index: int) -> str:
@@ -59,10 +68,10 @@ class Table:
 
 
 def read_table(folder: Folder, name: str) -> Table:
-    """Read a CSV (UTF-8, comma, semicolon or tab) or parquet table.
+    """Read a CSV (UTF-8, comma, semicolon or tab; also gzipped, `.gz`) or parquet table.
 
-    Raises InputError naming the file, and the row where there is one: absent, empty, not UTF-8, a row
-    with more or fewer cells than the header, a header that occurs twice.
+    Raises InputError naming the file, and the row where there is one: absent, empty, not UTF-8, a NUL byte, a cell
+    of more than 128 KiB, a row with more or fewer cells than the header.
     """
     where = folder.file(name)
     try:
@@ -71,49 +80,81 @@ def read_table(folder: Folder, name: str) -> Table:
         raise InputError(f"{where}: no such table; raw= takes the place where it lies") from None
     if name.lower().endswith((".parquet", ".pq")):
         return _read_parquet(content, where)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{where}, row {row}: not UTF-8 text; save the table as CSV in UTF-8") from None
-    return _read_csv(text, where)
+    if name.lower().endswith(".gz"):
+        content = _unpacked(content, where)
+    return _read_csv(content, where)
 
 
-def row_image(config: ImportConfig, folder: Folder, row: int, file: str, attributes: dict[str, str]) -> SourceImage:
-    """The image of a row. Messages and the manifest call it by row and file, where ids are keyed by row alone."""
-    name = f"row {row + 2}" if config.ids == "keyed" else f"row {row + 2} ({file})"
+def row_image(
+    config: ImportConfig, folder: Folder, row: int, file: str, attributes: dict[str, str], table: str = ""
+) -> SourceImage:
+    """The image of a row. Messages and the manifest call it by row and file, where ids are keyed by row alone.
+
+    `table` stands before the row where a source has several tables: the name of a published file.
+    """
+    place = f"{table} row {row + 2}".lstrip()
+    name = place if config.ids == "keyed" else f"{place} ({file})"
     return SourceImage(name, RawFile(folder, file), attributes, file)
 
 
-def _read_csv(text: str, where: str) -> Table:
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
+def _unpacked(content: bytes, where: str) -> bytes:
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(MAX_UNPACKED_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        raise InputError(f"{where} is not a whole gzip file; fetch it again") from None
+    if len(unpacked) > MAX_UNPACKED_BYTES:
+        raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
+    return unpacked
+
+
+def _read_csv(content: bytes, where: str) -> Table:
+    if b"\0" in content:
+        row = content[: content.index(b"\0")].count(b"\n") + 1
+        raise InputError(f"{where}, row {row}: a NUL byte, so not UTF-8 text; save the table as CSV in UTF-8")
+    delimiter = max(",;\t", key=content[: 1 << 16].split(b"\n", 1)[0].decode("utf-8", "replace").count)
+    reader = csv.reader(
+        io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""), delimiter=delimiter, strict=True
+    )
+    row = 1
+    names: list[str] = []
+    columns: list[list[str]] = []
+    # Most cells of a large table repeat (labels, patients): each different text is kept once.
+    texts: dict[str, str] = {}
+    empty = 0
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        columns = [[] for _ in names]
+        for row, cells in enumerate(reader, 2):
+            if not any(cell.strip() for cell in cells):
+                empty = empty or row
+                continue
+            if empty:
+                raise InputError(f"{where}, row {empty} is empty; delete it")
+            while len(cells) > len(names) and not cells[-1].strip():
+                cells.pop()
+            if len(cells) != len(names):
+                raise InputError(
+                    f"{where}, row {row} has {len(cells)} cells, the header {len(names)}; "
+                    "put quotes around cells that hold the separator"
+                )
+            for column, cell in zip(columns, cells):
+                text = cell.strip()
+                column.append(texts.setdefault(text, text))
     except csv.Error as error:
-        raise InputError(f"{where}: not a readable CSV ({error}); check its quotes") from None
-    if len(rows) < 2:
-        raise InputError(f"{where} has no rows below its header")
-    names = [name.strip() for name in rows[0]]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        raise InputError(f"{where} has the column '{twice[0]}' more than once; rename one")
-    body = []
-    for index, row in enumerate(rows[1:]):
-        if not any(cell.strip() for cell in row):
-            if any(any(later) for later in rows[index + 2 :]):
-                raise InputError(f"{where}, row {index + 2} is empty; delete it")
-            break
-        while len(row) > len(names) and not row[-1].strip():
-            row = row[:-1]
-        if len(row) != len(names):
-            raise InputError(
-                f"{where}, row {index + 2} has {len(row)} cells, the header {len(names)}; "
-                "put quotes around cells that hold the separator"
-            )
-        body.append(row)
-    columns = {name: [row[place].strip() for row in body] for place, name in enumerate(names)}
-    return Table(where, columns, len(body))
+        raise InputError(f"{where}, after row {row}: not a readable CSV ({error}); check its quotes") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}, row {_not_utf8(content)}: not UTF-8 text; save the table as CSV in UTF-8") from None
+    return _table(where, names, columns)
+
+
+def _not_utf8(content: bytes) -> int:
+    """The row of the first byte that is not UTF-8."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return content[: error.start].count(b"\n") + 1
+    return 1
 
 
 def _read_parquet(content: bytes, where: str) -> Table:
@@ -122,10 +163,26 @@ def _read_parquet(content: bytes, where: str) -> Table:
 
     try:
         table = parquet.read_table(io.BytesIO(content))
-    except (pa.ArrowInvalid, OSError):
+        columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
         raise InputError(f"{where} is not a readable parquet file") from None
-    columns = {
-        name: ["" if value is None else str(value).strip() for value in table.column(name).to_pylist()]
-        for name in table.column_names
-    }
-    return Table(where, columns, table.num_rows)
+    for column in columns:
+        for row, text in enumerate(column):
+            if "\0" in text:
+                raise InputError(f"{where}, row {row + 2}: a NUL byte; write the table without")
+    return _table(where, [name.strip() for name in table.column_names], columns)
+
+
+def _cell(value: object) -> str:
+    """A value of a parquet table as its CSV would spell it."""
+    if value is None or value != value:  # NaN is how pandas leaves a number out
+        return ""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
+
+
+def _table(where: str, names: list[str], columns: list[list[str]]) -> Table:
+    """Named columns. Raises InputError where there are no rows."""
+    if not columns or not columns[0]:
+        raise InputError(f"{where} has no rows below its header")
+    repeated = frozenset(name for name, number in Counter(names).items() if name and number > 1)
+    return Table(where, dict(zip(names, columns)), len(columns[0]), repeated)

@@ -1,36 +1,61 @@
-"""Reads a whole dataset again and compares everything with everything."""
+"""Reads a whole dataset again and compares everything with everything, as fast as the disk gives it.
+
+Several shards are read at once, each in pieces, so that memory does not grow with the dataset: hashing leaves
+Python's lock to the other threads.
+"""
 
 import hashlib
-import io
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from clusters.config import InputError
-from clusters.storage import Folder
+from clusters.storage import BLOCK_BYTES, Folder
+from data.config import num_cores
 from data.manifest import INDEX, Manifest, read_manifest
+from data.progress import Progress
+
+ROWS_AT_ONCE = 1 << 16
+TOLD_OF_A_SHARD = 3
+REMOTE_READERS = 16  # at once from a URL, where most of the time is waiting
+TO_MB = 1e-6
 
 
-def verify(location: str) -> str:
-    """Verify a dataset folder; returns one line that says so.
+@dataclass(frozen=True)
+class Expected:
+    """An image as the index tells of it."""
 
-    Raises InputError with the number of problems and the first one, then a line for each. A problem
-    names the file, and the images in it that differ.
+    member: str
+    offset: int
+    size: int
+    sha256: str
+
+
+def verify(location: str, quiet: bool = True) -> str:
+    """Verify a dataset folder or URL; returns one line that says so.
+
+    Raises InputError with the number of problems, then a line for each. A problem names the file, and the
+    images in it that differ.
     """
     begun = time.monotonic()
     folder = Folder(location)
     manifest = read_manifest(folder)
-    problems = list(_problems(folder, manifest))
+    size = sum(record.size for record in manifest.files.values())
+    progress = Progress("verify", size * TO_MB, "MB", quiet)
+    problems = list(_problems(folder, manifest, progress))
+    progress.close()
     if problems:
         number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise InputError(f"{location} is damaged: {number}; copy it again or import again{lines}")
     counts = manifest.counts
-    size = sum(record.size for record in manifest.files.values())
     return (
         f"OK: {location}: {counts.images:,} images of {counts.cases:,} cases of {counts.patients:,} patients "
         f"in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB read in {time.monotonic() - begun:.1f} s, "
@@ -38,82 +63,124 @@ def verify(location: str) -> str:
     )
 
 
-def _problems(folder: Folder, manifest: Manifest) -> Iterator[str]:
-    for name in folder.names():
+def _problems(folder: Folder, manifest: Manifest, progress: Progress) -> Iterator[str]:
+    sizes = folder.sizes()
+    for name in sizes:
         if name.endswith(".tar") and name not in manifest.files:
             yield f"{name} is not in the manifest"
-    index, problem = _index(folder, manifest)
+
+    # The index: only one that is whole can tell of the images.
+    problem = _shard_problem(folder, INDEX, [], manifest, sizes, progress)
     if problem:
         yield problem
-    for shard, name in manifest.shards.items():
-        content = _content(folder, name)
-        if content is None:
-            yield f"{name} is missing"
-            continue
-        problem = _difference(content, manifest, name)
-        details = [] if index is None else _rows_that_differ(content, _rows_of(index, shard))
-        if problem or details:
-            yield "; ".join(([problem] if problem else []) + details[:3])
-    if index is None:
+        yield from _in_parallel(folder, manifest, sizes, progress, ((shard, []) for shard in manifest.shards))
         return
-    for name, found in _totals(index).items():
-        stated = getattr(manifest.counts, name)
-        if stated != found:
-            yield f"{INDEX} has {found} {name}, the manifest says {stated}"
-    pairs = set(zip(index.column("patient").to_pylist(), index.column("split").to_pylist()))
-    num_splits = Counter(patient for patient, _ in pairs)
+    with folder.open(INDEX) as file:
+        index = parquet.ParquetFile(file)
+        yield from _in_parallel(folder, manifest, sizes, progress, _by_shard(index, manifest))
+        yield from _index_problems(index, manifest)
+
+
+def _in_parallel(
+    folder: Folder,
+    manifest: Manifest,
+    sizes: dict[str, int],
+    progress: Progress,
+    shards: Iterator[tuple[int, list[Expected]]],
+) -> Iterator[str]:
+    """The problems of all shards, in their order; a few shards are read at once."""
+    num_readers = num_cores() if folder.path is not None else REMOTE_READERS
+    waiting: list[Future[str]] = []
+    with ThreadPoolExecutor(num_readers) as pool:
+        for shard, images in chain(shards, [(-1, [])]):
+            if shard in manifest.shards:
+                name = manifest.shards[shard]
+                waiting.append(pool.submit(_shard_problem, folder, name, images, manifest, sizes, progress))
+            while waiting and (shard < 0 or len(waiting) > num_readers):
+                if problem := waiting.pop(0).result():
+                    yield problem
+
+
+def _by_shard(index: parquet.ParquetFile, manifest: Manifest) -> Iterator[tuple[int, list[Expected]]]:
+    """The images of every shard, in the order of the shards; a shard that the index does not know has none."""
+    left = list(manifest.shards)
+    columns = ["shard", "member", "offset", "size", "sha256"]
+    shard, images = -1, []
+    for batch in index.iter_batches(ROWS_AT_ONCE, columns=columns):
+        for number, *values in zip(*(batch.column(name).to_pylist() for name in columns)):
+            if number != shard:
+                if images:
+                    yield shard, images
+                shard, images = number, []
+                if shard in left:
+                    left.remove(shard)
+            images.append(Expected(*values))
+    if images:
+        yield shard, images
+    yield from ((shard, []) for shard in left)
+
+
+def _shard_problem(
+    folder: Folder, name: str, images: list[Expected], manifest: Manifest, sizes: dict[str, int], progress: Progress
+) -> str:
+    """What is wrong with a file, with the images in it that differ; empty where nothing is."""
+    record = manifest.files[name]
+    if name not in sizes:
+        return f"{name} is missing"
+    found: list[str] = []
+    try:
+        with folder.open(name) as file:
+            sha256, size, differ = _read_through(file, images, lambda number: progress.advance(number * TO_MB))
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error})"
+    if size != record.size:
+        found.append(f"{name} has {size:,} bytes, the manifest says {record.size:,}")
+    elif sha256 != record.sha256:
+        found.append(f"{name} was altered (its hash differs)")
+    elif differ:
+        found.append(f"{INDEX} tells of other bytes than {name} has")
+    found += [f"image {member} differs" for member in differ[:TOLD_OF_A_SHARD]]
+    if len(differ) > TOLD_OF_A_SHARD:
+        found.append(f"{len(differ):,} images differ in all")
+    return "; ".join(found)
+
+
+def _read_through(file: BinaryIO, images: list[Expected], advance: Callable[[int], None]) -> tuple[str, int, list[str]]:
+    """Hash and size of a file, and the members among `images` whose bytes are not those of the index."""
+    whole, size = hashlib.sha256(), 0
+    differ = []
+
+    def read(number: int) -> Iterator[bytes]:
+        nonlocal size
+        while number > 0 and (block := file.read(min(number, BLOCK_BYTES))):
+            whole.update(block)
+            size += len(block)
+            number -= len(block)
+            advance(len(block))
+            yield block
+
+    for image in sorted(images, key=lambda image: image.offset):
+        for _ in read(image.offset - size):
+            pass
+        one, start = hashlib.sha256(), size
+        for block in read(image.size):
+            one.update(block)
+        if (start, one.hexdigest()) != (image.offset, image.sha256):
+            differ.append(image.member)
+    for _ in read(1 << 62):
+        pass
+    return whole.hexdigest(), size, differ
+
+
+def _index_problems(index: parquet.ParquetFile, manifest: Manifest) -> Iterator[str]:
+    """Where the index and the manifest differ, and patients that stand in two splits."""
+    found = {"images": index.metadata.num_rows}
+    for name, column in (("cases", "key"), ("patients", "patient")):
+        found[name] = index.read([column]).group_by(column).aggregate([]).num_rows
+    for name, number in found.items():
+        if number != getattr(manifest.counts, name):
+            yield f"{INDEX} has {number} {name}, the manifest says {getattr(manifest.counts, name)}"
+    pairs: pa.Table = index.read(["patient", "split"]).group_by(["patient", "split"]).aggregate([])
+    num_splits = Counter(pairs.column("patient").to_pylist())
     for patient in sorted(patient for patient, number in num_splits.items() if number > 1)[:3]:
         yield f"{INDEX}: patient {patient} stands in two splits"
-
-
-def _index(folder: Folder, manifest: Manifest) -> tuple[pa.Table | None, str]:
-    content = _content(folder, INDEX)
-    if content is None:
-        return None, f"{INDEX} is missing"
-    problem = _difference(content, manifest, INDEX)
-    if problem:
-        return None, problem
-    return parquet.read_table(io.BytesIO(content)), ""
-
-
-def _content(folder: Folder, name: str) -> bytes | None:
-    try:
-        return folder.read(name)
-    except FileNotFoundError:
-        return None
-
-
-def _difference(content: bytes, manifest: Manifest, name: str) -> str:
-    record = manifest.files[name]
-    if len(content) != record.size:
-        return f"{name} has {len(content):,} bytes, the manifest says {record.size:,}"
-    if hashlib.sha256(content).hexdigest() != record.sha256:
-        return f"{name} was altered (its hash differs)"
-    return ""
-
-
-def _rows_that_differ(content: bytes, rows: pa.Table) -> list[str]:
-    """Images of a shard whose bytes or place are not those of the index."""
-    places = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            places = {member.name: (member.offset_data, member.size) for member in tar}
-    except tarfile.TarError:
-        pass
-    found = []
-    for row in rows.select(["member", "offset", "size", "sha256"]).to_pylist():
-        end = row["offset"] + row["size"]
-        if hashlib.sha256(content[row["offset"] : end]).hexdigest() != row["sha256"]:
-            found.append(f"image {row['member']} differs")
-        elif places.get(row["member"]) != (row["offset"], row["size"]):
-            found.append(f"image {row['member']} is not where the index says")
-    return found
-
-
-def _rows_of(index: pa.Table, shard: int) -> pa.Table:
-    return index.filter(pa.array(index.column("shard").to_numpy() == shard))
-
-
-def _totals(index: pa.Table) -> dict[str, int]:
-    unique = {name: len(index.column(column).unique()) for name, column in (("cases", "key"), ("patients", "patient"))}
-    return {"images": index.num_rows, **unique}

@@ -14,8 +14,8 @@ from clusters.config import InputError
 from data.dataset import Dataset
 from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
-from finetune.tasks import Task, task_of
-from pretrain.encoder import encoder_folder, hash64, read_card, read_seen
+from finetune.tasks import Task, study_of
+from pretrain.encoder import Seen, encoder_folder, hash64, read_card, read_seen
 from pretrain.export import ids_scheme
 
 Rows = NDArray[np.int64]
@@ -24,10 +24,14 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Cohort:
-    """The labelled images of each split by row number, and what is known of every row of the dataset."""
+    """The labelled images of each split by row number, and what is known of every row of the dataset.
+
+    `truth` is (num_images, K), the task's labels as 0 or 1, NaN where unknown.
+    """
 
     dataset: Dataset
     task: Task
+    truth: Floats
     train: Rows
     val: Rows
     test: Rows
@@ -40,7 +44,7 @@ class Cohort:
 
     def class_of(self, rows: Rows) -> Integers:
         """Class number of each image, (I,)."""
-        return self.task.class_of(self.dataset.labels[rows])
+        return self.task.class_of(self.truth[rows])
 
     def training_weights(self, class_weighting: str) -> Floats:
         """Weight of each training image in the loss, (I,); they sum to the number of cases.
@@ -75,9 +79,9 @@ class Cohort:
 
 def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
     """The study's images. Raises InputError for splits or classes that make no study."""
-    task = task_of(dataset.task, dataset.label_names, dataset.location)
+    task, truth = study_of(dataset, config.label, config.uncertain, config.head)
     patients = dataset.column("patient").astype(str)
-    labelled: NDArray[np.bool_] = np.asarray(np.isfinite(dataset.labels).all(axis=1))
+    labelled: NDArray[np.bool_] = np.asarray(np.isfinite(truth).all(axis=1))
     by_split = {}
     for split in SPLITS:
         rows = dataset.rows([split])
@@ -85,15 +89,14 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         if not len(by_split[split]):
             raise InputError(f"{dataset.location}: no labelled image in split '{split}'; import labels for it")
     _check_patients(dataset, patients)
-    _check_classes(task, dataset, by_split)
-    chosen = choose_patients(
-        patients[by_split["train"]], dataset.labels[by_split["train"]], config.label_fraction, config.seed
-    )
+    _check_classes(task, truth, dataset.location, by_split)
+    chosen = choose_patients(patients[by_split["train"]], truth[by_split["train"]], config.label_fraction, config.seed)
     train = by_split["train"][np.isin(patients[by_split["train"]], list(chosen))]
-    _check_fraction(task, dataset, by_split["train"], train, config.label_fraction)
+    _check_fraction(task, truth, by_split["train"], train, config.label_fraction)
     return Cohort(
         dataset=dataset,
         task=task,
+        truth=truth,
         train=train,
         val=by_split["val"],
         test=by_split["test"],
@@ -119,33 +122,46 @@ def choose_patients(patient_I: NDArray[Any], truth_IK: Floats, fraction: float, 
 
 
 def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
-    """Test patients and test images that an encoder was pretrained on.
+    """Test patients and test images that an encoder was pretrained on, in whichever of its datasets.
 
-    Returns warnings. Raises InputError with the number found, unless `on_leak` is `warn`.
+    Returns warnings, also for validation, on which models are chosen. Raises InputError with the numbers found in
+    test, unless `on_leak` is `warn`. All images of a split count, labelled or not.
     """
     seen, dataset = read_seen(location), cohort.dataset
     name = f"encoder {read_card(location).fingerprint[:12]}"
-    images = {hash64(str(h)) for h in dataset.column("pixel_sha256")[cohort.test]} & seen.images
     scheme = ids_scheme(dataset)
     warnings = []
-    patients: set[int] = set()
-    if scheme in seen.ids:
-        patients = {hash64(str(p)) for p in set(dataset.column("patient")[cohort.test])} & seen.patients
-    else:
+    others = sorted(seen.ids - {scheme})
+    if others or scheme not in seen.ids:
         warnings.append(
-            f"whether {name} saw test patients is unknown: its patient ids are of scheme "
-            f"{', '.join(sorted(seen.ids)) or 'none'}, the dataset's of {scheme}; images were compared by "
-            "their pixels"
+            f"whether {name} saw test patients is unknown for ids of scheme {', '.join(others) or 'none'}: the "
+            f"dataset's are of {scheme}; images were compared by their pixels"
         )
+    patients, images = _seen_of(dataset, "test", seen)
     if patients or images:
-        found = f"was pretrained on {len(patients)} test patients and {len(images)} test images"
+        found = f"was pretrained on {patients} test patients and {images} test images"
         if on_leak == "refuse":
             raise InputError(
                 f"{encoder_folder(location)} {found} of {dataset.location}, so its test figures would mean nothing; "
-                "pretrain on the training split of a dataset with the same splits (on_leak=warn goes on and says so)"
+                f"pretrain again with held_out=[{dataset.location}] on_leak=exclude, which leaves them out "
+                "(on_leak=warn goes on here and says so)"
             )
         warnings.append(f"LEAKAGE: {name} {found}; the test figures do not show how it does on new patients")
+    patients, images = _seen_of(dataset, "val", seen)
+    if patients or images:
+        warnings.append(
+            f"{name} was pretrained on {patients} validation patients and {images} validation images; what is chosen "
+            "on validation may favour it"
+        )
     return warnings
+
+
+def _seen_of(dataset: Dataset, split: str, seen: Seen) -> tuple[int, int]:
+    """How many patients and images of a split an encoder has seen."""
+    rows = dataset.rows([split])
+    patients = {hash64(str(p)) for p in set(dataset.column("patient")[rows])}
+    images = {hash64(str(h)) for h in set(dataset.column("pixel_sha256")[rows])}
+    return len(patients & seen.patients.get(ids_scheme(dataset), frozenset())), len(images & seen.images)
 
 
 def _check_patients(dataset: Dataset, patients: NDArray[Any]) -> None:
@@ -158,25 +174,25 @@ def _check_patients(dataset: Dataset, patients: NDArray[Any]) -> None:
         )
 
 
-def _check_classes(task: Task, dataset: Dataset, by_split: dict[str, Rows]) -> None:
-    in_split = {s: set(task.class_of(dataset.labels[rows]).tolist()) for s, rows in by_split.items()}
+def _check_classes(task: Task, truth: Floats, location: str, by_split: dict[str, Rows]) -> None:
+    in_split = {s: set(task.class_of(truth[rows]).tolist()) for s, rows in by_split.items()}
     if len(in_split["train"]) < 2:
-        raise InputError(f"{dataset.location}: the training split has one class only; nothing can be learned")
+        raise InputError(f"{location}: the training split has one class only; nothing can be learned")
     if len(in_split["val"]) < 2:
         raise InputError(
-            f"{dataset.location}: the validation split has one class only, so nothing can be chosen on it; "
+            f"{location}: the validation split has one class only, so nothing can be chosen on it; "
             "import with a larger splits.val"
         )
     unseen = sorted((in_split["val"] | in_split["test"]) - in_split["train"])
     if unseen:
         raise InputError(
-            f"{dataset.location}: class '{task.class_names[unseen[0]]}' has no labelled patient in the "
+            f"{location}: class '{task.class_names[unseen[0]]}' has no labelled patient in the "
             "training split; import with a larger splits.train or leave the class out"
         )
 
 
-def _check_fraction(task: Task, dataset: Dataset, before: Rows, after: Rows, fraction: float) -> None:
-    lost = set(task.class_of(dataset.labels[before]).tolist()) - set(task.class_of(dataset.labels[after]).tolist())
+def _check_fraction(task: Task, truth: Floats, before: Rows, after: Rows, fraction: float) -> None:
+    lost = set(task.class_of(truth[before]).tolist()) - set(task.class_of(truth[after]).tolist())
     if lost:
         raise InputError(
             f"label_fraction: {fraction:g} of the training patients leaves none of class "

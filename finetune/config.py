@@ -9,6 +9,7 @@ from clusters.config import Config
 from clusters.launch import ClusterConfig
 from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
+from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
 from pretrain.optim import OptimConfig
 
@@ -74,6 +75,15 @@ class FinetuneConfig(Config):
     seed: int = Field(default=0, ge=0, description="of subsets, fresh weights, order, augmentation, resampling")
     head: Literal["linear", "full"] = Field(
         default="linear", description="linear: encoder frozen; full: everything is trained"
+    )
+    label: str | None = Field(
+        default=None,
+        description="fine-tune on this label alone, yes or no: one of several, or one class against the rest",
+    )
+    uncertain: Policy | dict[str, Policy] = Field(
+        default="ignore",
+        description="what a label that the source marks as doubtful counts as in training: ignore, zeros, ones, or per "
+        "label {Edema: ones}; validation and test leave doubtful labels out whatever is said here",
     )
     label_fraction: float = Field(
         default=1.0,

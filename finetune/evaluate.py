@@ -76,7 +76,7 @@ def _by_case(cohort: Cohort, rows: Rows, probabilities_IK: Floats) -> tuple[Floa
     """Truth (N, K), scores (N, K) and patient of each case."""
     _, scores = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
     first = first_images(cohort, rows)
-    return cohort.dataset.labels[first], scores, cohort.patient_of[first]
+    return cohort.truth[first], scores, cohort.patient_of[first]
 
 
 def _model(item: Judged, values: Values, confidence: float) -> dict[str, Any]:

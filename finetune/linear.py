@@ -92,7 +92,7 @@ def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
     cases, scores = pool_cases(cohort.dataset.case_of[rows], cohort.task.probabilities(logits_IK))
     _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
     assert len(cases) == len(first)
-    return macro_auroc(cohort.dataset.labels[rows[first]], scores)
+    return macro_auroc(cohort.truth[rows[first]], scores)
 
 
 def _unscaled(model: Any, cohort: Cohort, mean_D: Floats, scale_D: Floats) -> LinearHead:

@@ -45,7 +45,7 @@ def write_model(
         "model.json",
         {
             "schema_version": 1,
-            "task": cohort.dataset.task,
+            "task": cohort.task.kind,
             "labels": list(cohort.task.label_names),
             "classes": list(cohort.task.class_names),
             "threshold": judged.threshold,

@@ -169,13 +169,14 @@ def _lineage(results: dict[str, Any]) -> Html:
             rows = [
                 [
                     stage["stage"],
-                    stage["dataset"]["name"],
-                    stage["dataset"]["images"],
-                    ", ".join(stage["dataset"]["splits"]),
+                    origin["name"],
+                    origin["images"],
+                    ", ".join(origin["splits"]),
                     f"{stage['steps']} × {stage['batch_size']}",
-                    tag("code", stage["dataset"]["fingerprint"][:16]),
+                    tag("code", origin["fingerprint"][:16]),
                 ]
                 for stage in model["lineage"]
+                for origin in stage["datasets"]
             ]
             header = ["stage", "dataset", "images", "splits", "steps × batch", "dataset fingerprint"]
             parts.append(table(header, rows, "Pretrained in these stages, without labels."))

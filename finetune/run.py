@@ -36,7 +36,7 @@ def finetune(config: FinetuneConfig) -> None:
     config = _with_absolute_locations(config)
     out = Folder(config.out)
     _check_workers(config)
-    dataset, entrants = open_dataset(config.data), contenders(config)
+    dataset, entrants = open_dataset(config.data, config.loader.place), contenders(config)
     identity = {
         "recipe": config.recipe(),
         "dataset": dataset.fingerprint,
@@ -65,7 +65,7 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
     """What each worker runs: features for linear heads, whole trainings for full ones."""
     from finetune.loop import images_to_numbers, train_full
 
-    out, dataset = Folder(config.out), open_dataset(config.data)
+    out, dataset = Folder(config.out), open_dataset(config.data, config.loader.place)
     cohort = choose_cohort(dataset, config)
     name = out.location.rsplit("/", 1)[-1]
     tracker = Tracker(out, config.tracking, name, config.model_dump(mode="json"))
@@ -129,7 +129,7 @@ def _finish(
         "identity": identity,
         "test_evaluations": evaluations,
         "warnings": warnings,
-        "task": cohort.dataset.task,
+        "task": cohort.task.kind,
         "labels": list(cohort.task.label_names),
         "classes": list(cohort.task.class_names),
         "dataset": {
@@ -175,7 +175,7 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
             for name in ("key", "patient", "member"):
                 columns[name] = pa.array(cohort.dataset.column(name)[rows].astype(str))
             for k, label in enumerate(cohort.task.label_names):
-                columns[f"label.{label}"] = cohort.dataset.labels[rows, k]
+                columns[f"label.{label}"] = cohort.truth[rows, k]
                 columns[f"probability.{label}"] = probabilities[:, k]
             tables.append(pa.table(columns))
     buffer = io.BytesIO()

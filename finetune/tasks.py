@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from clusters.config import InputError
+from data.dataset import Dataset
+from data.uncertain import Policy, labels_under_policy, no_such_label
 from finetune.bootstrap import Floats, Integers
 from finetune.metrics import ScoredCases, youden_threshold
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What the rest of the room asks of a task."""
 
+    kind: str
     label_names: tuple[str, ...]
     class_names: tuple[str, ...]
 
@@ -44,6 +47,8 @@ class Task(Protocol):
 
 class MultiClass:
     """One class of several: softmax and cross-entropy, decided by the largest probability."""
+
+    kind = "multiclass"
 
     def __init__(self, label_names: list[str]) -> None:
         self.label_names = self.class_names = tuple(label_names)
@@ -75,6 +80,8 @@ class MultiClass:
 
 class Binary:
     """One label, yes or no: sigmoid, decided at the threshold of best Youden index on validation."""
+
+    kind = "binary"
 
     def __init__(self, label_names: list[str]) -> None:
         (name,) = label_names
@@ -110,14 +117,39 @@ class Binary:
 TASKS = {"multiclass": MultiClass, "binary": Binary}
 
 
-def task_of(name: str, label_names: list[str], location: str) -> Task:
+def task_of(name: str, label_names: list[str], location: str, head: str = "linear") -> Task:
     """The task of a dataset. Raises InputError for one that cannot be fine-tuned on."""
+    if name == "multilabel" and label_names:
+        raise InputError(
+            f"{location}: task multilabel is not supported by head={head}; choose label=NAME to fine-tune on one of "
+            f"{', '.join(label_names)}"
+        )
     if name not in TASKS or not label_names:
         raise InputError(
             f"{location}: its task is '{name}', and fine-tuning takes {' and '.join(TASKS)} labels; "
             "import it again with one label column"
         )
     return TASKS[name](label_names)
+
+
+def study_of(dataset: Dataset, label: str | None, policy: Policy | dict[str, Policy], head: str) -> tuple[Task, Floats]:
+    """The task and its truth, float (N, K) of 0 and 1 for all images of the dataset, NaN where unknown.
+
+    The policy for doubtful labels holds in the training split; elsewhere they are unknown, since a figure must
+    not rest on a guess. A soft multi-class label counts as its likeliest class, the first of equal ones. `label`
+    picks one label, or sets one class against the rest. Raises InputError for a label that is not there.
+    """
+    truth = labels_under_policy(dataset, policy)
+    elsewhere = dataset.column("split") != "train"
+    truth[elsewhere] = dataset.labels[elsewhere]
+    if dataset.task == "multiclass":
+        known = np.isfinite(truth).all(axis=1)
+        truth[known] = np.eye(truth.shape[1], dtype=truth.dtype)[truth[known].argmax(axis=1)]
+    if label is None:
+        return task_of(dataset.task, dataset.label_names, dataset.location, head), truth
+    if label not in dataset.label_names:
+        raise InputError(f"label: {no_such_label(dataset, label)}")
+    return Binary([label]), truth[:, [dataset.label_names.index(label)]]
 
 
 def pool_cases(case_I: Integers, values_IK: Floats) -> tuple[Integers, Floats]:

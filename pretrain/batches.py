@@ -11,14 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.dataset import Dataset
+from data.combined import AnyDataset, order_of
 from data.images import decode_stored
 from data.loader import crop_and_resize, positions_of
-from data.order import Order, keyed_uniforms
+from data.order import keyed_uniforms
 from pretrain.stage import Rows, Samples
-from pretrain.views import BOX, ViewConfig, apply, draw, normalise
+from pretrain.views import BOX, COLUMNS, ViewConfig, apply, draw, normalise
 from pretrain.views_uint8 import apply_uint8
 
+READ_TOGETHER = 32
+AVERAGED_FROM = 1.25
+"""Crops that shrink less are bilinear: averaging over areas would cost as much as decoding."""
+LOOK_AHEAD_SAMPLES = 1 << 17
+Pixels = NDArray[np.uint8]
 Pair = Callable[[Rows, NDArray[np.float64]], tuple[int, ...]]
 
 
@@ -46,7 +51,7 @@ class ViewBatches:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: AnyDataset,
         samples: Samples,
         pair: Pair,
         views: ViewConfig,
@@ -61,39 +66,57 @@ class ViewBatches:
         self._seed, self._stage = seed, stage
         self._share = (batch_size, rank, world_size)
         self._augment = augment
-        self._order = Order(samples.shard_sizes, seed=seed)
+        self._order = order_of(dataset, samples.shard_sizes, seed)
+        # An order of its own, since each remembers the blocks that it was asked for last.
+        self._later = order_of(dataset, samples.shard_sizes, seed) if dataset.is_remote else None
 
     def __call__(self, step: int) -> Batch:
         """Read, decode and crop this rank's views of a step."""
-        positions = positions_of(step, *self._share)
-        rows, crops, records = [], [], []
+        positions = positions_of(step, *self._share, self._order)
         samples = self._order.at(positions)
-        for position, sample in zip(positions, samples):
-            chosen = self._pair(
-                self._samples[int(sample)], keyed_uniforms(4, "pair", self._seed, self._stage, int(position))
-            )
-            rows.append(chosen)
-            views = self._make_views(chosen, int(position))
-            crops.append([crop for crop, _ in views])
-            records.append([record for _, record in views])
+        rows_BV = [
+            self._pair(self._samples[sample], keyed_uniforms(4, "pair", self._seed, self._stage, position))
+            for sample, position in zip(samples.tolist(), positions.tolist())
+        ]
+        self._dataset.announce(np.array(rows_BV).ravel(), now=True)
+        self._announce_later(step)
+        size, shape = self._views.size_px, (len(rows_BV[0]), len(rows_BV))
+        crops_VBHWC = np.empty((*shape, size, size, 3), dtype=np.uint8)
+        records_VBK = np.empty((*shape, len(COLUMNS)), dtype=np.float32)
+        for start in range(0, len(rows_BV), READ_TOGETHER):
+            some = rows_BV[start : start + READ_TOGETHER]
+            needed = np.unique(np.array(some))
+            contents = dict(zip(needed.tolist(), self._dataset.read_many(needed)))
+            for number, rows in enumerate(some, start):
+                decoded = {row: decode_stored(contents[row]) for row in set(rows)}
+                for view, row in enumerate(rows):
+                    record = self._draw(decoded[row], int(positions[number]), view)
+                    records_VBK[view, number] = record
+                    self._crop(decoded[row], record, crops_VBHWC[view, number])
         return Batch(
             torch.from_numpy(samples),
-            torch.tensor(rows).T,
-            torch.from_numpy(np.array(crops)).permute(1, 0, 4, 2, 3),
-            torch.from_numpy(np.array(records)).transpose(0, 1),
+            torch.tensor(rows_BV).T,
+            torch.from_numpy(crops_VBHWC).permute(0, 1, 4, 2, 3),
+            torch.from_numpy(records_VBK),
         )
 
-    def _make_views(self, rows: tuple[int, ...], position: int) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-        decoded = {row: decode_stored(self._dataset.read(row)) for row in set(rows)}
-        views = []
-        for view, row in enumerate(rows):
-            pixels = decoded[row]
-            size = (pixels.shape[0], pixels.shape[1])
-            record = draw(self._views, size, self._seed, self._stage, position, view)
-            box = record[: len(BOX)].astype(int).tolist()
-            crop = crop_and_resize(pixels, box, self._views.size_px)
-            views.append((apply_uint8(self._views, crop, record) if self._augment else crop, record))
-        return views
+    def _announce_later(self, step: int) -> None:
+        """Have the shards fetched that the order needs in a while: it may take that long."""
+        if self._later is None:
+            return
+        ahead = max(1, LOOK_AHEAD_SAMPLES // self._share[0])
+        samples = self._later.at(positions_of(step + ahead, *self._share, self._later))
+        self._dataset.announce(np.array([self._samples[sample][0] for sample in samples.tolist()]))
+
+    def _draw(self, pixels: Pixels, position: int, view: int) -> NDArray[np.float32]:
+        size = (pixels.shape[0], pixels.shape[1])
+        return draw(self._views, size, self._seed, self._stage, position, view)
+
+    def _crop(self, pixels: Pixels, record_K: NDArray[np.float32], out: Pixels) -> None:
+        box = record_K[: len(BOX)].astype(int).tolist()
+        crop_and_resize(pixels, box, self._views.size_px, AVERAGED_FROM, out)
+        if self._augment:
+            out[:] = apply_uint8(self._views, out, record_K)
 
 
 def finished_views(batch: Batch, views: ViewConfig, device: torch.device, augmented: bool) -> Tensor:

@@ -1,8 +1,8 @@
 """A pretraining run as one typed object."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clusters.checkpoint import CheckpointConfig
 from clusters.config import Config
@@ -13,6 +13,8 @@ from pretrain.encoder import EncoderConfig
 from pretrain.methods import AnyStage, SimCLRConfig
 from pretrain.views import ViewConfig
 
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 class ProbeConfig(Config):
     """kNN on labelled training cases, tested on validation cases, while the run goes on."""
@@ -20,12 +22,33 @@ class ProbeConfig(Config):
     every_steps: int | None = Field(default=None, ge=1, description="steps between probes; none: ten a stage")
     neighbours: int = Field(default=20, ge=1, description="k")
     max_images: int = Field(default=5000, ge=1, description="at most so many images from each split")
+    dataset: int | None = Field(
+        default=None,
+        ge=0,
+        description="place in data=[…] (from 0) of the one probed on; none: all that are labelled, if their labels are "
+        "the same, else the first",
+    )
 
 
 class PretrainConfig(Config):
     """A recipe: the encoder, the views, and the stages to run one after another."""
 
-    data: str = Field(description="dataset folder, path or URL")
+    data: str | list[str] = Field(description="dataset folder, path or URL, or several: [a,b]")
+    weights: list[Weight] | None = Field(
+        default=None,
+        min_length=1,
+        description="of several datasets: how often each has its turn, [1,2]; each runs on across epochs of its own. "
+        "none: by size, every sample equally often. An epoch of a stage is as many samples as all of them have",
+    )
+    held_out: list[str] = Field(
+        default=[],
+        description="further datasets that the encoder will be evaluated on: checked for leakage, never learned from",
+    )
+    on_leak: Literal["refuse", "exclude"] = Field(
+        default="refuse",
+        description="where a patient or image that a dataset holds out (the other splits) is to be learned from in "
+        "another; exclude: leave that patient's images out and say how many",
+    )
     run: str = Field(description="run folder, made if need be; the same command continues it")
     seed: int = Field(default=0, ge=0, description="of weights, order and views")
     splits: list[str] = Field(default=["train"], description="whose images are learned from; never test")
@@ -45,6 +68,23 @@ class PretrainConfig(Config):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="saving")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="metrics")
 
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> "PretrainConfig":
+        if not self.locations:
+            raise ValueError("data: give at least one dataset folder")
+        if self.weights is not None and len(self.weights) != len(self.locations):
+            raise ValueError(f"weights: {len(self.weights)} for {len(self.locations)} datasets; give one for each")
+        if self.probe.dataset is not None and self.probe.dataset >= len(self.locations):
+            raise ValueError(
+                f"probe.dataset: {self.probe.dataset} is not a place in data, 0 to {len(self.locations) - 1}"
+            )
+        return self
+
+    @property
+    def locations(self) -> list[str]:
+        """The dataset folders."""
+        return [self.data] if isinstance(self.data, str) else self.data
+
     def stage_name(self, number: int) -> str:
         """The stage's sub-folder in the run: `1-simclr`, `2-micle`."""
         return f"{number + 1}-{self.stages[number].method}"
@@ -53,7 +93,7 @@ class PretrainConfig(Config):
         """The stage's own views, else the recipe's."""
         return self.stages[number].views or self.views
 
-    def stage_identity(self, number: int, dataset_fingerprint: str, previous: str | None) -> dict[str, Any]:
+    def stage_identity(self, number: int, dataset_identity: Any, previous: str | None) -> dict[str, Any]:
         """All that determines a stage's result: what must not change between resumes."""
         return {
             "stage": self.stages[number].model_dump(mode="json", exclude={"views"}),
@@ -62,6 +102,6 @@ class PretrainConfig(Config):
             "precision": self.precision,
             "seed": self.seed,
             "splits": self.splits,
-            "dataset": dataset_fingerprint,
+            "dataset": dataset_identity,
             "previous_encoder": previous,
         }

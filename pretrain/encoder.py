@@ -7,6 +7,7 @@ An encoder folder has the layout that timm and the Hugging Face hub load (`model
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -55,11 +56,15 @@ class EncoderCard:
 
 @dataclass(frozen=True)
 class Seen:
-    """64-bit hashes of the patients and images an encoder was pretrained on, and whose ids they are."""
+    """64-bit hashes of what an encoder was pretrained on: patients by the scheme of their ids, and images."""
 
-    patients: frozenset[int]
+    patients: Mapping[str, frozenset[int]]
     images: frozenset[int]
-    ids: frozenset[str]
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Whose patient ids they are."""
+        return frozenset(self.patients)
 
 
 def hash64(text: str) -> int:
@@ -110,7 +115,7 @@ def read_card(location: str) -> EncoderCard:
             std=_three(pretrained["std"]),
             size_px=int(pretrained["input_size"][-1]),
             fingerprint=ours["fingerprint"],
-            lineage=ours["lineage"],
+            lineage=[_with_datasets(stage) for stage in ours["lineage"]],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -153,15 +158,17 @@ def read_seen(location: str) -> Seen:
         table = pq.read_table(io.BytesIO(folder.read(SEEN)))
         kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
         ids = json.loads(table.schema.metadata[b"ids"])
+        # Encoders of before named the schemes without saying whose id is whose: then each may be of any.
+        schemes = table.column("ids").to_pylist() if "ids" in table.column_names else [None] * len(kinds)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder.file(SEEN)}: cannot be read ({type(error).__name__}), so nobody can tell whom this encoder "
             "has seen; copy the encoder folder again"
         ) from None
+    patients = [(number, scheme) for kind, number, scheme in zip(kinds, hashes, schemes) if kind == "patient"]
     return Seen(
-        patients=frozenset(h for k, h in zip(kinds, hashes) if k == "patient"),
-        images=frozenset(h for k, h in zip(kinds, hashes) if k == "image"),
-        ids=frozenset(ids),
+        patients={name: frozenset(n for n, scheme in patients if scheme in (name, None)) for name in ids},
+        images=frozenset(number for kind, number in zip(kinds, hashes) if kind == "image"),
     )
 
 
@@ -173,6 +180,11 @@ def _fit_small_stem(model: nn.Module, name: str) -> None:
     model.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(cast(nn.Conv2d, model.conv1).weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
+
+
+def _with_datasets(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage of the lineage; encoders of before had one dataset each and named it `dataset`."""
+    return stage if "datasets" in stage else {**stage, "datasets": [stage["dataset"]]}
 
 
 def _three(values: Any) -> tuple[float, float, float]:

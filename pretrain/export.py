@@ -5,17 +5,22 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 from torch import nn
 
 from clusters.storage import Folder
+from data.combined import AnyDataset, parts_of
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder import CARD, CONFIG, SEEN, WEIGHTS, Seen, hash64
 from pretrain.stage import Rows
 from pretrain.views import ViewConfig
+
+GENERIC = ("table", "folder", "wds")
+"""Sources that read anybody's data."""
 
 
 def export_encoder(
@@ -43,32 +48,58 @@ def copy_encoder(source: Folder, target: Folder) -> None:
         target.write(name, source.read(name))
 
 
-def seen_in(dataset: Dataset, rows: Rows, before: Seen | None) -> Seen:
+def seen_in(dataset: AnyDataset, rows: Rows, before: Seen | None) -> Seen:
     """What a stage has seen: these rows of the dataset, and all that its weights had seen before."""
-    patients = {hash64(str(p)) for p in set(dataset.column("patient")[rows])}
-    images = {hash64(str(h)) for h in set(dataset.column("pixel_sha256")[rows])}
-    ids = {ids_scheme(dataset)}
-    if before is not None:
-        patients, images, ids = patients | before.patients, images | before.images, ids | before.ids
-    return Seen(frozenset(patients), frozenset(images), frozenset(ids))
+    patients = dict(before.patients) if before else {}
+    images = before.images if before else frozenset()
+    for part, mine in rows_of_parts(dataset, rows):
+        scheme = ids_scheme(part)
+        found = {hash64(str(p)) for p in set(part.column("patient")[mine])}
+        patients[scheme] = patients.get(scheme, frozenset()) | found
+        images |= {hash64(str(h)) for h in set(part.column("pixel_sha256")[mine])}
+    return Seen(patients, images)
+
+
+def rows_of_parts(dataset: AnyDataset, rows: Rows) -> list[tuple[Dataset, Rows]]:
+    """Each dataset folder behind a dataset, and which of its own rows these ascending rows are."""
+    parts = parts_of(dataset)
+    ends = np.cumsum([part.num_images for part in parts])
+    cut = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    return [(part, mine - end + part.num_images) for part, mine, end in zip(parts, cut, ends)]
+
+
+def origins(dataset: AnyDataset, rows: Rows, splits: list[str]) -> list[dict[str, Any]]:
+    """For the lineage: each dataset that these rows come from, by name, fingerprint and licence."""
+    return [
+        {
+            "name": part.manifest.name,
+            "fingerprint": part.fingerprint,
+            "licence": part.manifest.licence,
+            "source": part.manifest.source,
+            "splits": splits,
+            "images": len(mine),
+        }
+        for part, mine in rows_of_parts(dataset, rows)
+    ]
 
 
 def ids_scheme(dataset: Dataset) -> str:
     """Whose patient ids a dataset has: equal schemes can be compared, others not.
 
-    Published ids are comparable within one dataset ("patient 1" of another is somebody else), keyed ones
-    within one keyring.
+    Published ids are comparable within one dataset ("patient 1" of another is somebody else; what an importer
+    for everybody reads is told apart by its name), keyed ones within one keyring.
     """
     manifest = dataset.manifest
     if manifest.ids == "keyed":
         return f"keyed:{manifest.split['salt_id']}"
-    return f"source:{manifest.source}" + (f":{manifest.name}" if manifest.source == "table" else "")
+    return f"source:{manifest.source}" + (f":{manifest.name}" if manifest.source in GENERIC else "")
 
 
 def _seen_table(seen: Seen) -> bytes:
-    kinds = ["patient"] * len(seen.patients) + ["image"] * len(seen.images)
-    hashes = sorted(seen.patients) + sorted(seen.images)
-    table = pa.table({"kind": pa.array(kinds, pa.string()), "hash": pa.array(hashes, pa.uint64())})
+    rows = [("patient", number, scheme) for scheme in sorted(seen.ids) for number in sorted(seen.patients[scheme])]
+    rows += [("image", number, "") for number in sorted(seen.images)]
+    kinds, hashes, schemes = zip(*rows)
+    table = pa.table({"kind": pa.array(kinds), "hash": pa.array(hashes, pa.uint64()), "ids": pa.array(schemes)})
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"ids": json.dumps(sorted(seen.ids))}), buffer)
     return buffer.getvalue()
@@ -107,7 +138,7 @@ def _timm_config(
 
 
 def _card(config: PretrainConfig, views: ViewConfig, lineage: list[dict[str, Any]], fingerprint: str) -> str:
-    datasets = {entry["dataset"]["fingerprint"]: entry["dataset"] for entry in lineage}.values()
+    datasets = {dataset["fingerprint"]: dataset for entry in lineage for dataset in entry["datasets"]}.values()
     data_lines = "\n".join(
         f"- {d['name']}: {d['images']} images of splits {', '.join(d['splits'])}; licence {d['licence']}; "
         f"source: {d['source']}; fingerprint `{d['fingerprint'][:16]}`"

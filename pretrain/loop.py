@@ -13,16 +13,17 @@ from clusters.config import InputError
 from clusters.launch import report
 from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
-from data.dataset import Dataset
+from data.combined import AnyDataset, parts_of, samples_of_parts, shares
 from data.loader import training_batches
 from data.order import keyed_generator
 from pretrain.batches import ViewBatches, finished_views
 from pretrain.config import PretrainConfig
 from pretrain.encoder import create_encoder, load_encoder, load_weights, read_seen
-from pretrain.export import export_encoder, seen_in
+from pretrain.export import export_encoder, origins, seen_in
 from pretrain.methods import METHODS
-from pretrain.monitor import probe
+from pretrain.monitor import probe, probe_dataset
 from pretrain.optim import build_optimizer, learning_rate
+from pretrain.stage import Rows, Samples
 
 PROJECTION = "projection.safetensors"
 DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
@@ -33,10 +34,11 @@ def run_stage(
     number: int,
     folder: Folder,
     previous: Folder | None,
-    dataset: Dataset,
+    dataset: AnyDataset,
+    rows: Rows,
     tracker: Tracker,
 ) -> None:
-    """Train stage `number` in its folder, starting from the previous stage's weights; resumes by itself.
+    """Train stage `number` on these rows, starting from the previous stage's weights; resumes by itself.
 
     Leaves `encoder/`, the projection head and, last, `finished.json`. Every rank runs this.
     """
@@ -44,10 +46,11 @@ def run_stage(
     name, device = config.stage_name(number), distributed.device()
 
     # Samples: images or cases, by method
-    rows = dataset.rows(config.splits)
     method = METHODS[stage.method]
     samples = method.samples(dataset, rows)
     total_steps = stage.num_steps(len(samples))
+    for line in _passes(dataset, samples, total_steps * stage.batch_size):
+        say(f"{name}: {line}")
 
     # Model, from the seed or from the stage before
     module, lineage, seen = _build(config, number, previous, total_steps, dataset, rows)
@@ -76,6 +79,7 @@ def run_stage(
     parallel = distributed.data_parallel(module)
     progress = Progress(name, total_steps, config.tracking, first_step)
     meter = _Meter(stage.batch_size)
+    probed = probe_dataset(dataset, config.probe.dataset)
     probe_every = config.probe.every_steps or max(1, total_steps // 10)
 
     for step in range(first_step, total_steps):
@@ -105,7 +109,7 @@ def run_stage(
             report(metrics)
         if probing:
             _refuse_broken_weights(module, name, done)
-            scores = probe(module.encoder, dataset, config, views)
+            scores = probe(module.encoder, probed, config, views)
             if scores:
                 tracker.log(done, scores)
                 say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
@@ -128,8 +132,8 @@ def _build(
     number: int,
     previous: Folder | None,
     total_steps: int,
-    dataset: Dataset,
-    rows: Any,
+    dataset: AnyDataset,
+    rows: Rows,
 ) -> tuple[Any, list[dict[str, Any]], Any]:
     """The method's module with the weights it starts from, its lineage, and what it will have seen."""
     stage = config.stages[number]
@@ -148,7 +152,6 @@ def _build(
             load_weights(module.projection, weights, previous.file(PROJECTION), "projection head")
         else:
             say(f"{config.stage_name(number)}: the projection head has another shape and starts anew")
-    manifest = dataset.manifest
     lineage.append(
         {
             "stage": config.stage_name(number),
@@ -157,17 +160,24 @@ def _build(
             "batch_size": stage.batch_size,
             "config": stage.model_dump(mode="json"),
             "seed": config.seed,
-            "dataset": {
-                "name": manifest.name,
-                "fingerprint": dataset.fingerprint,
-                "licence": manifest.licence,
-                "source": manifest.source,
-                "splits": config.splits,
-                "images": len(rows),
-            },
+            "weights": config.weights,
+            "datasets": origins(dataset, rows, config.splits),
         }
     )
     return module, lineage, seen_in(dataset, rows, before)
+
+
+def _passes(dataset: AnyDataset, samples: Samples, num_positions: int) -> list[str]:
+    """Of several datasets: the share of each and how often the stage passes over it."""
+    parts = parts_of(dataset)
+    if len(parts) == 1:
+        return []
+    counts = [int(sizes.sum()) for sizes in samples_of_parts(dataset, samples.shard_sizes)]
+    return [
+        f"{part.manifest.name}: {100 * share:.3g} % of each batch, {num_positions * share / count:.3g} passes over "
+        f"{count} samples"
+        for part, share, count in zip(parts, shares(dataset, samples.shard_sizes), counts)
+    ]
 
 
 def _refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:

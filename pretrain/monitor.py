@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clusters import distributed
-from data.dataset import Dataset
+from clusters.config import InputError
+from data.combined import AnyDataset, CombinedDataset, parts_of
 from data.loader import evaluation_batches
 from pretrain.config import PretrainConfig
 from pretrain.stage import Rows
@@ -19,7 +20,7 @@ Features = NDArray[np.float32]
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module, dataset: Dataset, rows: Rows, views: ViewConfig, precision: str, batch_size: int = 256
+    encoder: nn.Module, dataset: AnyDataset, rows: Rows, views: ViewConfig, precision: str, batch_size: int = 256
 ) -> Features:
     """Features (len(rows), D) of whole images, each computed once by one rank, on every rank.
 
@@ -44,7 +45,31 @@ def extract_features(
     return features
 
 
-def probe(encoder: nn.Module, dataset: Dataset, config: PretrainConfig, views: ViewConfig) -> dict[str, float]:
+def probe_dataset(dataset: AnyDataset, place: int | None) -> AnyDataset:
+    """What the probe looks at: the dataset at a place or, without one, all labelled datasets if labels agree.
+
+    Where they have other labels it is the first that has any. Raises InputError where a label of one name belongs
+    to different tasks: nobody can tell whether it means the same.
+    """
+    parts = parts_of(dataset)
+    if place is not None:
+        return parts[place]
+    labelled = [part for part in parts if part.label_names]
+    if len(labelled) < 2:
+        return labelled[0] if labelled else parts[0]
+    first = labelled[0]
+    for other in labelled[1:]:
+        both = sorted(set(first.label_names) & set(other.label_names))
+        if both and other.task != first.task:
+            raise InputError(
+                f"label '{both[0]}' is {first.task} in {first.location} and {other.task} in {other.location}, so the "
+                f"two cannot be probed together; give probe.dataset={parts.index(first)} to probe on the first alone"
+            )
+    agree = all(set(part.label_names) == set(first.label_names) for part in labelled)
+    return CombinedDataset(labelled) if agree else first
+
+
+def probe(encoder: nn.Module, dataset: AnyDataset, config: PretrainConfig, views: ViewConfig) -> dict[str, float]:
     """Macro AUROC of a kNN vote of training images on validation images; empty without labels."""
     train, val = _labelled(dataset, "train", config), _labelled(dataset, "val", config)
     if not len(train) or not len(val):
@@ -68,11 +93,11 @@ def probe(encoder: nn.Module, dataset: Dataset, config: PretrainConfig, views: V
     return {"knn_auroc": float(np.mean(scores))} if scores else {}
 
 
-def _labelled(dataset: Dataset, split: str, config: PretrainConfig) -> Rows:
+def _labelled(dataset: AnyDataset, split: str, config: PretrainConfig) -> Rows:
     """Evenly chosen labelled rows of a split, at most probe.max_images."""
-    if not dataset.label_names or split not in set(dataset.column("split")):
+    if not dataset.label_names:
         return np.empty(0, dtype=np.int64)
-    rows = dataset.rows([split])
+    rows = np.flatnonzero(dataset.column("split").astype(str) == split)
     rows = rows[~np.isnan(dataset.labels[rows]).any(axis=1)]
     step = max(1, -(-len(rows) // config.probe.max_images))
     return rows[::step]

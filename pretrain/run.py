@@ -1,5 +1,6 @@
 """A recipe from end to end: what is reused, what is run, and the encoder at the end."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -10,12 +11,14 @@ from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
-from data.dataset import Dataset, open_dataset
+from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
 from pretrain.config import PretrainConfig
 from pretrain.encoder import create_encoder
 from pretrain.export import copy_encoder
+from pretrain.leakage import check_leakage, pretraining_rows
 from pretrain.loop import run_stage
 from pretrain.methods import METHODS
+from pretrain.monitor import probe_dataset
 from pretrain.stage import Rows
 
 
@@ -24,11 +27,14 @@ def pretrain(config: PretrainConfig) -> None:
 
     Raises InputError for bad input and for a run folder made otherwise.
     """
-    config = config.model_copy(update={"data": absolute(config.data), "run": absolute(config.run)})
+    locations = {
+        "data": [absolute(location) for location in config.locations],
+        "held_out": [absolute(location) for location in config.held_out],
+        "run": absolute(config.run),
+    }
+    config = config.model_copy(update=locations)
     run = Folder(config.run)
-    _check(config)
-    dataset_fingerprint = open_dataset(config.data).fingerprint
-    remaining = _prepare(config, run, dataset_fingerprint)
+    remaining = _prepare(config, run, _check(config))
     if remaining:
         launch(train, config, config.cluster, run)
     print(f"encoder: {run / 'encoder'}")
@@ -36,7 +42,8 @@ def pretrain(config: PretrainConfig) -> None:
 
 def train(config: PretrainConfig) -> dict[str, Any]:
     """What each worker runs: every stage that is not finished, one after another."""
-    run, dataset = Folder(config.run), open_dataset(config.data)
+    run, dataset = Folder(config.run), open_datasets(config.locations, config.weights, config.loader.place)
+    rows = pretraining_rows(dataset, config)
     tracker = Tracker(run, config.tracking, run.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
     previous: Folder | None = None
     fingerprint: str | None = None
@@ -45,9 +52,9 @@ def train(config: PretrainConfig) -> dict[str, Any]:
         finished = distributed.broadcast_object(_finished(folder) if distributed.is_main() else None)
         if finished is None:
             if distributed.is_main():
-                identity = config.stage_identity(number, dataset.fingerprint, fingerprint)
+                identity = config.stage_identity(number, dataset_identity(dataset, rows, config), fingerprint)
                 folder.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
-            run_stage(config, number, folder, previous, dataset, tracker)
+            run_stage(config, number, folder, previous, dataset, rows, tracker)
         previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
     if distributed.is_main() and previous is not None:
         copy_encoder(previous / "encoder", run / "encoder")
@@ -55,7 +62,21 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     return {"encoder": fingerprint}
 
 
-def _check(config: PretrainConfig) -> None:
+def dataset_identity(dataset: AnyDataset, rows: Rows, config: PretrainConfig) -> Any:
+    """What the images that are learned from depend on: one fingerprint or, where more is to be said, all of it."""
+    parts = parts_of(dataset)
+    left_out = np.setdiff1d(dataset.rows(config.splits), rows)
+    if len(parts) == 1 and not len(left_out):
+        return parts[0].fingerprint
+    identity: dict[str, Any] = {"fingerprints": [part.fingerprint for part in parts], "weights": config.weights}
+    if len(left_out):
+        named = hashlib.sha256(left_out.astype("<i8").tobytes()).hexdigest()[:16]
+        identity["left_out"] = f"{len(left_out)} images ({named})"
+    return identity
+
+
+def _check(config: PretrainConfig) -> Any:
+    """Raise InputError for what can be known to fail before anything is started; returns the dataset's identity."""
     if "test" in config.splits:
         raise InputError("splits: the test split is never pretrained on; take it out of splits")
     for number, stage in enumerate(config.stages):
@@ -65,9 +86,10 @@ def _check(config: PretrainConfig) -> None:
                 f"{config.cluster.num_workers} workers; choose a multiple"
             )
     create_encoder(config.encoder)
-    dataset = open_dataset(config.data)
-    rows = dataset.rows(config.splits)
-    _check_patients(dataset, rows)
+    dataset = open_datasets(config.locations, config.weights, config.loader.place)
+    check_leakage(dataset, config)
+    _check_probe(dataset, config)
+    rows = pretraining_rows(dataset, config)
     for number, stage in enumerate(config.stages):
         samples = METHODS[stage.method].samples(dataset, rows)
         if stage.batch_size > len(samples):
@@ -75,21 +97,26 @@ def _check(config: PretrainConfig) -> None:
                 f"stages.{number}.batch_size: {stage.batch_size} is more than the {len(samples)} samples of "
                 f"splits {config.splits}; a sample would be its own negative. Choose at most {len(samples)}"
             )
+        sizes = [int(sizes.sum()) for sizes in samples_of_parts(dataset, samples.shard_sizes)]
+        for part, size, share in zip(parts_of(dataset), sizes, shares(dataset, samples.shard_sizes)):
+            if np.floor(stage.batch_size * share) > size:
+                raise InputError(
+                    f"stages.{number}.batch_size: {100 * share:.3g} % of {stage.batch_size} is more than the {size} "
+                    f"samples of {part.location}, which would stand several times in one batch; lower the batch size "
+                    "or this dataset's weight"
+                )
+    return dataset_identity(dataset, rows, config)
 
 
-def _check_patients(dataset: Dataset, rows: Rows) -> None:
-    """The import keeps patients within a split; a run checks it again, since all evaluation rests on it."""
-    patients = dataset.column("patient")
-    others = np.setdiff1d(np.arange(dataset.num_images), rows)
-    crossing = set(patients[rows]) & set(patients[others])
-    if crossing:
-        raise InputError(
-            f"{dataset.location}: {len(crossing)} patients stand in the pretraining splits and in others, "
-            f"e.g. {sorted(crossing)[0]}; import the dataset again"
-        )
+def _check_probe(dataset: AnyDataset, config: PretrainConfig) -> None:
+    """Say once which datasets the probe leaves out. Raises InputError for labels that collide."""
+    probed = parts_of(probe_dataset(dataset, config.probe.dataset))
+    labelled = [part for part in parts_of(dataset) if part.label_names]
+    if config.probe.dataset is None and len(probed) < len(labelled):
+        say(f"probe: on {probed[0].location} alone, the first with labels; the labels of the datasets differ")
 
 
-def _prepare(config: PretrainConfig, run: Folder, dataset_fingerprint: str) -> bool:
+def _prepare(config: PretrainConfig, run: Folder, identity: Any) -> bool:
     """Say what is reused and what is redone; refuse or clear away what was made otherwise.
 
     Returns whether anything is left to do. Removes nothing but Manyview's own stages, and those only where
@@ -107,7 +134,7 @@ def _prepare(config: PretrainConfig, run: Folder, dataset_fingerprint: str) -> b
             changed = [f"stage {number + 1}: {there} -> {name}"]
         else:
             before = (run / name).read_json("config.json")["identity"]
-            changed = differences(before, config.stage_identity(number, dataset_fingerprint, previous))
+            changed = differences(before, config.stage_identity(number, identity, previous))
         if changed and config.on_change == "refuse":
             raise InputError(
                 f"{run / (there or name)}: made with another config ({'; '.join(changed[:3])}); set on_change=redo "

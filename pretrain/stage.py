@@ -1,22 +1,28 @@
 """What every stage of a recipe has, whatever its method, and how images form its samples."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from clusters.config import Config
+from clusters.config import Config, InputError
+from data.cache import CachePlace
+from data.mapped import open_arrays, share_arrays
 from pretrain.optim import OptimConfig
 from pretrain.views import ViewConfig
 
 Rows = NDArray[np.int64]
+INLINE_BYTES = 1 << 20
 
 
 class StageConfig(Config):
     """Length, batch and optimiser of a stage."""
 
-    epochs: float | None = Field(default=None, gt=0, description="passes over the samples; give this or steps")
+    epochs: float | None = Field(
+        default=None, gt=0, description="passes over the samples (as many as all datasets have); give this or steps"
+    )
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
     batch_size: int = Field(default=512, ge=2, description="samples in the global batch, divided among the workers")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and learning rate")
@@ -38,14 +44,17 @@ class StageConfig(Config):
 
 @dataclass(frozen=True)
 class Samples:
-    """Index rows grouped into samples: sample s has rows[starts[s] : starts[s + 1]], shard by shard."""
+    """Index rows grouped into samples: sample s has rows[starts[s] : starts[s + 1]], shard by shard.
+
+    Where there are many, pickling writes them into the machine's cache, from where each process maps them.
+    """
 
     rows: Rows
     starts: Rows
     shard_sizes: Rows
 
     @classmethod
-    def group(cls, rows: Rows, group_of_row: Rows, shard_of_row: Rows) -> "Samples":
+    def group(cls, rows: Rows, group_of_row: NDArray[np.integer], shard_of_row: NDArray[np.integer]) -> "Samples":
         """Group ascending rows whose neighbours share a number."""
         first = np.flatnonzero(np.diff(group_of_row, prepend=-1))
         sizes = np.bincount(shard_of_row[first])
@@ -54,6 +63,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __reduce__(self) -> tuple[object, ...]:
+        arrays = {"rows": self.rows, "starts": self.starts, "shard_sizes": self.shard_sizes}
+        if sum(array.nbytes for array in arrays.values()) < INLINE_BYTES:
+            return Samples, tuple(arrays.values())
+        return _mapped, (str(share_arrays(CachePlace().sub_folder("samples"), arrays)),)
+
     def __getitem__(self, number: int) -> Rows:
         return self.rows[self.starts[number] : self.starts[number + 1]]
 
@@ -61,3 +76,10 @@ class Samples:
     def num_multiple(self) -> int:
         """How many samples have two rows or more."""
         return int((np.diff(self.starts) > 1).sum())
+
+
+def _mapped(path: str) -> Samples:
+    arrays = open_arrays(Path(path))
+    if arrays is None:
+        raise InputError(f"{path} is gone or damaged; leave the cache alone during a run, and run the command again")
+    return Samples(**arrays)

@@ -8,6 +8,7 @@ Shapes: B batch, C = 3 colours, H and W pixels, K record columns.
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def draw(
 ) -> NDArray[np.float32]:
     """The record (K,) of one view of an image of size (height, width) px."""
     # A fixed number of draws a view, so that a change of one setting leaves the others' draws alone.
-    u = keyed_uniforms(2 * CROP_TRIES + 16, "view", seed, stage, position, view)
+    u = keyed_uniforms(2 * CROP_TRIES + 16, "view", seed, stage, position, view).tolist()
     top, left, crop_height, crop_width = _draw_crop(config, *size, u[: 2 * CROP_TRIES], u[-2:])
     jitter = 0.8 * config.jitter_strength
     rest = u[2 * CROP_TRIES :]
@@ -111,12 +112,12 @@ def normalise(x_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def _draw_crop(
-    config: ViewConfig, height: int, width: int, tries: NDArray[np.float64], place: NDArray[np.float64]
+    config: ViewConfig, height: int, width: int, tries: Sequence[float], place: Sequence[float]
 ) -> tuple[int, int, int, int]:
     """A box of random area and aspect inside the image; the largest allowed centred one if none fits."""
     low, high = config.crop_area
     log_low, log_high = (math.log(limit) for limit in config.crop_aspect)
-    for first, second in tries.reshape(-1, 2):
+    for first, second in zip(tries[::2], tries[1::2]):
         area = height * width * (low + (high - low) * first)
         aspect = math.exp(log_low + (log_high - log_low) * second)
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

@@ -1,5 +1,6 @@
 """Data that several tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from data.dataset import Dataset, open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave the user's cache alone."""
+    os.environ["MANYVIEW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,18 @@ import torch.multiprocessing
 from torch import nn
 
 from clusters.storage import Folder
+from data.combined import AnyDataset
 from data.dataset import Dataset
 from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.encoder import EncoderConfig, create_encoder
-from pretrain.export import export_encoder, seen_in
+from pretrain.export import export_encoder, origins, seen_in
 from pretrain.views import ViewConfig
 
 NAME = "test_resnet"
 
 
-def write_encoder(folder: Path, dataset: Dataset, splits: list[str] | None = None, seed: int = 0) -> str:
+def write_encoder(folder: Path, dataset: AnyDataset, splits: list[str] | None = None, seed: int = 0) -> str:
     """An encoder that has seen the training split (or others) of a dataset; returns its location."""
     torch.manual_seed(seed)
     config = PretrainConfig(data="/none", run="/none", encoder=EncoderConfig(name=NAME))
@@ -28,7 +29,6 @@ def write_encoder(folder: Path, dataset: Dataset, splits: list[str] | None = Non
             nn.init.uniform_(module.weight, 0.5, 1.5)
     splits = splits or ["train"]
     rows = dataset.rows(splits)
-    manifest = dataset.manifest
     lineage: list[dict[str, Any]] = [
         {
             "stage": "1-simclr",
@@ -37,14 +37,7 @@ def write_encoder(folder: Path, dataset: Dataset, splits: list[str] | None = Non
             "batch_size": 2,
             "config": {},
             "seed": seed,
-            "dataset": {
-                "name": manifest.name,
-                "fingerprint": dataset.fingerprint,
-                "licence": manifest.licence,
-                "source": manifest.source,
-                "splits": splits,
-                "images": len(rows),
-            },
+            "datasets": origins(dataset, rows, splits),
         }
     ]
     seen = seen_in(dataset, rows, None)

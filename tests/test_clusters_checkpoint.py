@@ -152,3 +152,17 @@ def test_all_ranks_agree_on_what_is_intact(tmp_path: Path, ranks) -> None:
     saved(str(tmp_path), 1, 2)
     damage(tmp_path / "checkpoints/step-000000002/state.safetensors", "flipped")
     assert ranks.run("agree_on_a_checkpoint", str(tmp_path)) == [(1, 1.0), (1, 1.0)]
+
+
+def test_a_lone_checkpoint_without_its_commit_is_named_before_a_start_from_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be a first save that was cut off, or a whole one that lost a file: a person should know."""
+    checkpoints = saved(str(tmp_path), 1)
+    (tmp_path / "checkpoints/step-000000001/MANIFEST.json").unlink()
+    assert checkpoints.restore() is None
+    said = capsys.readouterr().out
+    assert str(tmp_path / "checkpoints/step-000000001") in said
+    assert "starts from step 0" in said
+    assert saved(str(tmp_path / "other")).restore() is None
+    assert capsys.readouterr().out == ""

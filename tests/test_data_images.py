@@ -2,12 +2,16 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID
 
+from data import jpeg
 from data.images import BadImage, canonical, decode, decode_stored, encode_jpeg, shrink
 
 CANARY = b"ZZPHICANARY"
@@ -24,15 +28,264 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def dicom(pixels: np.ndarray, syntax: str = "1.2.840.10008.1.2.1", **tags: object) -> bytes:
+    """The least that a DICOM file of one frame needs."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.1")
+    dataset.SOPClassUID, dataset.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.7"), UID("1.2.3")
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (1, "MONOCHROME2") if pixels.ndim == 2 else (3, "RGB")
+    dataset.PlanarConfiguration, dataset.PixelRepresentation = 0, 0
+    dataset.BitsAllocated = dataset.BitsStored = pixels.dtype.itemsize * 8
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    if syntax != dataset.file_meta.TransferSyntaxUID:
+        dataset.compress(UID(syntax))
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def phantom() -> np.ndarray:
+    """Smooth colours from 0 to 255, `(64, 96, 3)`."""
+    y, x = np.mgrid[0:64, 0:96] / [[[63]], [[95]]]
+    return np.rint(np.stack([x, y, (1 - x) * (1 - y)], axis=2) * 255).astype(np.uint8)
+
+
+def grey() -> np.ndarray:
+    return phantom()[:, :, 0]
+
+
+def by_opencv(pixels: np.ndarray, kind: str, *options: int) -> bytes:
+    ordered = pixels if pixels.ndim == 2 else pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
+    return cv2.imencode(kind, ordered, list(options))[1].tobytes()
+
+
+def tiff_white_is_zero(pixels: np.ndarray) -> bytes:
+    """A TIFF whose smallest value is white, written by hand: Pillow cannot."""
+    height, width = pixels.shape
+    bits = pixels.dtype.itemsize * 8
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, height)]
+    tags.append((279, pixels.nbytes))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + pixels.nbytes)
+        + pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+        + (directory)
+    )
+
+
+def with_alpha(pixels: np.ndarray) -> np.ndarray:
+    full = np.iinfo(pixels.dtype).max
+    return np.concatenate([pixels, np.full_like(pixels[:, :, :1], full)], axis=2)
+
+
+def as_palette(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(255 - pixels, "P")
+    image.putpalette([255 - level for level in range(256) for _ in range(3)])
+    return image
+
+
+def deep(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.uint16) * 257
+
+
+def without_adobe_marker(cmyk: np.ndarray) -> bytes:
+    """A CMYK JPEG that does not hold the inverse, as programs other than Adobe's write it."""
+    content = encoded(Image.fromarray(255 - cmyk, "CMYK"), "JPEG", quality=100, subsampling=0)
+    place = content.index(b"\xff\xee")
+    return content[:place] + content[place + 2 + int.from_bytes(content[place + 2 : place + 4], "big") :]
+
+
+def cmyk() -> np.ndarray:
+    return np.concatenate([255 - phantom(), np.zeros((64, 96, 1), np.uint8)], axis=2)
+
+
+RGB, GREY = Image.fromarray(phantom()), Image.fromarray(grey())
+BEST = {"quality": 100, "subsampling": 0}
+TIFF_LZW = (cv2.IMWRITE_TIFF_COMPRESSION, 5)
+# Each with the largest difference that the encoding itself makes, in grey levels.
+ENCODINGS: dict[str, tuple[bytes, int]] = {
+    "PNG": (encoded(RGB, "PNG"), 0),
+    "PNG, 16 bits": (by_opencv(deep(phantom()), ".png"), 0),
+    "PNG, alpha": (encoded(Image.fromarray(with_alpha(phantom())), "PNG"), 0),
+    "PNG, 16 bits, alpha": (by_opencv(with_alpha(deep(phantom())), ".png"), 0),
+    "PNG, grey": (encoded(GREY, "PNG"), 0),
+    "PNG, grey, 16 bits": (encoded(Image.fromarray(deep(grey())), "PNG"), 0),
+    "PNG, grey, alpha": (encoded(GREY.convert("LA"), "PNG"), 0),
+    "PNG, palette": (encoded(as_palette(grey()), "PNG"), 0),
+    "TIFF": (encoded(RGB, "TIFF"), 0),
+    "TIFF, LZW": (encoded(RGB, "TIFF", compression="tiff_lzw"), 0),
+    "TIFF, deflate": (encoded(RGB, "TIFF", compression="tiff_adobe_deflate"), 0),
+    "TIFF, 16 bits": (by_opencv(deep(phantom()), ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 1), 0),
+    "TIFF, 16 bits, LZW": (by_opencv(deep(phantom()), ".tiff", *TIFF_LZW), 0),
+    "TIFF, grey": (encoded(GREY, "TIFF"), 0),
+    "TIFF, grey, 16 bits": (encoded(Image.fromarray(deep(grey())), "TIFF"), 0),
+    "TIFF, grey, 16 bits, LZW": (by_opencv(deep(grey()), ".tiff", *TIFF_LZW), 0),
+    "TIFF, white is zero": (tiff_white_is_zero(255 - grey()), 0),
+    "TIFF, white is zero, 16 bits": (tiff_white_is_zero(deep(255 - grey())), 0),
+    "TIFF, CMYK": (encoded(Image.fromarray(cmyk(), "CMYK"), "TIFF"), 1),
+    "BMP": (encoded(RGB, "BMP"), 0),
+    "BMP, grey": (encoded(GREY, "BMP"), 0),
+    "WebP, lossless": (encoded(RGB, "WEBP", lossless=True), 0),
+    "GIF": (encoded(GREY, "GIF"), 0),
+    "PPM": (encoded(RGB, "PPM"), 0),
+    "JPEG 2000": (encoded(RGB, "JPEG2000"), 0),
+    "DICOM": (dicom(phantom()), 0),
+    "DICOM, 16 bits": (dicom(deep(phantom())), 0),
+    "DICOM, grey": (dicom(grey()), 0),
+    "DICOM, grey, 16 bits": (dicom(deep(grey())), 0),
+    "DICOM, MONOCHROME1": (dicom(255 - grey(), PhotometricInterpretation="MONOCHROME1"), 0),
+    "DICOM, RLE": (dicom(phantom(), "1.2.840.10008.1.2.5"), 0),
+    # At quality 100 and without subsampling rounding to YCbCr and back costs up to 4 levels, WebP's chroma up to 8.
+    "JPEG": (encoded(RGB, "JPEG", **BEST), 4),
+    "JPEG, progressive": (encoded(RGB, "JPEG", progressive=True, **BEST), 4),
+    "JPEG, RGB inside": (encoded(RGB, "JPEG", keep_rgb=True, **BEST), 1),
+    "JPEG, grey": (encoded(GREY, "JPEG", **BEST), 1),
+    "JPEG, CMYK of Adobe": (encoded(Image.fromarray(cmyk(), "CMYK"), "JPEG", **BEST), 2),
+    "JPEG, CMYK of others": (without_adobe_marker(cmyk()), 2),
+    "WebP": (encoded(RGB, "WEBP", quality=100), 8),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_one_phantom_in_every_encoding_has_the_same_pixels(name: str) -> None:
+    content, tolerance = ENCODINGS[name]
+    pixels = decode(content)
+    expected = grey()[:, :, None] if pixels.shape[2] == 1 else phantom()
+    if name in ("PNG, palette", "GIF"):
+        expected = np.repeat(grey()[:, :, None], 3, axis=2)
+    is_grey = any(word in name for word in ("grey", "white is zero", "MONOCHROME1"))
+    assert pixels.shape[2] == (1 if is_grey else 3)
+    assert np.abs(pixels.astype(int) - expected).max() <= tolerance
+    assert np.abs(pixels.astype(int) - expected).mean() <= 1
+    if not tolerance and pixels.shape[2] == 3 and name not in ("PNG, palette", "GIF"):
+        assert canonical(content, 256, 92, 10**8) == canonical(ENCODINGS["PNG"][0], 256, 92, 10**8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone_and_gone(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(Image.fromarray(smooth()), "PNG", exif=exif)
+def test_exif_orientation_is_undone_and_gone(orientation: int, kind: str) -> None:
+    content = encoded(
+        Image.fromarray(smooth()), kind, exif=exif_of(orientation), **({"lossless": True} if kind == "WEBP" else {})
+    )
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     assert np.array_equal(decode(content), expected)
+    assert np.array_equal(decode_stored(content), expected)
     stored = Image.open(io.BytesIO(canonical(content, 256, 92, 10**8).content))
     assert not stored.getexif()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_colours_are_turned_once(orientation: int) -> None:
+    content = io.BytesIO(by_opencv(deep(smooth()), ".tiff", cv2.IMWRITE_TIFF_COMPRESSION, 1))
+    directory = int.from_bytes(content.getvalue()[4:8], "little")
+    entry = struct.pack("<HHII", 0x0112, 3, 1, orientation)
+    plain = content.getvalue()
+    count = int.from_bytes(plain[directory : directory + 2], "little")
+    entries = [plain[directory + 2 + 12 * i : directory + 14 + 12 * i] for i in range(count)]
+    entries = sorted(
+        [*(e for e in entries if e[:2] != entry[:2]), entry], key=lambda e: int.from_bytes(e[:2], "little")
+    )
+    moved = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    turned = plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + moved
+    upright = encoded(Image.fromarray(smooth()), "PNG", exif=exif_of(orientation))
+    assert np.array_equal(decode(turned), decode(upright))
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_an_orientation_in_xmp_counts_where_there_is_no_exif() -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    content = encoded(Image.fromarray(smooth()), "JPEG", xmp=xmp)
+    assert decode(content).shape == (60, 40, 3)
+    assert decode_stored(content).shape == (60, 40, 3)
+
+
+def test_a_damaged_exif_block_says_nothing() -> None:
+    content = encoded(Image.fromarray(smooth()), "JPEG", exif=b"Exif\0\0" + b"II*\0\xff\xff\xff\xff" + bytes(9))
+    assert decode(content).shape == (40, 60, 3)
+
+
+def primaries(red: tuple[float, float], green: tuple[float, float], blue: tuple[float, float]) -> bytes:
+    """A profile with these primaries, D65 and gamma 2.2, as monitors and cameras have them (ICC.1:2010)."""
+
+    def xyz(x: float, y: float) -> np.ndarray:
+        return np.array([x / y, 1, (1 - x - y) / y])
+
+    matrix = np.stack([xyz(*red), xyz(*green), xyz(*blue)], axis=1)
+    matrix = matrix * np.linalg.solve(matrix, xyz(0.3127, 0.3290))
+    to_d50 = np.array([[1.0478, 0.0229, -0.0501], [0.0296, 0.9905, -0.0171], [-0.0092, 0.0151, 0.7517]])
+    columns = (to_d50 @ matrix).T
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def tag(values: np.ndarray) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+    text = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(78)
+    parts = {b"desc": text, b"wtpt": tag(np.array([0.9642, 1, 0.8249])), b"cprt": b"text\0\0\0\0x\0\0\0"}
+    parts |= {name: tag(column) for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns)}
+    parts |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    place, table, body = 128 + 4 + 12 * len(parts), b"", b""
+    for name, part in parts.items():
+        part += bytes(-len(part) % 4)
+        table += name + struct.pack(">II", place + len(body), len(part))
+        body += part
+    head = struct.pack(">I", place + len(body)) + b"lcms\x02\x10\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += number(0.9642) + number(1) + number(0.8249)
+    return head + bytes(128 - len(head)) + struct.pack(">I", len(parts)) + table + body
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+DISPLAY_P3 = primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_wide_gamut_photograph_is_turned_into_srgb(kind: str) -> None:
+    skin = Image.new("RGB", (32, 32), (200, 120, 100))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    pixels = decode(encoded(skin, kind, icc_profile=DISPLAY_P3, **options))[16, 16].astype(int)
+    assert np.abs(pixels - [214, 116, 95]).max() <= 2, "as the published matrices of both spaces have it"
+
+
+@pytest.mark.parametrize("profile", [SRGB, SRGB[:200], b"no profile at all", DISPLAY_P3[:140]])
+def test_srgb_and_broken_profiles_change_nothing(profile: bytes) -> None:
+    for kind in ("JPEG", "PNG"):
+        plain, tagged = (encoded(RGB, kind, **more) for more in ({}, {"icc_profile": profile}))
+        assert np.array_equal(decode(tagged), decode(plain))
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = Image.fromarray((grey() > 100).astype(np.uint8) * 255).convert("1")
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "group4"}), ("BMP", {})):
+        pixels = decode(encoded(bits, kind, **options))
+        assert np.array_equal(pixels[:, :, 0] == 255, grey() > 100)
+        assert set(np.unique(pixels)) == {0, 255}
+
+
+def test_what_was_stored_is_read_without_a_look_at_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = [canonical(ENCODINGS[name][0], 256, 92, 10**8).content for name in ("PNG", "PNG, grey")]
+    expected = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in stored]
+    monkeypatch.setattr(jpeg, "read_header", lambda _: pytest.fail("the slow way"))
+    for content, pixels in zip(stored, expected):
+        assert np.array_equal(decode_stored(content), pixels)
+
+
+def test_foreign_formats_in_a_shard_are_decoded_as_an_import_would() -> None:
+    for name in ("PNG", "JPEG, CMYK of Adobe", "WebP", "PNG, 16 bits"):
+        assert np.array_equal(decode_stored(ENCODINGS[name][0]), decode(ENCODINGS[name][0]))
 
 
 def test_a_16_bit_png_is_scaled_and_not_clipped() -> None:

@@ -5,11 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.page import (
+    Bar,
     Html,
     Image,
     Section,
+    bars,
     folded,
     grid,
+    image_rows,
     image_strip,
     join,
     note,
@@ -55,6 +58,8 @@ def whole_page(word: str) -> str:
     sections = [
         Section(word, join([paragraph(word), note(word, kind="warning"), folded(word, paragraph(word))])),
         Section("Tables", table([word, "b"], [[word, 1.5], [word, None]], word) + pairs({word: word})),
+        Section("Bars", bars([word, word, word], [Bar(word, 3, (word,)), Bar(word, 0, (1,))], word)),
+        Section("Rows", image_rows([([Image(b"\xff\xd8 jpeg", "", alt=word)], word)])),
         Section(
             "Drawings",
             tiles([(word, word, word)])
@@ -93,7 +98,7 @@ def test_the_page_loads_nothing_and_holds_its_pictures():
 
 def test_links_at_the_top_lead_to_the_sections():
     content = whole_page("word")
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4, 5):
         assert f'href="#part-{number}"' in content
         assert f'<section id="part-{number}">' in content
 
@@ -102,3 +107,13 @@ def test_numbers_in_drawings_are_short():
     assert shape("line", {"x1": 0.3333333, "x2": 2.0, "y1": 100.0, "n": 5}) == (
         '<line x1="0.33" x2="2" y1="100" n="5"></line>'
     )
+
+
+def test_bars_are_as_long_as_their_numbers_say():
+    drawn = bars(["name", "count"], [Bar("a", 40), Bar("b", 10), Bar("none", 0)])
+    assert [part.split('"')[0] for part in drawn.split('style="width:')[1:]] == [
+        "max(100.0%,1px)",
+        "max(25.0%,1px)",
+        "0",
+    ]
+    assert bars(["name", "count"], [Bar("none", 0)]).count('style="width:0"') == 1

@@ -1,9 +1,11 @@
 import json
+import os
+import re
 import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusters.config import InputError
@@ -38,12 +40,14 @@ def test_the_split_of_public_data_is_the_same_for_everyone() -> None:
         assert abs(shares.count(split) / 20000 - fraction) < 0.012
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1), st.text(min_size=1), st.tuples(*[st.integers(0, 10)] * 3).filter(any))
 def test_every_patient_has_a_split_with_a_share(patient: str, salt: str, shares: tuple[int, ...]) -> None:
     fractions = {split: share / sum(shares) for split, share in zip(SPLITS, shares)}
     assert fractions[split_of(patient, salt, fractions)] > 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 12)), min_size=1, unique_by=lambda c: c[0]))
 def test_patients_never_cross_splits_and_no_case_is_lost(cases: list[tuple[int, int]]) -> None:
     planned = plan(raw(*[(f"case-{key}", f"patient-{patient}", None) for key, patient in cases]), images_per_shard=3)
@@ -53,6 +57,7 @@ def test_patients_never_cross_splits_and_no_case_is_lost(cases: list[tuple[int, 
     assert len(splits) == len({case.patient for case in found})
 
 
+@settings(deadline=None)
 @given(st.permutations(range(20)))
 def test_the_plan_does_not_depend_on_the_order_of_the_raw_table(order: list[int]) -> None:
     def keys(numbers: list[int]) -> list[list[str]]:
@@ -67,22 +72,50 @@ def test_a_patient_in_two_official_splits_is_refused() -> None:
         plan(raw(("a", "p1", "train"), ("b", "p1", "test")))
 
 
+def test_all_patients_in_two_official_splits_are_counted_and_the_first_are_named() -> None:
+    crossing = [(f"c{i}{split}", f"p{i}", split) for i in range(5) for split in ("train", "test", "val")]
+    with pytest.raises(InputError, match=r"p0 .*; patient p1 .*; patient p2 .*; 5 such patients; put all") as caught:
+        plan(raw(*crossing, ("d", "p9", "test")))
+    assert not re.search("\n|p3|p9", str(caught.value))
+
+
 def test_an_official_split_holds_for_all_cases_of_a_patient() -> None:
     planned = plan(raw(("a", "p1", None), ("b", "p1", "test"), ("c", "p1", None)))
     assert {case.split for shard in planned.shards for case in shard} == {"test"}
 
 
-@pytest.mark.parametrize("key", ["1.2.840.113", "a b", "../x", "ä", "", "x" * 65, "a/b"])
-def test_a_key_that_would_break_a_tar_is_refused(key: str) -> None:
-    with pytest.raises(InputError, match=r"case id .* does not match"):
-        plan(raw((key, "p", None)))
+ODD_KEYS = ["1.2.840.113", "a b", "../x", "..", "ä", "x" * 65, "y" * 300, "a/b", "a\nb", "a\x1b[2J", "\udce9"]
 
 
-def test_ids_that_differ_only_in_case_are_refused() -> None:
-    with pytest.raises(InputError, match="two cases have the key 'ab'"):
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_a_key_that_would_break_a_tar_is_refused_in_one_line_and_keyed_without_harm(tmp_path: Path, key: str) -> None:
+    for case, patient, kind in ((key, "p", "case"), ("a", key, "patient")):
+        with pytest.raises(InputError, match=rf"^the case of image: {kind} id .* use ids=keyed$") as caught:
+            plan(raw((case, patient, None)))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 250
+        planned = plan(raw((case, patient, None)), ids="keyed", keyring=str(tmp_path / "k.json"))
+        assert KEY_PATTERN.fullmatch(planned.shards[0][0].key)
+        assert KEY_PATTERN.fullmatch(planned.shards[0][0].patient)
+
+
+@pytest.mark.parametrize("ids", ["source", "keyed"])
+def test_a_case_without_id_or_patient_is_refused(tmp_path: Path, ids: str) -> None:
+    for cases, message in ((("", "p", None), "has no id"), (("a", "", None), "has no patient")):
+        with pytest.raises(InputError, match=message):
+            plan(raw(cases), ids=ids, keyring=str(tmp_path / "k.json"))
+
+
+def test_ids_that_differ_only_in_case_are_refused_and_keyed_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"two cases have the key 'ab': those of image and image; .*use ids=keyed"):
         plan(raw(("Ab", "p", None), ("aB", "p", None)))
-    with pytest.raises(InputError, match="patients 'P' and 'p' differ only"):
+    with pytest.raises(InputError, match=r"patients 'P' \(the case of image\) and 'p' .* differ only"):
         plan(raw(("a", "P", None), ("b", "p", None)))
+    keyed = {"ids": "keyed", "keyring": str(tmp_path / "k.json")}
+    planned = plan(raw(("Ab", "P", None), ("aB", "p", None)), **keyed)
+    assert len({(case.key, case.patient) for shard in planned.shards for case in shard}) == 2
+    with pytest.raises(InputError, match=r"two cases have the key '[0-9a-f]{20}': those of image and image$"):
+        plan(raw(("Secret", "p", None), ("Secret", "p", None)), **keyed)
 
 
 def test_keyed_ids_need_the_keyring_and_hide_the_source(tmp_path: Path) -> None:
@@ -104,8 +137,38 @@ def test_a_keyring_within_the_dataset_or_damaged_is_refused(tmp_path: Path) -> N
         load_identities(config(ids="keyed", out=str(tmp_path), keyring=str(tmp_path / "x" / "ring.json")))
     ring = tmp_path / "ring.json"
     ring.write_text(json.dumps({"id_key": "zz"}))
+    ring.chmod(0o600)
     with pytest.raises(InputError, match=r"ring\.json is not a readable keyring"):
         load_identities(config(ids="keyed", keyring=str(ring)))
+
+
+def test_a_keyring_that_others_may_read_or_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
+    ring = tmp_path / "ring.json"
+    keyed = config(ids="keyed", keyring=str(ring))
+    first = load_identities(keyed)
+    for mode in (0o640, 0o604, 0o660):
+        ring.chmod(mode)
+        with pytest.raises(InputError, match=rf"can be used by others \(mode {mode:04o}\); chmod 600"):
+            load_identities(keyed)
+    ring.chmod(0o600)
+    assert load_identities(keyed) == first
+    ring.write_text(json.dumps({"id_key": "", "split_salt": "x" * 64}))
+    with pytest.raises(InputError, match="is not a readable keyring"):
+        load_identities(keyed)
+
+
+def test_where_a_disk_keeps_no_modes_the_keyring_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = tmp_path / "ring.json"
+    keyed = config(ids="keyed", keyring=str(ring))
+    first = load_identities(keyed)
+    ring.chmod(0o777)
+    umask = os.umask(0)
+    try:  # as on FAT: what is made has every right, whatever was asked for
+        monkeypatch.setattr(os, "open", lambda path, flags, mode, make=os.open: make(path, flags, 0o777))
+        assert load_identities(keyed) == first
+    finally:
+        os.umask(umask)
+    assert [path.name for path in tmp_path.iterdir()] == ["ring.json"]
 
 
 def test_fractions_must_sum_to_one() -> None:

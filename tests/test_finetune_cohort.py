@@ -1,3 +1,5 @@
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusters.config import InputError
-from data.dataset import Dataset
+from clusters.config import InputError, load_config
+from data.cases import Case
+from data.config import SplitFractions
+from data.dataset import Dataset, open_dataset
+from data.shards import write_dataset
+from data.sources import read_raw, synthetic
+from data.uncertain import Policy, labels_under_policy
 from finetune.cohort import choose_cohort, choose_patients, find_leaks
 from finetune.config import FinetuneConfig
 from tests.finetune_runs import write_encoder
@@ -84,6 +91,111 @@ def test_a_class_that_training_never_saw_is_named(synthetic_dataset):
             labels[train & (labels[:, self.label_names.index("melanoma")] == 1)] = np.nan
             return labels
 
-    dataset = WithoutMelanoma(**synthetic_dataset.__getstate__())
+    dataset = WithoutMelanoma(synthetic_dataset.location, synthetic_dataset.manifest)
     with pytest.raises(InputError, match="class 'melanoma' has no labelled patient in the training split"):
         choose_cohort(dataset, config(dataset))
+
+
+FINDINGS = ("Edema", "Consolidation", "Fracture")
+
+
+def imported(folder: Path, task: str, names: tuple[str, ...], relabel: Callable[[int, Case], Case]) -> Dataset:
+    """Synthetic cases with other labels."""
+    splits = SplitFractions(train=0.5, val=0.25, test=0.25)
+    options = synthetic.Options(
+        source="synthetic", raw="", out=str(folder), num_cases=60, size_px=32, num_processes=1, splits=splits
+    )
+    raw = read_raw(options)
+    cases = [relabel(number, case) for number, case in enumerate(raw.cases)]
+    write_dataset(dataclasses.replace(raw, task=task, label_names=names, cases=cases), options)
+    return open_dataset(str(folder))
+
+
+@pytest.fixture(scope="module")
+def chest(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Findings of radiographs: a third of Edema and a sixth of Consolidation in doubt, Fracture never."""
+
+    def relabel(number: int, case: Case) -> Case:
+        doubt = {name for name, every in (("Edema", 3), ("Consolidation", 6)) if number % every == 0}
+        values = {"Edema": number % 2, "Consolidation": number % 5 == 1, "Fracture": number % 4 == 0}
+        labels = {name: float("nan") if name in doubt else float(value) for name, value in values.items()}
+        return dataclasses.replace(case, labels=labels, uncertain=frozenset(doubt))
+
+    return imported(tmp_path_factory.mktemp("chest") / "dataset", "multilabel", FINDINGS, relabel)
+
+
+def test_a_doubtful_label_counts_as_the_policy_says(chest: Dataset):
+    case_number = np.array([int(key.rsplit("-", 1)[1]) for key in chest.column("key")])
+    edema, consolidation = case_number % 3 == 0, case_number % 6 == 0
+    policies: dict[Policy, int] = {"zeros": 0, "ones": 1}
+    for policy, expected in policies.items():
+        labels = labels_under_policy(chest, policy)
+        assert (labels[edema, 0] == expected).all() and (labels[consolidation, 1] == expected).all()
+        assert labels[~edema, 0].tolist() == (case_number[~edema] % 2).tolist()
+    assert np.array_equal(labels_under_policy(chest, "ignore"), chest.labels, equal_nan=True)
+    mixed = labels_under_policy(chest, {"Edema": "ones", "Fracture": "zeros"})
+    assert (mixed[edema, 0] == 1).all()
+    assert np.isnan(mixed[consolidation, 1]).all()
+    assert mixed[:, 2].tolist() == (case_number % 4 == 0).tolist()
+    assert np.isnan(chest.labels[edema, 0]).all()
+
+
+def test_one_label_of_several_is_a_study_and_doubt_is_decided_in_training_only(chest: Dataset):
+    ignoring = choose_cohort(chest, config(chest, label="Edema"))
+    ones = choose_cohort(chest, config(chest, label="Edema", uncertain={"Edema": "ones"}))
+    zeros = choose_cohort(chest, config(chest, label="Edema", uncertain="zeros"))
+    assert ignoring.task.kind == "binary" and ignoring.task.class_names == ("not Edema", "Edema")
+    assert set(ignoring.train) < set(ones.train) == set(chest.rows(["train"]))
+    added = np.setdiff1d(ones.train, ignoring.train)
+    assert set(ones.class_of(added)) == {1} and set(zeros.class_of(added)) == {0}
+    for split in ("val", "test"):
+        assert np.isfinite(chest.labels[ones.rows(split), 0]).all()
+        assert (ones.rows(split) == ignoring.rows(split)).all() and (zeros.rows(split) == ignoring.rows(split)).all()
+
+
+def test_a_class_against_the_rest(synthetic_dataset: Dataset):
+    cohort = choose_cohort(synthetic_dataset, config(synthetic_dataset, label="melanoma"))
+    place = synthetic_dataset.label_names.index("melanoma")
+    assert (cohort.class_of(cohort.train) == (synthetic_dataset.labels[cohort.train, place] == 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, "task multilabel is not supported by head=linear; choose label=NAME to fine-tune on one of Edema"),
+        ({"label": "Oedema"}, "label: .* has no label 'Oedema' \\(nearest: Edema\\)"),
+        ({"label": "Edema", "uncertain": {"edema": "ones"}}, "uncertain: .* has no label 'edema' \\(nearest: Edema\\)"),
+    ],
+)
+def test_labels_that_make_no_study_are_told_with_the_mend(chest: Dataset, changed, told: str):
+    with pytest.raises(InputError, match=told):
+        choose_cohort(chest, config(chest, **changed))
+
+
+def test_a_policy_may_be_typed():
+    words = ["data=/d", "encoder=/e", "out=/o"]
+    typed = load_config(FinetuneConfig, [*words, "uncertain={Edema: ones, Pleural Effusion: zeros}"])
+    assert typed.uncertain == {"Edema": "ones", "Pleural Effusion": "zeros"}
+    assert load_config(FinetuneConfig, [*words, "uncertain.Edema=ones"]).uncertain == {"Edema": "ones"}
+    for wrong in ("uncertain=maybe", "uncertain={Edema: maybe}"):
+        with pytest.raises(InputError, match=r"'uncertain.*ignore.*zeros.*ones"):
+            load_config(FinetuneConfig, [*words, wrong])
+
+
+def test_a_soft_label_counts_as_its_likeliest_class(tmp_path: Path):
+    """Experts that disagree (SCIN): shares that sum to 1; the first class of equal ones."""
+    names = ("eczema", "psoriasis", "tinea")
+    soft = [(0.5, 0.3, 0.2), (0.2, 0.6, 0.2), (0.0, 0.3, 0.7), (0.4, 0.4, 0.2), (1.0, 0.0, 0.0), (float("nan"),) * 3]
+
+    def relabel(number: int, case: Case) -> Case:
+        return dataclasses.replace(case, labels=dict(zip(names, soft[number % 6])))
+
+    dataset = imported(tmp_path / "dataset", "multiclass", names, relabel)
+    cohort = choose_cohort(dataset, config(dataset))
+    case_number = np.array([int(key.rsplit("-", 1)[1]) for key in dataset.column("key")])
+    for split in ("train", "val", "test"):
+        rows = cohort.rows(split)
+        assert cohort.class_of(rows).tolist() == [[0, 1, 2, 0, 0][n % 6] for n in case_number[rows]]
+        assert (cohort.truth[rows].sum(axis=1) == 1).all() and set(cohort.truth[rows].ravel()) == {0, 1}
+    assert not (case_number[cohort.train] % 6 == 5).any()
+    assert sum(cohort.counts()["test"]["cases_per_class"].values()) == cohort.counts()["test"]["cases"]

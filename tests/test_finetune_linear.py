@@ -28,7 +28,7 @@ def features_cohort(num_classes: int, binary: bool = False, absent: int | None =
     names = ["x"] if binary else [f"c{k}" for k in range(num_classes)]
     train, val, test = np.split(np.arange(400), [250, 320])
     task = Binary(names) if binary else MultiClass(names)
-    cohort = Cohort(Features(labels), task, train, val, test, train, np.arange(400))  # type: ignore[arg-type]
+    cohort = Cohort(Features(labels), task, labels, train, val, test, train, np.arange(400))  # type: ignore[arg-type]
     return cohort, features
 
 
@@ -82,8 +82,8 @@ def test_photographs_of_one_case_count_as_one(synthetic_dataset):
     head = fit_linear(cohort, features[cohort.train], features[cohort.val], "none", config, "test").head
     first = np.unique(synthetic_dataset.case_of[cohort.train], return_index=True)[1]
     once = Cohort(
-        synthetic_dataset, cohort.task, cohort.train[first], cohort.val, cohort.test, cohort.all_train,
-        cohort.patient_of,
+        synthetic_dataset, cohort.task, cohort.truth, cohort.train[first], cohort.val, cohort.test,
+        cohort.all_train, cohort.patient_of,
     )  # fmt: skip
     expected = fit_linear(once, features[once.train], features[once.val], "none", config, "test").head
     assert head.weight_KD == pytest.approx(expected.weight_KD, abs=1e-3)

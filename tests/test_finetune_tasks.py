@@ -48,3 +48,8 @@ def test_binary_figures_at_the_threshold():
 def test_a_task_without_labels_is_refused():
     with pytest.raises(InputError, match="its task is 'unlabelled'"):
         task_of("unlabelled", [], "/data")
+
+
+def test_a_multilabel_task_names_the_way_to_one_label():
+    with pytest.raises(InputError, match=r"/data: task multilabel is not supported by head=full; choose label=NAME"):
+        task_of("multilabel", ["Edema", "Fracture"], "/data", "full")

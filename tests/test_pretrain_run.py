@@ -226,11 +226,13 @@ def test_timm_loads_the_encoder_by_itself(finished: Path) -> None:
 def test_lineage_and_seen_travel_with_the_encoder(synthetic_dataset: Dataset, finished: Path) -> None:
     _, card = load_encoder(str(finished))
     assert [entry["stage"] for entry in card.lineage] == ["1-simclr", "2-micle"]
-    assert {entry["dataset"]["fingerprint"] for entry in card.lineage} == {synthetic_dataset.fingerprint}
+    assert {origin["fingerprint"] for entry in card.lineage for origin in entry["datasets"]} == {
+        synthetic_dataset.fingerprint
+    }
     seen = read_seen(str(finished))
     patients, splits = synthetic_dataset.column("patient"), synthetic_dataset.column("split")
-    assert seen.patients == {hash64(p) for p in patients[splits == "train"]}
-    assert not seen.patients & {hash64(p) for p in patients[splits == "test"]}
+    assert seen.patients == {"source:synthetic": {hash64(p) for p in patients[splits == "train"]}}
+    assert not seen.patients["source:synthetic"] & {hash64(p) for p in patients[splits == "test"]}
     assert seen.images == {hash64(h) for h in synthetic_dataset.column("pixel_sha256")[splits == "train"]}
     card_text = (finished / "encoder/README.md").read_text()
     assert synthetic_dataset.manifest.licence in card_text

@@ -14,8 +14,23 @@ from data.config import ImportConfig
 SOURCES = (
     "synthetic",
     "ham10000",
+    "isic2019",
+    "isic2020",
+    "pad_ufes20",
+    "scin",
+    "fitzpatrick17k",
+    "ddi",
     "hannover_cxr",
+    "chexpert",
+    "chestxray14",
+    "mimic_cxr_jpg",
+    "vindr_cxr",
+    "kermany",
+    "pcam",
     "table",
+    "folder",
+    "dicom",
+    "wds",
 )
 
 

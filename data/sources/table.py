@@ -11,15 +11,16 @@ from pydantic import Field, field_validator
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cases import Case, RawDataset, one_hot
+from data.attributes import attribute
+from data.cases import Case, RawDataset
 from data.config import ImportConfig
+from data.labels import read_labels
 from data.tables import Table, read_table, row_image
 
 TITLE = "any CSV or parquet table with the columns named here; ids are keyed by default"
 LICENCE = "not stated"
 CITATION = ""
 CASE = "what the column case= says: images of one lesion or study; without it each image is its own case"
-MAX_CLASSES = 1000
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validate", "validation"), "val"
 )
@@ -35,18 +36,36 @@ class Options(ImportConfig):
         description="column with the patient; 'none' only where nobody knows: each case is then one patient"
     )
     case: str = Field(default="", description="column with the lesion or study; empty: each image is its own case")
-    label: str = Field(default="", description="column with the label; empty: an unlabelled dataset")
+    label: str = Field(
+        default="",
+        description="column with the label, or several with 1, 0, -1 (uncertain) or nothing: label=edema,effusion; "
+        "empty: an unlabelled dataset",
+    )
+    classes: tuple[str, ...] = Field(
+        default=(), description="values that the label may have, in order: classes=nv,mel; empty: those that occur"
+    )
     positive: str = Field(
         default="",
         description="value that makes the label binary (against the rest); empty: the second of two values",
     )
-    attrs: tuple[str, ...] = Field(default=(), description="columns to keep as attributes: attrs=sex,site")
+    attrs: tuple[str, ...] = Field(
+        default=(),
+        description="columns to keep as attributes: attrs=sex,site; cells are kept as they are (at most 100 different "
+        "ones, no dates, ids or free text), but ages become bands",
+    )
     split: str = Field(default="", description="column with an official split (train, val, test); empty cells: by hash")
 
-    @field_validator("attrs", mode="before")
+    @field_validator("attrs", "classes", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):  # classes=1, as YAML reads it
+            value = str(value)
         return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _one_text(cls, value: object) -> object:
+        return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
     @field_validator("positive", mode="before")
     @classmethod
@@ -58,7 +77,8 @@ def read(config: Options) -> RawDataset:
     """The cases of a table.
 
     Raises InputError naming column and row: a column that is not there, a row without image or patient,
-    rows of one case that disagree in patient, label or split, a label with one value or too many.
+    rows of one case that disagree in patient, label or split, a label with one value or too many or outside the
+    declared classes, an attribute that could tell people apart.
     """
     parent, _, name = config.raw.rpartition("/")
     folder = Folder(parent or "/")
@@ -71,17 +91,20 @@ def read(config: Options) -> RawDataset:
     case_ids = _case_ids(table, config, files)
     groups = table.group(case_ids)
     patients = _patients(table, config, groups)
-    task, label_names, labels = _labels(table, config, groups)
+    labels = read_labels(table, groups, config.label, config.classes, config.positive)
     splits = _splits(table, config, groups)
-    attributes = {name: table.column(name) for name in config.attrs}
+    identifying = (config.image, config.patient, config.case)
+    attributes = {name: attribute(table, name, identifying) for name in config.attrs}
     cases = []
     for case_id, rows in groups.items():
         images = tuple(
             row_image(config, folder, row, files[row], {name: values[row] for name, values in attributes.items()})
             for row in rows
         )
-        cases.append(Case(case_id, patients[case_id], images, labels[case_id], {}, splits[case_id]))
-    return RawDataset(LICENCE, CITATION, task, label_names, cases, CASE)
+        found = labels.of_case[case_id]
+        doubtful = labels.uncertain.get(case_id, frozenset())
+        cases.append(Case(case_id, patients[case_id], images, found, {}, splits[case_id], doubtful))
+    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE)
 
 
 def _case_ids(table: Table, config: Options, files: list[str]) -> list[str]:
@@ -106,29 +129,6 @@ def _patients(table: Table, config: Options, groups: dict[str, list[int]]) -> di
                 "stand in two splits"
             )
     return {case: table.agreed(config.patient, rows) for case, rows in groups.items()}
-
-
-def _labels(
-    table: Table, config: Options, groups: dict[str, list[int]]
-) -> tuple[str, tuple[str, ...], dict[str, dict[str, float]]]:
-    """Task, label names and the labels of each case."""
-    if not config.label:
-        return "unlabelled", (), {case: {} for case in groups}
-    found = {case: table.agreed(config.label, rows) for case, rows in groups.items()}
-    classes = tuple(sorted({value for value in found.values() if value}))
-    if not 2 <= len(classes) <= MAX_CLASSES:
-        raise InputError(
-            f"column '{config.label}' of {table.where} has {len(classes):,} different values; a label has 2 "
-            f"to {MAX_CLASSES:,} (leave label= out for a dataset without labels)"
-        )
-    if config.positive and config.positive not in classes:
-        raise InputError(f"positive={config.positive} does not occur in column '{config.label}' of {table.where}")
-    if len(classes) > 2 and not config.positive:
-        return "multiclass", classes, {case: one_hot(value or None, classes) for case, value in found.items()}
-    positive = config.positive or max(classes)
-    name = config.label if positive.lower() in ("1", "1.0", "true", "yes", "positive") else positive
-    labels = {case: {name: float(value == positive) if value else float("nan")} for case, value in found.items()}
-    return "binary", (name,), labels
 
 
 def _splits(table: Table, config: Options, groups: dict[str, list[int]]) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from clusters.config import InputError
-from data.dataset import Dataset
+from data.combined import AnyDataset
 from pretrain.methods.simclr import SimCLR, SimCLRConfig
 from pretrain.stage import Rows, Samples
 
@@ -26,7 +26,7 @@ class MICLe(SimCLR):
     """SimCLR whose pairs are two images of one case; network and loss are the same."""
 
     @staticmethod
-    def samples(dataset: Dataset, rows: Rows) -> Samples:
+    def samples(dataset: AnyDataset, rows: Rows) -> Samples:
         """One sample a case. Raises InputError where no case has two images."""
         samples = Samples.group(rows, dataset.case_of[rows], dataset.shard_of[rows])
         if samples.num_multiple == 0:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.dataset import Dataset
+from data.combined import AnyDataset
 from pretrain.losses import nt_xent
 from pretrain.stage import Rows, Samples, StageConfig
 
@@ -36,7 +36,7 @@ class SimCLR(nn.Module):
         self.temperature = config.temperature
 
     @staticmethod
-    def samples(dataset: Dataset, rows: Rows) -> Samples:
+    def samples(dataset: AnyDataset, rows: Rows) -> Samples:
         """One sample an image."""
         return Samples.group(rows, rows, dataset.shard_of[rows])
 

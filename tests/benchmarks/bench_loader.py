@@ -25,7 +25,7 @@ def run() -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = open_dataset(_write_images(Path(folder)))
+        dataset = open_dataset(write_images(Path(folder)))
         rows = np.arange(dataset.num_images)
         samples = SimCLR.samples(dataset, rows)
         batches = {
@@ -79,15 +79,19 @@ def _peer(shards: list[str]) -> int:
     return count
 
 
-def _write_images(folder: Path) -> str:
-    """Noise with the spectrum of photographs (amplitude 1 / frequency), as a folder that `table` imports."""
+def write_images(folder: Path) -> str:
+    """Noise with a spectrum like that of photographs (amplitude 1 / frequency^1.75), as `table` imports it.
+
+    It makes JPEGs of 20 KB, 2.4 bits a pixel; HAM10000 and radiographs have 1.8 at this size and quality.
+    """
     rng = np.random.default_rng(0)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE)))
     lines = ["image"]
     for number in range(NUM_IMAGES):
-        spectrum = np.fft.fft2(rng.normal(size=(3, SIDE, SIDE))) / np.maximum(frequency, 1 / SIDE)
+        grey, colours = rng.normal(size=(1, SIDE, SIDE)), rng.normal(size=(3, SIDE, SIDE))
+        spectrum = np.fft.fft2(grey + 0.3 * colours) / np.maximum(frequency, 1 / SIDE) ** 1.75
         pixels = np.real(np.fft.ifft2(spectrum))
-        pixels = 128 + 48 * (pixels - pixels.mean()) / pixels.std() + rng.normal(0, 4, pixels.shape)
+        pixels = 128 + 48 * (pixels - pixels.mean()) / pixels.std()
         cv2.imwrite(str(folder / f"{number}.png"), np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
         lines.append(f"{number}.png")
     (folder / "table.csv").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,75 @@
+"""Map a function over tasks on a Ray cluster, for work that needs no training: an import, an export."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from clusters.config import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TASKS_PER_CORE = 2  # in waiting: enough that no core is idle, few enough that the driver's memory stays small
+RETRIES = 3  # of a task whose machine or process died; what a task raises itself is not tried again
+
+
+def map_tasks(function: Callable[[T], R], tasks: Iterable[T], cpus_per_task: float = 1.0) -> Iterator[R]:
+    """Results of `function(task)`, as they are ready, each computed by a Ray task.
+
+    The cluster is that of RAY_ADDRESS, else a local one that ends with the iterator; a Ray that is already
+    connected is used as it is. `function` stands at the top level of a module, and running it twice must do no
+    harm. Raises what a task raises, and InputError where the cluster cannot be reached or tasks keep dying.
+    """
+    from clusters.launch import QUIET_RAY
+
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        _connect()
+    remote = ray.remote(num_cpus=cpus_per_task, max_retries=RETRIES)(function)
+    waiting: list[Any] = []
+    remaining = iter(tasks)
+    try:
+        while True:
+            ahead = max(8, round(TASKS_PER_CORE * ray.cluster_resources().get("CPU", 0)))
+            while len(waiting) < ahead and (task := next(remaining, None)) is not None:
+                waiting.append(remote.remote(task))
+            if not waiting:
+                return
+            ready, waiting = ray.wait(waiting, num_returns=1)
+            yield ray.get(ready[0])
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except RayError as error:
+        told = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"Ray tasks died {RETRIES + 1} times, most likely for want of memory on their node ({told}); "
+            "give the cluster more memory a core, then the same command again"
+        ) from None
+    finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
+        if started_here:
+            ray.shutdown()
+
+
+def _connect() -> None:
+    import logging
+
+    import ray
+
+    # Without "local", Ray would go looking for whatever cluster was started last on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"RAY_ADDRESS: the Ray at {address} cannot be reached: {told}") from None

@@ -1,0 +1,79 @@
+"""Columns of a raw table that become attributes: ages in bands, and nothing by which a person could be told.
+
+Attributes are for subgroups (sex, site, skin type), so a column qualifies that puts people into few groups.
+"""
+
+import re
+from collections.abc import Sequence
+
+from clusters.config import InputError
+from data.cases import age_band
+from data.tables import Table
+
+MAX_VALUES = 100
+# In a short table no column has many values; one in which most rows differ names people all the same.
+FEW_VALUES = 20
+MAX_CHARACTERS = 64
+PERSONAL = {
+    *("name", "surname", "forename", "firstname", "lastname", "initials", "birth", "birthday", "birthdate", "dob"),
+    *("address", "street", "phone", "email", "zip", "zipcode", "postcode", "mrn", "ssn", "id", "uid", "accession"),
+    "insurance",
+}
+MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+DATE_OR_TIME = re.compile(
+    r"\d{4}\s*[-/.]\s*\d{1,2}\s*[-/.]\s*\d{1,2}"  # 2019-05-30
+    r"|\b\d{1,2}\s*[-/.]\s*\d{1,2}\s*[-/.]\s*\d{2,4}\b"  # 30.5.2019, 5/30/19
+    r"|\b(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"  # 20190530, 20190530121314
+    rf"|\b\d{{1,2}}[\s.-]*({MONTHS})|\b({MONTHS})[a-z]*[\s.-]*\d{{1,4}}\b"  # 30 May 2019, May 2019
+    r"|\b\d{1,2}:\d{2}\b",
+    re.IGNORECASE,
+)
+AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|years?)?", re.IGNORECASE)
+BAND = re.compile(r"(\d{1,3})\s*(?:(?:-|–|to)\s*\d{1,3}|\+)", re.IGNORECASE)
+
+
+def attribute(table: Table, name: str, identifying: Sequence[str]) -> list[str]:
+    """The values of an attribute, row by row: an age as a ten-year band, all else as it is.
+
+    Raises InputError for a column that stands in `identifying` (image, patient, case), whose header means a name
+    or an id, in which nearly every row differs, or that holds a date, a time or free text. A message names the row,
+    never the cell.
+    """
+    values = table.column(name)
+    words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
+    words = set(re.split(r"[^a-z]+", words))
+    leave_out = f"; leave '{name}' out of attrs="
+    if name in identifying:
+        raise InputError(f"attrs= keeps cells as they are, and '{name}' tells the patient, case or image{leave_out}")
+    if words & PERSONAL:
+        raise InputError(
+            f"the header '{name}' means that it tells who somebody is{leave_out}, or rename it if it does not"
+        )
+    if "age" in words:
+        return [_age(table, name, row, value) for row, value in enumerate(values)]
+    for row, value in enumerate(values):
+        if DATE_OR_TIME.search(value):
+            raise InputError(
+                f"{table.row(row)}: '{name}' looks like a date or time, which tells patients apart{leave_out}"
+            )
+        if len(value) > MAX_CHARACTERS or "\n" in value:
+            raise InputError(f"{table.row(row)}: '{name}' is free text, which may name somebody{leave_out}")
+    different = len(set(values) - {""})
+    filled = sum(value != "" for value in values)
+    if different > MAX_VALUES or (different > FEW_VALUES and different > filled / 2):
+        raise InputError(
+            f"'{name}' of {table.where} has {different:,} different values in {filled:,} rows, which tell patients "
+            f"apart; an attribute has at most {MAX_VALUES}: give groups (numbers as bands), or leave it out of attrs="
+        )
+    return values
+
+
+def _age(table: Table, name: str, row: int, value: str) -> str:
+    """A band for an age in years (45, 45.5, 045Y) or a band (45-49, 90+); a word without a number means unknown."""
+    if not re.search(r"\d", value):
+        return ""
+    if match := AGE.fullmatch(value):
+        return age_band(match[1])
+    if match := BAND.fullmatch(value):
+        return "90+" if int(match[1]) >= 90 else value
+    raise InputError(f"{table.row(row)}: '{name}' is neither an age in years nor a band such as 40-49 or 90+")

@@ -1,0 +1,222 @@
+"""DICOM files → uint8 pixels as a workstation shows them, and their headers; no tag's value leaves this file.
+
+pydicom writes tag values, names of patients among them, into its warnings, log and exceptions: all three are
+kept from getting any further. How the pixels are shown is in `dicom_display.py`.
+"""
+
+import importlib.util
+import io
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data import jpeg
+from data.dicom_display import COLOURS, GREYS, PALETTE, shown
+from data.images import BURNED_IN, BadImage
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Pixels = NDArray[np.uint8]
+DEFLATED = "1.2.840.10008.1.2.1.99"
+# Only these are read, so that no other tag is ever in memory as text.
+PIXEL_TAGS = (
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ICCProfile"),
+    *("PhotometricInterpretation", "BurnedInAnnotation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "VOILUTFunction"),
+    *("WindowCenter", "WindowWidth"),
+    *(
+        f"{colour}PaletteColorLookupTable{kind}"
+        for colour in ("Red", "Green", "Blue")
+        for kind in ("Data", "Descriptor")
+    ),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+)
+# What the optional decoder (python-gdcm) reads: the names for messages, by the end of the transfer syntax's UID.
+BY_EXTRA = {
+    "4.50": "JPEG",
+    "4.57": "JPEG lossless",
+    "4.70": "JPEG lossless",
+    "4.80": "JPEG-LS",
+    "4.81": "JPEG-LS",
+    "4.90": "JPEG 2000",
+    "4.91": "JPEG 2000",
+}
+WITHOUT_DECODER = {"4.51": "12-bit JPEG", "4.201": "HTJ2K", "4.202": "HTJ2K", "4.203": "HTJ2K"}
+
+
+def read_header(file: BinaryIO, tags: tuple[str, ...], max_pixels: int) -> "Dataset":
+    """The named tags of a DICOM file, without its pixels. Raises BadImage where it cannot be read."""
+    with _silent():
+        import pydicom
+
+        try:
+            if DEFLATED.encode() in file.read(4096):
+                file.seek(0)
+                content = file.read()
+                _check_inflated_size(content, max_pixels)
+                file = io.BytesIO(content)
+            file.seek(0)
+            header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(tags))
+            header.file_meta.get("MediaStorageSOPClassUID")
+            for element in header:  # values are converted here, where what they raise goes nowhere
+                assert element is not None
+            return header
+        except (BadImage, OSError):
+            raise
+        except Exception:
+            raise BadImage("undecodable") from None
+
+
+def decode_dicom(content: bytes, max_pixels: int, burned_in: str = "keep") -> Pixels:
+    """Decode a DICOM file of one frame: uint8 `(H, W, 3)` RGB or `(H, W, 1)` grey, black being dark.
+
+    Raises BadImage: see `data.images.decode`.
+    """
+    with _silent():
+        try:
+            dataset = _read(content, max_pixels)
+            _check(dataset, max_pixels, burned_in)
+            values = _decoded(dataset)
+            return shown(dataset, values)
+        except BadImage:
+            raise
+        except MemoryError:
+            raise BadImage("too large") from None
+        except Exception:  # pydicom and its codecs raise whatever they like, with tag values in the text
+            raise BadImage("undecodable") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No warning and no log line of pydicom or its codecs: they may quote what a tag holds."""
+    _silence_logs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@cache
+def _silence_logs() -> None:
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    if importlib.util.find_spec("gdcm") is not None:
+        import gdcm
+
+        for silence in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
+            silence()
+
+
+def _read(content: bytes, max_pixels: int) -> "Dataset":
+    import pydicom
+    from pydicom.uid import UID
+
+    _check_inflated_size(content, max_pixels)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(content), force=True, specific_tags=list(PIXEL_TAGS))
+        except EOFError:
+            raise BadImage("truncated") from None
+    if any("end of file" in str(warning.message).lower() for warning in told):
+        raise BadImage("truncated")
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without preamble: pydicom saw how it is written
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = UID(
+            "1.2.840.10008.1.2.2" if not little else "1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1"
+        )
+    return dataset
+
+
+def _check_inflated_size(content: bytes, max_pixels: int) -> None:
+    """Refuse a deflated file (PS3.5, A.5) that would unpack to more than its pixels could need."""
+    if DEFLATED.encode() not in content[:4096]:
+        return
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    file = io.BytesIO(content)
+    read_preamble(file, force=True)
+    if _read_file_meta_info(file).get("TransferSyntaxUID") != DEFLATED:
+        return
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    left, size = file.read(), 0
+    while left and size <= 8 * max_pixels + 2**26:
+        size += len(unpacker.decompress(left, 2**24))
+        left = unpacker.unconsumed_tail
+    if left:
+        raise BadImage("too large")
+
+
+def _check(dataset: "Dataset", max_pixels: int, burned_in: str) -> None:
+    """Raise BadImage for what the header alone tells."""
+    from pydicom.pixels import get_decoder
+
+    if burned_in != "keep" and says_burned_in(dataset):
+        raise BadImage(BURNED_IN)
+    if "PixelData" not in dataset:
+        floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
+        raise BadImage("float pixels" if floats else "no pixel data")
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise BadImage("several frames")
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if rows * columns > max_pixels:
+        raise BadImage("too large")
+    if dataset.PhotometricInterpretation not in (*COLOURS, *GREYS, PALETTE):
+        raise BadImage("colour space not read")
+    uid = dataset.file_meta.TransferSyntaxUID
+    try:
+        get_decoder(uid)
+    except NotImplementedError:
+        raise BadImage("transfer syntax not read") from None
+    if not uid.is_compressed:
+        samples = int(dataset.get("SamplesPerPixel", 1))
+        subsampled = dataset.PhotometricInterpretation == "YBR_FULL_422"
+        bits = rows * columns * int(dataset.BitsAllocated) * (2 if subsampled else samples)
+        if len(dataset.PixelData) * 8 < bits:
+            raise BadImage("truncated")
+    elif _codestream_size(dataset.PixelData) not in (None, (rows, columns)):
+        raise BadImage("undecodable")
+
+
+def says_burned_in(dataset: "Dataset") -> bool:
+    """Whether a file says that its pixels hold text that identifies the patient (PS3.3, C.7.6.1)."""
+    return str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
+
+
+def _codestream_size(pixel_data: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG or JPEG 2000 stream gives itself: a codec allocates by those, not by the tags."""
+    from pydicom.encaps import get_frame
+
+    stream = get_frame(pixel_data, 0, number_of_frames=1)
+    header = jpeg.read_header(stream)
+    if header is not None:
+        return header.height, header.width
+    siz = stream.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC and SIZ, ITU-T T.800, A.5.1
+    if siz < 0:
+        return None
+    right, bottom, left, top = (int.from_bytes(stream[siz + 8 + 4 * i : siz + 12 + 4 * i], "big") for i in range(4))
+    return bottom - top, right - left
+
+
+def _decoded(dataset: "Dataset") -> np.ndarray:
+    """Stored values, `(H, W)` or, in RGB, `(H, W, 3)`."""
+    from pydicom.pixels import get_decoder, pixel_array
+
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    try:
+        return pixel_array(dataset)
+    except Exception:
+        # Pillow reads some of what gdcm does; what it cannot may be damaged, or beyond it.
+        kind = decoder.UID.removeprefix("1.2.840.10008.1.2.")
+        if kind in BY_EXTRA and "gdcm" not in decoder.available_plugins:
+            raise BadImage(f"needs the extra manyview[dicom] ({BY_EXTRA[kind]})") from None
+        if kind in WITHOUT_DECODER:
+            raise BadImage(f"no decoder for {WITHOUT_DECODER[kind]}") from None
+        raise

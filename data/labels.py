@@ -1,0 +1,93 @@
+"""Labels from the columns of a table: classes, one yes or no, or several findings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from clusters.config import InputError, nearest
+from data.cases import one_hot
+from data.tables import Table
+
+MAX_CLASSES = 1000
+NAN = float("nan")
+YES = ("1", "1.0", "true", "yes", "positive")
+# What a column of findings may hold; -1 marks doubt since CheXpert (Irvin et al., AAAI 2019).
+NO = ("0", "0.0", "false", "no", "negative")
+MARKS: dict[str, float] = {**dict.fromkeys(YES, 1.0), **dict.fromkeys(NO, 0.0), "": NAN, "nan": NAN}
+DOUBTFUL = ("-1", "-1.0")
+NUMBERS = {"0", "0.0", "1", "1.0", *DOUBTFUL}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Task, label names, the labels of each case, and those that the table marks as uncertain (NaN then)."""
+
+    task: str
+    names: tuple[str, ...]
+    of_case: dict[str, dict[str, float]]
+    uncertain: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
+def read_labels(
+    table: Table, groups: Mapping[str, Sequence[int]], label: str, classes: tuple[str, ...] = (), positive: str = ""
+) -> Labels:
+    """The labels of each case (`groups`: its rows) from the column or the comma-separated columns `label`.
+
+    Raises InputError naming rows and columns, never cells: rows of a case that disagree, a value outside the
+    declared classes, a column with one value or too many, a finding that is none of 1, 0, -1 and empty.
+    """
+    if not label:
+        return Labels("unlabelled", (), {case: {} for case in groups})
+    columns = (label,) if label in table.columns else tuple(word.strip() for word in label.split(",") if word.strip())
+    if len(columns) > 1:
+        if classes or positive:
+            raise InputError(
+                "classes= and positive= are for one label column; findings in several hold 1, 0, -1 or nothing"
+            )
+        return _findings(table, groups, columns, "multilabel")
+    column = columns[0] if columns else label
+    found = {case: table.agreed(column, rows) for case, rows in groups.items()}
+    values = {value for value in found.values() if value}
+    if not classes and not positive and values <= NUMBERS and len(values) > 1:
+        return _findings(table, groups, (column,), "binary")
+    known = classes or tuple(sorted(values))
+    if not 2 <= len(known) <= MAX_CLASSES:
+        raise InputError(
+            f"column '{column}' of {table.where} has {len(known):,} different values; a label has 2 "
+            f"to {MAX_CLASSES:,} (leave label= out for a dataset without labels)"
+        )
+    for case, value in found.items():
+        if value and value not in known:
+            raise InputError(
+                f"{table.row(_filled(table, column, groups[case]))}: '{column}' is outside the declared classes "
+                f"{', '.join(known)[:200]}{nearest(value, known)}; mend the cell or add it to classes="
+            )
+    if positive and positive not in known:
+        raise InputError(f"positive={positive} does not occur in column '{column}' of {table.where}")
+    if len(known) > 2 and not positive:
+        return Labels("multiclass", known, {case: one_hot(value or None, known) for case, value in found.items()})
+    positive = positive or list(known)[-1]
+    name = column if positive.lower() in YES else positive
+    return Labels("binary", (name,), {case: {name: float(v == positive) if v else NAN} for case, v in found.items()})
+
+
+def _findings(table: Table, groups: Mapping[str, Sequence[int]], columns: tuple[str, ...], task: str) -> Labels:
+    """Columns that each hold yes, no, doubt or nothing."""
+    if len(set(columns)) < len(columns):
+        raise InputError(f"label= names a column twice: {', '.join(columns)}")
+    of_case: dict[str, dict[str, float]] = {}
+    uncertain: dict[str, frozenset[str]] = {}
+    for case, rows in groups.items():
+        found = {column: table.agreed(column, rows).lower() for column in columns}
+        for column, value in found.items():
+            if value not in MARKS and value not in DOUBTFUL:
+                row = _filled(table, column, rows)
+                raise InputError(f"{table.row(row)}: '{column}' is none of 1, 0, -1 (uncertain) and empty")
+        of_case[case] = {column: MARKS.get(value, NAN) for column, value in found.items()}
+        if doubtful := frozenset(column for column, value in found.items() if value in DOUBTFUL):
+            uncertain[case] = doubtful
+    return Labels(task, columns, of_case, uncertain)
+
+
+def _filled(table: Table, column: str, rows: Sequence[int]) -> int:
+    """The first of these rows that has a value."""
+    return next(row for row in rows if table.columns[column][row])

@@ -1,0 +1,59 @@
+"""Files of a raw folder that has no table: found, numbered, and named in messages by their number.
+
+With keyed ids a file's name may itself name a patient, so messages say `file 12`: the twelfth of the files in
+the order of their paths. `python -m data whois` tells its name, and so does ids=source.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+from clusters.config import InputError
+from clusters.storage import Folder
+from data.cases import RawFile, SourceImage
+from data.config import ImportConfig
+
+
+def list_files(folder: Folder) -> list[str]:
+    """Paths of all files at any depth, relative to the folder, sorted; links are followed, hidden files included.
+
+    Raises InputError where there is no such folder.
+    """
+    found = sorted(folder.sizes()) if folder.path is None else sorted(_walk(str(folder.path)))
+    if not found and not folder.names():
+        raise InputError(f"{folder}: no such folder, or an empty one; raw= takes the folder of the images")
+    return found
+
+
+def is_hidden(file: str) -> bool:
+    """Whether a file, or a folder on the way to it, is one that systems put there for themselves."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.split("/"))
+
+
+def file_name(config: ImportConfig, number: int, file: str) -> str:
+    """What messages call a file; `number` counts from 0, messages from 1."""
+    return f"file {number + 1}" if config.ids == "keyed" else f"file {number + 1} ({file})"
+
+
+def file_image(
+    config: ImportConfig, folder: Folder, number: int, file: str, attributes: dict[str, str] | None = None
+) -> SourceImage:
+    """The image of a file, read when it is needed."""
+    return SourceImage(file_name(config, number, file), RawFile(folder, file), attributes or {}, file)
+
+
+def say(config: ImportConfig, told: str) -> None:
+    """One line to whoever runs the import."""
+    print(f"{config.source}: {told}", file=sys.stderr, flush=True)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Files below a local folder. Links to folders are followed, once: a link upwards would never end."""
+    seen = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        inside = os.path.relpath(place, root).replace(os.sep, "/")
+        yield from (file if inside == "." else f"{inside}/{file}" for file in files)

@@ -1,0 +1,130 @@
+"""Loader processes: they die with their parent, and what goes wrong in them is one line here."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from clusters.config import InputError
+from data.dataset import Dataset
+from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, training_batches
+from pretrain.stage import Samples
+
+ROOT = Path(__file__).parents[1]
+TWO = LoaderConfig(num_processes=2, prefetch=1)
+
+
+def pids(step: int) -> torch.Tensor:
+    return torch.tensor([step, os.getpid()])
+
+
+def refuse(step: int) -> torch.Tensor:
+    if step == 3:
+        raise InputError("shard-000001.tar: image a.0.jpg was altered; copy the dataset again")
+    return torch.tensor([step])
+
+
+def die(step: int) -> torch.Tensor:
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.tensor([step])
+
+
+def threads(_: int) -> torch.Tensor:
+    import cv2
+
+    return torch.tensor([torch.get_num_threads(), cv2.getNumThreads()])
+
+
+def test_processes_persist_and_batches_come_in_order() -> None:
+    batches = [batch.tolist() for batch in training_batches(pids, 5, 25, TWO)]
+    assert [step for step, _ in batches] == list(range(5, 25))
+    assert len({pid for _, pid in batches}) == 2
+    assert os.getpid() not in {pid for _, pid in batches}
+
+
+def test_a_loader_process_has_one_thread() -> None:
+    assert next(training_batches(threads, 0, 1, TWO)).tolist() in ([1, 0], [1, 1])
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+def test_a_refusal_in_a_loader_process_is_the_same_line_here(num_processes: int) -> None:
+    batches = training_batches(refuse, 0, 9, LoaderConfig(num_processes=num_processes))
+    with pytest.raises(InputError) as caught:
+        list(batches)
+    assert str(caught.value) == "shard-000001.tar: image a.0.jpg was altered; copy the dataset again"
+
+
+def test_a_killed_loader_process_is_one_line_not_a_hang() -> None:
+    with pytest.raises(
+        InputError, match=r"a loader process was killed from outside .*lower loader\.num_processes"
+    ) as e:
+        list(training_batches(die, 0, 9, TWO))
+    assert "\n" not in str(e.value)
+
+
+def test_no_loader_process_outlives_a_killed_run() -> None:
+    program = (
+        "import sys\nfrom data.loader import LoaderConfig, training_batches\nfrom tests.test_data_loader import pids\n"
+        "if __name__ == '__main__':\n"
+        "    batches = training_batches(pids, 0, 10**6, LoaderConfig(num_processes=2))\n"
+        "    print(*{int(next(batches)[1]) for _ in range(8)}, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    started = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()]
+    assert len(started) == 2
+    everything = {*psutil.Process(run.pid).children(recursive=True), *started}
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(list(everything), timeout=20)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_many_samples_travel_to_processes_as_the_name_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pickle
+
+    monkeypatch.setenv("MANYVIEW_CACHE", str(tmp_path))
+    rows = np.arange(200_000)
+    samples = Samples.group(rows, rows // 2, rows // 50_000)
+    content = pickle.dumps(samples)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert len(again) == 100_000
+    assert again[77].tolist() == samples[77].tolist() == [154, 155]
+    assert again.shard_sizes.tolist() == [25_000] * 4
+    few = Samples.group(rows[:10], rows[:10], rows[:10])
+    assert pickle.loads(pickle.dumps(few))[3].tolist() == [3]
+    next(tmp_path.rglob("*.arrays")).unlink()
+    with pytest.raises(InputError, match="is gone or damaged; leave the cache alone"):
+        pickle.loads(content)
+
+
+def test_evaluation_reads_every_image_whole_and_in_order(synthetic_dataset: Dataset) -> None:
+    rows = np.arange(3, 40, 2)
+    passed = list(evaluation_batches(synthetic_dataset, rows, 24, 8))
+    assert np.concatenate([some for some, _ in passed]).tolist() == rows.tolist()
+    assert {tuple(pixels.shape[1:]) for _, pixels in passed} == {(3, 24, 24)}
+
+
+def test_a_crop_may_be_written_in_place_and_is_averaged_only_where_it_shrinks_enough() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    out = np.zeros((2, 40, 40, 3), np.uint8)
+    expected = crop_and_resize(pixels, [5, 5, 48, 48], 40)
+    crop_and_resize(pixels, [5, 5, 48, 48], 40, out=out[1])
+    assert (out[1] == expected).all() and not out[0].any()
+    mild = crop_and_resize(pixels, [5, 5, 48, 48], 40, averaged_from=1.25)
+    assert (mild != expected).any()
+    strong = crop_and_resize(pixels, [0, 0, 60, 60], 40, averaged_from=1.25)
+    assert (strong == crop_and_resize(pixels, [0, 0, 60, 60], 40)).all()

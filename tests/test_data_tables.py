@@ -1,0 +1,232 @@
+"""Tables of raw data: what is read, what is refused in one line, and what becomes a label or an attribute."""
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusters.config import InputError, load_config
+from clusters.storage import Folder
+from data.attributes import attribute
+from data.cases import RawDataset
+from data.labels import read_labels
+from data.sources import table as source
+from data.tables import Table, read_table
+
+SECRET = "Zzcanary"
+
+
+def read_bytes(folder: Path, content: bytes, name: str = "t.csv") -> Table:
+    (folder / name).write_bytes(content)
+    return read_table(Folder(str(folder)), name)
+
+
+def refusal(folder: Path, content: bytes, name: str = "t.csv") -> str:
+    """The one line with which a table is refused; it names no cell."""
+    with pytest.raises(InputError) as caught:
+        read_bytes(folder, content, name)
+    assert str(caught.value).isprintable()
+    assert SECRET not in str(caught.value)
+    return str(caught.value).removeprefix(f"{folder}/")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_csv_is_read_as_spreadsheets_write_it(tmp_path: Path, separator: str, newline: str, mark: bytes) -> None:
+    rows = [["a", "b"], [" 1 ", f'"x{separator}y"'], ['"two""\nlines"', "ä"], ["", ""], ["", ""]]
+    text = newline.join(separator.join(row) for row in rows)
+    table = read_bytes(tmp_path, mark + text.encode())
+    assert table.columns == {"a": ["1", 'two"\nlines'], "b": [f"x{separator}y", "ä"]}
+    assert table.num_rows == 2
+
+
+LINES = ["a,b", "1,2", f"{SECRET},4", "5,6"]
+BAD = {
+    "NUL": ("\n".join(LINES).replace("2", "2\0").encode(), "row 2: a NUL byte, so not UTF-8 text; save the table as"),
+    "UTF-16 without mark": ("\n".join(LINES).encode("utf-16-le"), "row 1: a NUL byte, so not UTF-8 text"),
+    "UTF-16": ("\n".join(LINES).encode("utf-16"), "row 1: "),
+    "Latin-1": ("\n".join(LINES).replace("4", "é").encode("latin-1"), "row 3: not UTF-8 text; save the table as CSV"),
+    "huge cell": (f"a,b\n1,2\n3,{SECRET * 20000}\n".encode(), "after row 2: not a readable CSV (field larger than"),
+    "ragged": ("\n".join([*LINES, f"{SECRET},2,3"]).encode(), "row 5 has 3 cells, the header 2; put quotes around"),
+    "empty row": ("\n".join([*LINES[:2], ",", *LINES[2:]]).encode(), "row 3 is empty; delete it"),
+    "header alone": (b"a,b\n", "has no rows below its header"),
+    "nothing": (b"", "has no rows below its header"),
+    "quote": (f'a,b\n1,2\n3,"{SECRET}\n'.encode(), "after row 2: not a readable CSV (unexpected end of data)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_csv_is_one_line_with_the_row(tmp_path: Path, name: str) -> None:
+    content, message = BAD[name]
+    assert message in refusal(tmp_path, content)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_table_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("any.csv", "any.parquet"):
+        try:
+            table = read_bytes(folder, content, name)
+        except InputError as error:
+            told = str(error)
+        else:
+            told = "" if all(len(column) == table.num_rows for column in table.columns.values()) else "\n"
+        assert "\n" not in told
+
+
+def test_a_header_that_stands_twice_matters_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    table = read_bytes(tmp_path, b"a,b,b\n1,2,3\n")
+    assert table.column("a") == ["1"]
+    with pytest.raises(InputError, match="has the column 'b' more than once; rename one"):
+        table.column("b")
+
+
+def test_headers_are_not_listed_for_they_may_be_the_first_row(tmp_path: Path) -> None:
+    table = read_bytes(tmp_path, f"{SECRET} Anna,17\n{SECRET} Berta,18\n".encode())
+    with pytest.raises(InputError, match="has no column 'patient': none of the 2 headers") as caught:
+        table.column("patient")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_parquet_table_spells_cells_as_a_csv_would(tmp_path: Path) -> None:
+    columns = {"text": [" x ", None], "number": [1, 2], "real": [0.5, float("nan")], "bytes": [b"y", None]}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    table = read_table(Folder(str(tmp_path)), "t.parquet")
+    assert table.columns == {"text": ["x", ""], "number": ["1", "2"], "real": ["0.5", ""], "bytes": ["y", ""]}
+    parquet.write_table(pa.table({"a": ["x", f"{SECRET}\0"]}), tmp_path / "t.parquet")
+    assert "row 3: a NUL byte" in refusal(tmp_path, (tmp_path / "t.parquet").read_bytes(), "t.parquet")
+    assert "is not a readable parquet file" in refusal(tmp_path, b"PAR1", "t.parquet")
+
+
+# --- labels -----------------------------------------------------------------------------------------
+
+
+def table_of(**columns: list[str]) -> Table:
+    return Table("t.csv", columns, len(next(iter(columns.values()))))
+
+
+def singly(table: Table) -> dict[str, list[int]]:
+    return {f"c{row}": [row] for row in range(table.num_rows)}
+
+
+def test_several_columns_are_findings_with_doubt_and_gaps() -> None:
+    table = table_of(edema=["1", "0.0", "-1", "", "yes"], mass=["0", "-1.0", "1.0", "", "No"])
+    labels = read_labels(table, singly(table), "edema, mass")
+    assert (labels.task, labels.names) == ("multilabel", ("edema", "mass"))
+    found = [[labels.of_case[f"c{row}"][name] for name in labels.names] for row in range(5)]
+    assert repr(found) == repr([[1.0, 0.0], [0.0, math.nan], [math.nan, 1.0], [math.nan, math.nan], [1.0, 0.0]])
+    assert labels.uncertain == {"c1": {"mass"}, "c2": {"edema"}}
+
+
+def test_one_column_with_minus_one_is_binary_with_doubt() -> None:
+    table = table_of(edema=["1", "0", "-1", ""])
+    labels = read_labels(table, singly(table), "edema")
+    assert (labels.task, labels.names, labels.uncertain) == ("binary", ("edema",), {"c2": {"edema"}})
+
+
+def test_a_column_whose_header_has_a_comma_is_one_column() -> None:
+    table = table_of(**{"edema,mass": ["x", "y", "z"]})
+    assert read_labels(table, singly(table), "edema,mass").names == ("x", "y", "z")
+
+
+def test_declared_classes_keep_their_order_and_refuse_others() -> None:
+    table = table_of(dx=["mel", "nv", "", "mel"])
+    labels = read_labels(table, singly(table), "dx", ("nv", "mel", "bcc"))
+    assert (labels.task, labels.names) == ("multiclass", ("nv", "mel", "bcc"))
+    assert list(labels.of_case["c0"].values()) == [0, 1, 0]
+    assert all(math.isnan(value) for value in labels.of_case["c2"].values())
+    assert read_labels(table, singly(table), "dx", ("mel", "nv")).names == ("nv",)
+    table = table_of(dx=["mel", "nv", f"bcc{SECRET}"])
+    with pytest.raises(InputError, match="row 4: 'dx' is outside the declared classes nv, mel, bcc") as caught:
+        read_labels(table, singly(table), "dx", ("nv", "mel", "bcc"))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "words", "message"),
+    [
+        ("a,b", {"classes": ("0", "1")}, "classes= and positive= are for one label column"),
+        ("a,b", {"positive": ("1",)}, "classes= and positive= are for one label column"),
+        ("a,a", {}, "names a column twice"),
+        ("a,c", {}, "has no column 'c'"),
+        ("a,b", {}, "row 3: 'b' is none of 1, 0, -1 (uncertain) and empty"),
+        ("a", {"classes": ("0",)}, "has 1 different values"),
+    ],
+)
+def test_findings_that_cannot_be_read_are_refused(label: str, words: dict[str, tuple[str, ...]], message: str) -> None:
+    table = table_of(a=["1", "0"], b=["1", SECRET])
+    with pytest.raises(InputError) as caught:
+        read_labels(table, singly(table), label, words.get("classes", ()), "".join(words.get("positive", ())))
+    assert message in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_findings_go_through_the_source(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,who,edema,mass,sex\na.png,p,1,-1,f\nb.png,q,0,,m\n")
+    found = read_source(tmp_path, "label=edema,mass", "attrs=sex", "patient=who")
+    assert (found.task, found.label_names) == ("multilabel", ("edema", "mass"))
+    assert [case.uncertain for case in found.cases] == [{"mass"}, frozenset()]
+    assert [case.images[0].attributes for case in found.cases] == [{"sex": "f"}, {"sex": "m"}]
+
+
+def read_source(folder: Path, *words: str) -> RawDataset:
+    places = ["source=table", f"raw={folder / 't.csv'}", "out=/nowhere", "image=file"]
+    return source.read(load_config(source.Options, [*places, *words]))
+
+
+# --- attributes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["age", "Age", "age_approx", "patient age", "PatientAge", "age at visit"])
+def test_an_age_becomes_a_band(header: str) -> None:
+    ages = {"45": "40-49", "89.9": "80-89", "90": "90+", "104": "90+", "058Y": "50-59", "7 years": "0-9"}
+    ages |= {"40-49": "40-49", "85-89": "85-89", "91-95": "90+", "90+": "90+", "95+": "90+", "": "", "unknown": ""}
+    table = table_of(**{header: list(ages)})
+    assert attribute(table, header, ()) == list(ages.values())
+
+
+@pytest.mark.parametrize("cell", ["45 11/12", "1931", "born 1931", "12 months", "-1"])
+def test_an_age_that_is_none_is_refused_by_its_row(cell: str) -> None:
+    with pytest.raises(InputError, match="row 3: 'age' is neither an age in years nor a band"):
+        attribute(table_of(age=["50", cell]), "age", ())
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["2019-05-30", "30.5.2019", "5/30/19", "20190530", "20190530121314", "seen 30 May 2019", "May 2019", "12:45"],
+)
+def test_an_attribute_with_a_date_or_time_is_refused(cell: str) -> None:
+    with pytest.raises(InputError, match=r"row 3: 'visit' looks like a date or time.*leave 'visit' out") as e:
+        attribute(table_of(visit=["first", cell]), "visit", ())
+    assert cell not in str(e.value)
+
+
+@pytest.mark.parametrize("cell", ["first", "2019", "upper arm", "III-IV", "0.5", "T1N0M0", "10-20", "L2/L3", "1.5 T"])
+def test_an_attribute_with_groups_is_kept(cell: str) -> None:
+    assert attribute(table_of(group=["", cell]), "group", ()) == ["", cell]
+
+
+@pytest.mark.parametrize("header", ["name", "PatientName", "patient_id", "date of birth", "MRN", "zip", "StudyUID"])
+def test_an_attribute_that_names_people_by_its_header_is_refused(header: str) -> None:
+    with pytest.raises(InputError, match=f"the header '{header}' means that it tells who somebody is"):
+        attribute(table_of(**{header: ["x"]}), header, ())
+
+
+def test_an_attribute_in_which_rows_differ_is_refused() -> None:
+    for values in ([str(row / 7) for row in range(2000)], [f"Anna {row}" for row in range(30)]):
+        with pytest.raises(InputError, match=r"different values in [\d,]+ rows, which tell patients apart"):
+            attribute(table_of(x=values), "x", ())
+    assert attribute(table_of(x=[str(row % 50) for row in range(2000)]), "x", ())[51] == "1"
+
+
+def test_the_patient_and_free_text_are_no_attributes() -> None:
+    with pytest.raises(InputError, match="'who' tells the patient, case or image; leave 'who' out of attrs="):
+        attribute(table_of(who=["x"]), "who", ("file", "who"))
+    with pytest.raises(InputError, match="row 2: 'note' is free text"):
+        attribute(table_of(note=["word " * 20]), "note", ())

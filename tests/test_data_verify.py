@@ -1,0 +1,206 @@
+"""verify: nothing is cut, flipped, added, swapped or missing in silence."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+
+from clusters.config import InputError
+from clusters.storage import Folder
+from data.dataset import open_dataset
+from data.manifest import FileRecord, manifest_bytes, read_manifest, seal
+from data.progress import Progress
+from data.shards import write_dataset
+from data.verify import verify
+from tests.drawn_cases import cases, config
+
+NUM_FLIPS = 500
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("written") / "dataset"
+    write_dataset(cases(30), config(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def scratch(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy(written, tmp_path_factory.mktemp("scratch"))
+
+
+def damaged(scratch: Path, name: str, content: bytes) -> str:
+    """What verify says when a file has this content; the file is mended again."""
+    file = scratch / name
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        with pytest.raises(InputError) as caught:
+            verify(str(scratch))
+    finally:
+        file.write_bytes(whole)
+    return str(caught.value)
+
+
+def copy(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "copy"))
+
+
+def test_verify_names_the_image_that_differs_and_reading_it_is_refused(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    dataset = open_dataset(str(folder))
+    row = 17
+    member, shard = dataset.column("member")[row], dataset.manifest.shards[int(dataset.shard_of[row])]
+    content = bytearray((folder / shard).read_bytes())
+    content[dataset.column("offset")[row] + 300] ^= 4
+    (folder / shard).write_bytes(bytes(content))
+    with pytest.raises(InputError, match=rf"1 problem; .*\n.*{shard} was altered .*image {member} differs"):
+        verify(str(folder))
+    with pytest.raises(InputError, match=rf"{shard}: image {member} was altered"):
+        open_dataset(str(folder)).read(row)
+
+
+def test_a_missing_cut_or_added_shard_is_named(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    shard = folder / "shard-000002.tar"
+    content = shard.read_bytes()
+    shard.unlink()
+    for read in (open_dataset, verify):
+        with pytest.raises(InputError, match=r"shard-000002\.tar is missing"):
+            read(str(folder))
+    shard.write_bytes(content[:-512])
+    for read in (open_dataset, verify):
+        with pytest.raises(InputError, match=r"shard-000002\.tar has [\d,]+ bytes, the manifest says"):
+            read(str(folder))
+    shard.write_bytes(content)
+    (folder / "shard-000009.tar").write_bytes(content)
+    with pytest.raises(InputError, match=r"shard-000009\.tar is not in the manifest"):
+        verify(str(folder))
+
+
+def test_two_problems_are_two_lines(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    (folder / "shard-000000.tar").unlink()
+    (folder / "shard-000003.tar").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        verify(str(folder))
+    summary, *problems = str(caught.value).splitlines()
+    assert "2 problems" in summary
+    assert len(problems) == 2
+
+
+def test_an_altered_manifest_or_index_is_refused_on_opening(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"multiclass"', '"multilabel"'))
+    with pytest.raises(InputError, match=r"manifest\.json was altered"):
+        open_dataset(str(folder))
+    shutil.copy(written / "manifest.json", manifest)
+    index = bytearray((folder / "index.parquet").read_bytes())
+    index[100] ^= 1
+    (folder / "index.parquet").write_bytes(bytes(index))
+    with pytest.raises(InputError, match=r"index\.parquet was altered"):
+        open_dataset(str(folder))
+
+
+def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere has no manifest\.json: not a dataset folder"):
+        open_dataset(str(tmp_path / "nowhere"))
+
+
+def test_every_cut_at_a_block_is_found_and_named(scratch: Path) -> None:
+    for name in ("shard-000000.tar", "index.parquet", "manifest.json"):
+        content = (scratch / name).read_bytes()
+        for end in range(0, len(content), 512):
+            said = damaged(scratch, name, content[:end])
+            assert name in said
+            assert name == "manifest.json" or f"{name} has {end:,} bytes, the manifest says {len(content):,}" in said
+    assert verify(str(scratch)).startswith("OK")
+
+
+def test_every_flipped_bit_is_found_and_named(scratch: Path) -> None:
+    rng = random.Random(0)
+    names = sorted(path.name for path in scratch.iterdir())
+    contents = {name: (scratch / name).read_bytes() for name in names}
+    for number in range(NUM_FLIPS):
+        name = names[number % len(names)]
+        flipped = bytearray(contents[name])
+        place = {0: 0, 1: len(flipped) - 1}.get(number // len(names), rng.randrange(len(flipped)))
+        flipped[place] ^= 1 << rng.randrange(8)
+        said = damaged(scratch, name, bytes(flipped))
+        assert name in said
+        assert all(other not in said for other in names if other != name), said
+    assert verify(str(scratch)).startswith("OK")
+
+
+def test_added_bytes_and_swapped_shards_are_found(scratch: Path) -> None:
+    one, two = "shard-000000.tar", "shard-000001.tar"
+    contents = {name: (scratch / name).read_bytes() for name in (one, two, "index.parquet", "manifest.json")}
+    for name, content in contents.items():
+        assert name in damaged(scratch, name, content + b"\0" * 512)
+        assert name in damaged(scratch, name, content + b"\n")
+    (scratch / two).write_bytes(contents[one])
+    try:
+        said = damaged(scratch, one, contents[two])
+    finally:
+        (scratch / two).write_bytes(contents[two])
+    assert "2 problems" in said
+    assert one in said and two in said
+
+
+def test_a_tar_that_was_added_in_a_folder_below_is_named(scratch: Path) -> None:
+    below = scratch / "more"
+    below.mkdir()
+    shutil.copy(scratch / "shard-000000.tar", below / "extra.tar")
+    with pytest.raises(InputError, match=r"more/extra\.tar is not in the manifest"):
+        verify(str(scratch))
+    shutil.rmtree(below)
+
+
+def with_index(folder: Path, name: str, values: list) -> None:
+    """Another column in the index, and a manifest whose hashes hold: only the shards can tell."""
+    table = parquet.read_table(folder / "index.parquet")
+    place = table.column_names.index(name)
+    parquet.write_table(table.set_column(place, table.schema.field(name), [values]), folder / "index.parquet")
+    manifest, files = read_manifest(Folder(folder)), Folder(folder)
+    record = FileRecord(size=files.size("index.parquet"), sha256=files.sha256("index.parquet"))
+    sealed = seal(manifest.model_copy(update={"files": {**manifest.files, "index.parquet": record}, "sha256": ""}))
+    (folder / "manifest.json").write_bytes(manifest_bytes(sealed))
+
+
+@pytest.mark.parametrize("column", ["sha256", "offset", "size", "shard", "patient"])
+def test_an_index_that_tells_of_other_images_is_found_although_every_hash_holds(
+    written: Path, tmp_path: Path, column: str
+) -> None:
+    folder = copy(written, tmp_path)
+    values = parquet.read_table(folder / "index.parquet").column(column).to_pylist()
+    where = next(place for place in range(len(values) - 1) if values[place] != values[place + 1])
+    values[where], values[where + 1] = values[where + 1], values[where]
+    with_index(folder, column, values)
+    with pytest.raises(
+        InputError, match=r"stands in two splits" if column == "patient" else r"image case-\d+\.\d\.jpg"
+    ):
+        verify(str(folder))
+
+
+def test_progress_tells_how_long_it_will_take(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("verify", 4, "MB", interval_s=0)
+    progress.advance(1)
+    progress.advance(1.5)
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("verify: 1 of 4 MB, ") and lines[0].endswith(" left")
+    verify(str(written), quiet=False)
+    assert capsys.readouterr().err.startswith("verify: ")
+    verify(str(written))
+    assert not capsys.readouterr().err
+
+
+def test_sizes_are_told_by_one_listing(written: Path) -> None:
+    stated = json.loads((written / "manifest.json").read_text())["files"]
+    sizes = Folder(written).sizes()
+    assert {name: sizes[name] for name in stated} == {name: record["size"] for name, record in stated.items()}
+    assert Folder(written / "nowhere").sizes() == {}
