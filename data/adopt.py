@@ -16,7 +16,7 @@ from typing import Any
 from clusters.config import InputError, differences
 from clusters.storage import Folder
 from data.cases import Case, RawDataset
-from data.facts import Facts, in_processes, read_facts
+from data.facts import Facts, read_facts
 from data.identities import Identities, load_identities
 from data.index import build_manifest, count_duplicates, write_index
 from data.manifest import (
@@ -31,6 +31,7 @@ from data.manifest import (
     shard_numbers,
 )
 from data.plan import WORK, Plan, plan_import
+from data.processing import in_processes
 from data.progress import Progress
 from data.shards import Imported
 from data.sources.wds import NOT_DONE, Options, cases_of

@@ -189,10 +189,16 @@ def canonical(
     Raises BadImage, with the reason BURNED_IN for a DICOM file that says so of itself, unless burned_in is `keep`.
     """
     pixels = decode(raw, max_pixels, burned_in) if isinstance(raw, bytes) else raw
-    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     small = shrink(pixels, short_side_px)
     content = encode_jpeg(small, jpeg_quality)
-    return StoredImage(content, small.shape[1], small.shape[0], digest, difference_hash(small))
+    return StoredImage(content, small.shape[1], small.shape[0], pixel_hash(pixels), difference_hash(small))
+
+
+def pixel_hash(pixels: Pixels) -> str:
+    """SHA-256 of an image's shape and pixels: the same for the same picture in any lossless encoding."""
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
 
 
 def difference_hash(pixels: Pixels) -> int:

@@ -1,4 +1,4 @@
-"""Segments of shards, made in worker processes, in order.
+"""Work on images in worker processes, with results in the order of the work.
 
 The workers import nothing heavy (no torch), read the raw files and hold no state, so the result does
 not depend on their number.
@@ -7,11 +7,12 @@ not depend on their number.
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context, parent_process
-from typing import Any
+from typing import TypeVar
 
 import cv2
 
@@ -19,8 +20,10 @@ from clusters.config import InputError
 from data.cases import Case
 from data.segments import Processing, Segment, make_segment
 
+T = TypeVar("T")
+R = TypeVar("R")
 CASES_PER_SEGMENT = 16
-SEGMENTS_AHEAD = 4  # a process
+TASKS_AHEAD = 4  # a process; fewer tasks than that are not worth starting it
 
 
 def cut(cases: Sequence[Case]) -> list[Sequence[Case]]:
@@ -30,19 +33,25 @@ def cut(cases: Sequence[Case]) -> list[Sequence[Case]]:
 
 def segments(groups: Sequence[Sequence[Case]], processing: Processing, num_processes: int = 1) -> Iterator[Segment]:
     """One segment a group, in order. Raises InputError for an image that cannot be read, and for a dead process."""
-    num_processes = min(num_processes, len(groups) // SEGMENTS_AHEAD)
+    return in_processes(partial(make_segment, processing=processing), groups, num_processes)
+
+
+def in_processes(function: Callable[[T], R], tasks: Sequence[T], num_processes: int) -> Iterator[R]:
+    """`function(task)` for each task, in order, a few tasks ahead. Raises what it raises, and InputError for a
+    process that died.
+    """
+    num_processes = min(num_processes, len(tasks) // TASKS_AHEAD)
     if num_processes <= 1:
-        for group in groups:
-            yield make_segment(group, processing)
+        yield from map(function, tasks)
         return
-    # Spawned, not forked: libraries here hold threads. Results come in order, a few groups ahead.
+    # Spawned, not forked: libraries here hold threads.
     with ProcessPoolExecutor(num_processes, get_context("spawn"), _start_worker) as pool:
-        waiting: deque[Any] = deque()
-        remaining = iter(groups)
+        waiting: deque[Future[R]] = deque()
+        remaining = iter(tasks)
         try:
             while True:
-                while len(waiting) < SEGMENTS_AHEAD * num_processes and (group := next(remaining, None)) is not None:
-                    waiting.append(pool.submit(make_segment, group, processing))
+                while len(waiting) < TASKS_AHEAD * num_processes and (task := next(remaining, None)) is not None:
+                    waiting.append(pool.submit(function, task))
                 if not waiting:
                     return
                 yield waiting.popleft().result()

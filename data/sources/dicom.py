@@ -8,10 +8,8 @@ through. Everything else (names, dates, UIDs, private tags) stays behind. Labels
 joined by a tag.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing import get_context
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -24,7 +22,7 @@ from data.dicom_headers import Header, Unreadable, header_of
 from data.images import BURNED_IN_MEND
 from data.labels import Labels, read_labels
 from data.listing import file_image, file_name, list_files, say
-from data.processing import _start_worker
+from data.processing import in_processes
 from data.tables import Table, read_table
 
 TITLE = "any folder of DICOM files; patient, case and attributes from the tags, ids keyed by default"
@@ -36,7 +34,7 @@ CASES = {
     "series": "the images of one series (SeriesInstanceUID): one patient, one device, one protocol",
     "image": "one image (SOPInstanceUID)",
 }
-FILES_FOR_PROCESSES = 2000  # with fewer, starting processes takes longer than reading headers
+FILES_PER_TASK = 256  # with few of these, starting processes takes longer than reading headers
 Join = Literal["AccessionNumber", "StudyInstanceUID", "PatientID", "SOPInstanceUID"]
 
 
@@ -111,13 +109,14 @@ def read(config: Options) -> RawDataset:
 
 def _headers(config: Options, folder: Folder) -> Iterator[Header]:
     """The headers of all files, in the order of their paths."""
-    files = list_files(folder)
-    look = partial(header_of, folder, config.max_pixels)
-    if config.processes == 1 or len(files) < FILES_FOR_PROCESSES:
-        yield from map(look, range(len(files)), files)
-        return
-    with ProcessPoolExecutor(config.processes, get_context("spawn"), _start_worker) as pool:
-        yield from pool.map(look, range(len(files)), files, chunksize=64)
+    files = list(enumerate(list_files(folder)))
+    parts = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
+    for headers in in_processes(partial(_headers_of, folder, config.max_pixels), parts, config.processes):
+        yield from headers
+
+
+def _headers_of(folder: Folder, max_pixels: int, files: Sequence[tuple[int, str]]) -> list[Header]:
+    return [header_of(folder, max_pixels, number, file) for number, file in files]
 
 
 def _sorted_out(config: Options, found: list[Header]) -> tuple[list[Header], list[Header]]:
