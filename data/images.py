@@ -197,7 +197,7 @@ def canonical(
 def pixel_hash(pixels: Pixels) -> str:
     """SHA-256 of an image's shape and pixels: the same for the same picture in any lossless encoding."""
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 

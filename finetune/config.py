@@ -1,6 +1,6 @@
 """A fine-tuning run as one typed object."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -114,6 +114,14 @@ class FinetuneConfig(Config):
     loader: LoaderConfig = Field(default=LoaderConfig(), description="reading")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="saving")
     tracking: TrackingConfig = Field(default=TrackingConfig(), description="metrics")
+
+    @field_validator("uncertain", mode="before")
+    @classmethod
+    def _known_policies(cls, chosen: Any) -> Any:
+        for policy in chosen.values() if isinstance(chosen, dict) else [chosen]:
+            if policy not in get_args(Policy):
+                raise ValueError(f"'{policy}' is none of {', '.join(get_args(Policy))}")
+        return chosen
 
     def recipe(self) -> dict[str, Any]:
         """The settings that determine the result: no location, and of the two heads only the one used."""

@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_would(synthetic_dataset, trained, tmp_path, 
     work(one)
     ranks.run("finetune_work", two.model_dump(mode="json"))
     losses = [[r["loss"] for r in records(c) if "loss" in r] for c in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     expected, found = (safetensors.torch.load_file(training(c) / "model.safetensors") for c in (one, two))
     for name in expected:
         assert found[name].float().numpy() == pytest.approx(expected[name].float().numpy(), abs=1e-4), name
