@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
 
+# Raised with every change of what stands at a position (sample, pair, crop or record), so that a run that was begun
+# by an earlier version is refused instead of being continued otherwise.
+STREAM_VERSION = 2
+
 MAX_STREAMS = 64
 POOL_SAMPLES = 1 << 19
 """Samples that are mixed at a time, by all streams together, if there are so many."""

@@ -9,6 +9,7 @@ from clusters.config import Config
 from clusters.launch import ClusterConfig
 from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
+from data.order import STREAM_VERSION
 from pretrain.encoder import EncoderConfig
 from pretrain.methods import AnyStage, SimCLRConfig
 from pretrain.views import ViewConfig
@@ -103,5 +104,6 @@ class PretrainConfig(Config):
             "seed": self.seed,
             "splits": self.splits,
             "dataset": dataset_identity,
+            "stream_version": STREAM_VERSION,
             "previous_encoder": previous,
         }

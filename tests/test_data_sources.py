@@ -421,7 +421,7 @@ def test_the_command_line_writes_verifies_reuses_and_refuses(tmp_path: Path) -> 
     (out / "shard-000000.tar").write_bytes(b"")
     damaged = run("verify", str(out))
     assert damaged.returncode == 2
-    assert damaged.stderr.startswith(f"error: {out} is damaged: 1 problem;")
+    assert f"\nerror: {out} is damaged: 1 problem;" in damaged.stderr
     assert "Traceback" not in damaged.stderr
 
 
