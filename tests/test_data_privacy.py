@@ -359,7 +359,7 @@ def test_what_a_library_says_is_not_shown_unless_asked_for(
     raw: Raw, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.tables.RawFile", Misbehaving)
-    places = [f"out={tmp_path / 'out'}", f"keyring={tmp_path / 'ring.json'}", "num_processes=1"]
+    places = [f"out={tmp_path / 'out'}", f"keyring={tmp_path / 'ring.json'}", "num_processes=1", "max_bad_fraction=1"]
     table = raw.table("odd.csv", change(4, 0, f"{CANARY}x.png"))
     code, said = run([*WORDS, *places, table], capfd)
     assert code == 1
