@@ -161,8 +161,7 @@ def shares(dataset: AnyDataset, shard_sizes: Sequence[int] | Integers) -> NDArra
     """Share of the stream of each dataset, (M,); without weights by its samples, each equally often."""
     weights = dataset.weights if isinstance(dataset, CombinedDataset) else None
     counts = [int(sizes.sum()) for sizes in samples_of_parts(dataset, shard_sizes)]
-    numbers = np.asarray(counts if weights is None else weights, dtype=np.float64)
-    return numbers / numbers.sum()
+    return _shares(counts if weights is None else weights)
 
 
 def order_of(dataset: AnyDataset, shard_sizes: Sequence[int] | Integers, seed: int) -> "Order | MixedOrder":
@@ -170,6 +169,13 @@ def order_of(dataset: AnyDataset, shard_sizes: Sequence[int] | Integers, seed: i
     if not isinstance(dataset, CombinedDataset):
         return Order(shard_sizes, seed=seed)
     return MixedOrder(samples_of_parts(dataset, shard_sizes), shares(dataset, shard_sizes), seed)
+
+
+def _shares(weights: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    numbers = np.asarray(weights, dtype=np.float64)
+    assert len(numbers) and (numbers > 0).all() and np.isfinite(numbers).all()
+    numbers = numbers / numbers.max()  # the sum of the largest numbers is none
+    return numbers / numbers.sum()
 
 
 class MixedOrder:
@@ -210,16 +216,13 @@ class Turns:
     """Whose turn it is at a position, and for which time.
 
     Dataset i would like its n-th turn at time (n + 1/2) / share_i, and turns are given in that order (the
-    method of Webster, or Sainte-Lague, for seats in a parliament): up to any position each dataset has had its
-    share of turns, give or take (M + 1) / 2, and with shares by size each of N has had N of them after all.
-    Inside blocks the turns are shuffled, so that they have no period: whoever takes every W-th position meets
-    all datasets.
+    method of Webster, or Sainte-Lague, for seats in a parliament): at the end of each block of positions each
+    dataset has had its share of turns, give or take (M + 1) / 2. Inside blocks the turns are shuffled, so that they
+    have no period: whoever takes every W-th position meets all datasets.
     """
 
     def __init__(self, weights: Sequence[float] | NDArray[np.float64], seed: int) -> None:
-        numbers = np.asarray(weights, dtype=np.float64)
-        assert len(numbers) and (numbers > 0).all() and np.isfinite(numbers).all()
-        self._shares = numbers / numbers.sum()
+        self._shares = _shares(weights)
         self._seed = seed
 
     def at(self, positions: Integers) -> tuple[Integers, Integers]:

@@ -42,9 +42,6 @@ def finetune(config: FinetuneConfig) -> None:
         "dataset": dataset.fingerprint,
         "models": {entrant.name: entrant.fingerprint for entrant in entrants},
     }
-    if _is_finished(out, identity):
-        print(f"reused: these results were finished earlier: {out.file(REPORT)}")
-        return
     cohort = choose_cohort(dataset, config)
     _check_batch(config, cohort)
     warnings = [
@@ -53,6 +50,9 @@ def finetune(config: FinetuneConfig) -> None:
         if entrant.kind == "encoder"
         for warning in find_leaks(cohort, entrant.location, config.on_leak)
     ]
+    if _is_finished(out, identity):
+        print(f"reused: these results were finished earlier: {out.file(REPORT)}")
+        return
     out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
 
     started = time.time()

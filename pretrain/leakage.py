@@ -4,12 +4,16 @@ The import keeps a patient within one split of its dataset. Two datasets may sti
 photographs, and what one of them holds out for evaluation must not stand in the pretraining of the other.
 """
 
-from collections import defaultdict
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from clusters import distributed
 from clusters.config import InputError
 from clusters.tracking import say
 from data.combined import AnyDataset, parts_of
@@ -25,13 +29,15 @@ class Overlap:
 
     `rows` are the pretraining images of the patients concerned; `patients` of them are known by their ids,
     `images` are held-out images pixel for pixel, and `look_alikes` have the perceptual hash of one in
-    another dataset (reported only: a hash of 64 bits proves nothing).
+    another dataset (reported only: a hash of 64 bits proves nothing). `shared` images are learned from in
+    more than one dataset, each copy the other's negative.
     """
 
     rows: Rows
     patients: int
     images: int
     look_alikes: int
+    shared: int
 
 
 def pretraining_rows(dataset: AnyDataset, config: PretrainConfig) -> Rows:
@@ -39,7 +45,8 @@ def pretraining_rows(dataset: AnyDataset, config: PretrainConfig) -> Rows:
     rows = dataset.rows(config.splits)
     if config.on_leak == "refuse":
         return rows
-    return np.setdiff1d(rows, find_overlap(dataset, config.splits, held_out_datasets(config)).rows)
+    found = find_overlap(dataset, config.splits, held_out_datasets(config)).rows if distributed.is_main() else None
+    return np.setdiff1d(rows, distributed.broadcast_object(found))
 
 
 def held_out_datasets(config: PretrainConfig) -> list[Dataset]:
@@ -60,6 +67,8 @@ def check_leakage(dataset: AnyDataset, config: PretrainConfig) -> None:
             f"{overlap.look_alikes} pretraining images have the perceptual hash of an image that another dataset holds "
             "out: perhaps near duplicates; they are kept"
         )
+    if overlap.shared:
+        say(f"{overlap.shared} images are learned from in more than one of the datasets, pixel for pixel the same")
     if not len(overlap.rows):
         return
     found = (
@@ -78,29 +87,44 @@ def find_overlap(dataset: AnyDataset, splits: Sequence[str], others: Sequence[Da
     """Compare images in `splits` with all others of these datasets and of `others`.
 
     Patients are compared where their ids have one scheme, images by the hash of their pixels everywhere. An
-    image tells whose it is, so with a shared image all images of its patient are found.
+    image tells whose it is, so with a shared image all images of its patient are found, in every dataset, and
+    with those whoever else has one of them.
     """
     parts = parts_of(dataset)
-    held_patients: dict[str, set[str]] = defaultdict(set)
-    held_images: set[str] = set()
-    for part in (*parts, *others):
-        held = np.setdiff1d(np.arange(part.num_images), _in_splits(part, splits))
-        held_patients[ids_scheme(part)].update(part.column("patient")[held].tolist())
-        held_images.update(part.column("pixel_sha256")[held].tolist())
+    datasets = (*parts, *others)
+    person = _numbered([d.column("patient") for d in datasets], [ids_scheme(d) for d in datasets])
+    image = _numbered([d.column("pixel_sha256") for d in datasets], [""] * len(datasets))
+    starts = np.cumsum([0, *(d.num_images for d in datasets)])
+    learned = np.concatenate([start + part.rows(splits) for start, part in zip(starts, parts)])
+    kept = np.concatenate([start + _in_splits(d, splits) for start, d in zip(starts, datasets)])
+    held = np.setdiff1d(np.arange(starts[-1]), kept)
 
-    found: list[Rows] = []
-    start = num_patients = num_images = 0
-    for part in parts:
-        rows = part.rows(splits)
-        patients, images = part.column("patient")[rows], part.column("pixel_sha256")[rows]
-        known = set(patients.tolist()) & held_patients[ids_scheme(part)]
-        same = np.array([image in held_images for image in images.tolist()], dtype=bool)
-        concerned = known | set(patients[same].tolist())
-        leaking = np.array([patient in concerned for patient in patients.tolist()], dtype=bool)
-        found.append(start + rows[leaking])
-        num_patients, num_images = num_patients + len(known), num_images + len(set(images[same].tolist()))
-        start += part.num_images
-    return Overlap(np.concatenate(found), num_patients, num_images, _look_alikes(parts, others, splits, held_images))
+    held_persons, held_images = np.unique(person[held]), np.unique(image[held])
+    persons, images = np.zeros(person.max() + 1, bool), np.zeros(image.max() + 1, bool)
+    persons[held_persons] = images[held_images] = True
+    size = 0
+    while size != (size := int(persons.sum() + images.sum())):  # until nobody and nothing is added
+        persons[person[images[image]]] = True
+        images[image[persons[person]]] = True
+
+    alike = _look_alikes(datasets, learned, held, image)
+    sizes = [len(np.unique(image[learned[(learned >= a) & (learned < b)]])) for a, b in itertools.pairwise(starts)]
+    return Overlap(
+        rows=learned[persons[person[learned]]],
+        patients=len(np.intersect1d(person[learned], held_persons)),
+        images=len(np.intersect1d(image[learned], held_images)),
+        look_alikes=alike,
+        shared=sum(sizes) - len(np.unique(image[learned])),
+    )
+
+
+def _numbered(columns: Sequence[NDArray[Any]], kinds: Sequence[str]) -> Rows:
+    """A number for each text of the columns laid end to end; equal texts of one kind have equal ones."""
+    texts = pa.chunked_array([pa.array(column, pa.string()) for column in columns]).combine_chunks()
+    codes = texts.dictionary_encode().indices.to_numpy().astype(np.int64)
+    kind_of = np.unique(list(kinds), return_inverse=True)[1]
+    kind = np.repeat(kind_of, [len(column) for column in columns])
+    return np.unique(kind * (codes.max() + 1) + codes, return_inverse=True)[1].astype(np.int64)
 
 
 def unknown(parts: Sequence[Dataset], others: Sequence[Dataset]) -> list[str]:
@@ -120,19 +144,15 @@ def _in_splits(dataset: Dataset, splits: Sequence[str]) -> Rows:
     return np.flatnonzero(np.isin(dataset.column("split").astype(str), list(splits))).astype(np.int64)
 
 
-def _look_alikes(parts: Sequence[Dataset], others: Sequence[Dataset], splits: Sequence[str], exact: set[str]) -> int:
+def _look_alikes(datasets: Sequence[Dataset], learned: Rows, held: Rows, image: Rows) -> int:
     """Pretraining images with the perceptual hash of a held-out image of another dataset, not the same pixels."""
-    datasets = (*parts, *others)
-    held = [np.setdiff1d(np.arange(d.num_images), _in_splits(d, splits)) for d in datasets]
-    count = 0
-    for part in parts:
-        rows = part.rows(splits)
-        foreign = [d.column("dhash")[mine] for d, mine in zip(datasets, held) if d is not part]
-        if foreign:
-            hashes = part.column("dhash")[rows]
-            alike = np.isin(hashes, np.concatenate(foreign)) & (hashes != 0)  # 0: nothing but one colour
-            count += sum(image not in exact for image in part.column("pixel_sha256")[rows[alike]].tolist())
-    return count
+    hashes = np.concatenate([d.column("dhash") for d in datasets])
+    owner = np.repeat(np.arange(len(datasets)), [d.num_images for d in datasets])
+    new = learned[~np.isin(image[learned], image[held]) & (hashes[learned] != 0)]  # 0: nothing but one colour
+    return sum(
+        int(np.isin(hashes[new[owner[new] == number]], hashes[held[owner[held] != number]]).sum())
+        for number in range(len(datasets))
+    )
 
 
 def _check_patients(dataset: Dataset, splits: Sequence[str]) -> None:

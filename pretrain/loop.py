@@ -69,8 +69,8 @@ def run_stage(
     tracker.start_section(folder, name)
     tracker.rewind(first_step)
 
-    # Batches from that position on, augmented where there is time for it
-    in_loader = config.augment == "loader" or (config.augment == "auto" and device.type == "cpu")
+    # Batches from that position on
+    in_loader = config.augment == "loader"
     make = ViewBatches(
         dataset, samples, method.pair, views, config.seed, number, stage.batch_size,
         distributed.rank(), distributed.world_size(), augment=in_loader,
@@ -164,7 +164,8 @@ def _build(
             "datasets": origins(dataset, rows, config.splits),
         }
     )
-    return module, lineage, seen_in(dataset, rows, before)
+    # Only rank 0 writes it, and of a large dataset it takes much memory
+    return module, lineage, seen_in(dataset, rows, before) if distributed.is_main() else None
 
 
 def _passes(dataset: AnyDataset, samples: Samples, num_positions: int) -> list[str]:

@@ -51,15 +51,32 @@ def train(config: PretrainConfig) -> dict[str, Any]:
         folder = run / config.stage_name(number)
         finished = distributed.broadcast_object(_finished(folder) if distributed.is_main() else None)
         if finished is None:
+            chosen = config.model_copy(update={"augment": where_views_are_finished(config, folder)})
+            distributed.barrier()
             if distributed.is_main():
                 identity = config.stage_identity(number, dataset_identity(dataset, rows, config), fingerprint)
-                folder.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
-            run_stage(config, number, folder, previous, dataset, rows, tracker)
+                folder.write_json("config.json", {"identity": identity, "config": chosen.model_dump(mode="json")})
+            run_stage(chosen, number, folder, previous, dataset, rows, tracker)
         previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
     if distributed.is_main() and previous is not None:
         copy_encoder(previous / "encoder", run / "encoder")
     tracker.close()
     return {"encoder": fingerprint}
+
+
+def where_views_are_finished(config: PretrainConfig, folder: Folder) -> str:
+    """`loader` or `device`: as the stage was begun, since the two differ by rounding.
+
+    Raises InputError where the config asks for the other one.
+    """
+    here = "loader" if distributed.device().type == "cpu" else "device"
+    begun = folder.read_json("config.json")["config"]["augment"] if folder.exists("config.json") else "auto"
+    if "auto" not in (begun, config.augment) and begun != config.augment:
+        raise InputError(
+            f"{folder}: begun with augment={begun}, which differs from augment={config.augment} by rounding; "
+            f"give augment={begun} or auto to go on"
+        )
+    return next(choice for choice in (begun, config.augment, here) if choice != "auto")
 
 
 def dataset_identity(dataset: AnyDataset, rows: Rows, config: PretrainConfig) -> Any:
@@ -99,6 +116,8 @@ def _check(config: PretrainConfig) -> Any:
             )
         sizes = [int(sizes.sum()) for sizes in samples_of_parts(dataset, samples.shard_sizes)]
         for part, size, share in zip(parts_of(dataset), sizes, shares(dataset, samples.shard_sizes)):
+            if stage.num_steps(len(samples)) * stage.batch_size * share < 1:
+                raise InputError(f"weights: {part.location} would give none of the samples of stage {number + 1}")
             if np.floor(stage.batch_size * share) > size:
                 raise InputError(
                     f"stages.{number}.batch_size: {100 * share:.3g} % of {stage.batch_size} is more than the {size} "

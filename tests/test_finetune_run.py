@@ -246,3 +246,12 @@ def test_recipes_load_and_open_with_their_command(name):
     opening = (RECIPES / name).read_text().splitlines()[:6]
     assert any(f"python -m finetune finetune/recipes/{name}" in line for line in opening)
     assert any("Hardware" in line for line in opening)
+
+
+def test_results_that_were_made_in_spite_of_a_leak_are_not_reused_without_the_word(synthetic_dataset, tmp_path):
+    encoder = write_encoder(tmp_path / "leaky", synthetic_dataset, ["train", "test"])
+    warned = recipe(synthetic_dataset, encoder, tmp_path / "out", head="linear", on_leak="warn")
+    finetune(warned)
+    finetune(warned)
+    with pytest.raises(InputError, match="test patients"):
+        finetune(warned.model_copy(update={"on_leak": "refuse"}))

@@ -10,7 +10,9 @@ import pytest
 
 from clusters.checkpoint import Checkpoints
 from clusters.config import InputError, load_config
-from data.combined import CombinedDataset
+from data.cases import Case, RawDataset, SourceImage
+from data.combined import CombinedDataset, shares
+from data.config import ImportConfig
 from data.dataset import Dataset, open_dataset
 from data.manifest import MANIFEST, manifest_bytes, seal
 from data.shards import write_dataset
@@ -25,6 +27,7 @@ from pretrain.methods import METHODS
 from pretrain.monitor import probe_dataset
 from pretrain.run import pretrain
 from pretrain.views import ViewConfig
+from tests.drawn_cases import Drawn
 from tests.finetune_runs import write_encoder
 
 OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}
@@ -293,3 +296,48 @@ def test_a_small_dataset_with_a_large_weight_is_refused(
     stages[0]["batch_size"] = len(other.rows(["train"])) + 20
     with pytest.raises(InputError, match="would stand several times in one batch"):
         pretrain(config(tmp_path / "run", synthetic_dataset, other, weights=[1, 99], stages=stages))
+
+
+def test_a_shared_image_leads_to_all_images_of_its_patient_in_every_dataset(folders: Path, tmp_path: Path) -> None:
+    """C holds out a picture of patient P of A under another name; so P's other pictures, in B, are not learned from."""
+
+    def written(name: str, pictures: dict[str, list[int]], **changed: Any) -> Dataset:
+        found = [
+            Case(f"{patient}-{n}", patient, (SourceImage("image", Drawn(n)),))
+            for patient, numbers in pictures.items()
+            for n in numbers
+        ]
+        settings = {"ids": "keyed", "keyring": str(folders / "keyring.json"), "name": name} | changed
+        chosen = ImportConfig.model_validate({"source": "drawn", "raw": "/raw", "out": str(tmp_path / name)} | settings)
+        write_dataset(RawDataset("", "", "unlabelled", (), found, "a picture"), chosen)
+        return open_dataset(chosen.out)
+
+    a = written("a", {"p": [1], "q": [2]}, splits=ALL_TRAIN)
+    b = written("b", {"p": [3, 4], "r": [5]}, splits=ALL_TRAIN)
+    c = written("c", {"x": [1]}, splits={"train": 0.0, "val": 0.0, "test": 1.0}, ids="source")
+    both = CombinedDataset([a, b])
+    overlap = find_overlap(both, ["train"], [c])
+    patient = both.column("patient")
+    assert len(overlap.rows) == 3
+    assert len(set(patient[overlap.rows])) == 1
+    assert (overlap.patients, overlap.images, overlap.shared) == (0, 1, 0)
+
+
+def test_pictures_that_two_datasets_teach_are_counted(synthetic_dataset: Dataset, same_images: Dataset) -> None:
+    both = CombinedDataset([synthetic_dataset, same_images])
+    learned = set(synthetic_dataset.column("pixel_sha256")[synthetic_dataset.rows(["train"])])
+    shared = len(learned & set(same_images.column("pixel_sha256")))
+    assert shared > 0
+    assert find_overlap(both, ["train"], []).shared == shared
+
+
+@pytest.mark.parametrize("weights", [[1e308, 1e308], [1.0, 1e-18]])
+def test_extreme_weights_are_shares_or_refused(
+    synthetic_dataset: Dataset, other: Dataset, tmp_path: Path, weights: list[float]
+) -> None:
+    recipe = config(tmp_path / "run", synthetic_dataset, other, weights=weights, on_leak="exclude")
+    if weights[0] == weights[1]:
+        assert shares(CombinedDataset([synthetic_dataset, other], weights), [1, 1]).tolist() == [0.5, 0.5]
+    else:
+        with pytest.raises(InputError, match=r"weights: .* none of the samples"):
+            pretrain(recipe)

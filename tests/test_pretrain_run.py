@@ -17,7 +17,7 @@ from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder import hash64, load_encoder, read_seen
-from pretrain.run import pretrain
+from pretrain.run import pretrain, where_views_are_finished
 
 OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}
 
@@ -278,3 +278,13 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(synthetic_dataset: Datase
         run(synthetic_dataset, tmp_path / "run", stages=stages)
     assert Folder(tmp_path / "run/1-simclr").exists("config.json")
     assert not (tmp_path / "run/encoder").exists()
+
+
+def test_views_are_finished_where_the_stage_was_begun(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "1-simclr")
+    values = {"data": "/none", "run": "/none"}
+    assert where_views_are_finished(PretrainConfig.model_validate(values), folder) == "loader"
+    folder.write_json("config.json", {"config": {"augment": "device"}})
+    assert where_views_are_finished(PretrainConfig.model_validate(values), folder) == "device"
+    with pytest.raises(InputError, match="begun with augment=device"):
+        where_views_are_finished(PretrainConfig.model_validate(values | {"augment": "loader"}), folder)

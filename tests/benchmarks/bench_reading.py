@@ -1,7 +1,7 @@
 """Reading by index: cases against webdataset on tars of its own, and what ten million rows cost a process.
 
-Memory and restoring have no peer that could be run beside them in reason, so they are held against the issue's
-floors (300 MB, 1 s): the ratio says how many times smaller ours is.
+Memory and restoring have no peer that could be run beside them in reason, so they are held against fixed bounds
+(300 MB, 1 s): the ratio says how many times smaller ours is.
 """
 
 import os
