@@ -34,14 +34,17 @@ C = TypeVar("C", bound=Config)
 
 def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]) -> None:
     """Run a command line: help on request, one clear line and exit code 2 on bad input."""
-    if not argv or argv[0] in ("--help", "-h", "help") or "--help" in argv:
-        print(help_text())
-        sys.exit(0 if argv else 2)
     try:
+        if not argv or argv[0] in ("--help", "-h", "help") or "--help" in argv:
+            print(help_text(), flush=True)
+            sys.exit(0 if argv else 2)
         command(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more at its end
+        sys.exit(141)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(
@@ -49,7 +52,7 @@ def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        print("stopped; the same command goes on from what is done", file=sys.stderr)
         sys.exit(130)
 
 

@@ -129,3 +129,10 @@ def test_command_line_ends_with_one_line_and_code_2() -> None:
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines()[-1].startswith("error: unknown key 'sead'")
     assert "Traceback" not in ended.stderr
+
+
+def test_help_that_nobody_reads_to_the_end_says_nothing_more() -> None:
+    command = f"{sys.executable} -m data --help | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("Datasets")
+    assert done.stderr == ""

@@ -70,7 +70,7 @@ def _peer(shards: list[str]) -> int:
     from lightly.transforms import SimCLRTransform
     from webdataset.compat import WebDataset
 
-    transform = SimCLRTransform(input_size=224, vf_prob=0.5)
+    transform: Any = SimCLRTransform(input_size=224, vf_prob=0.5, normalize=None)  # ours leaves it to the trainer too
     samples: Any = WebDataset(shards, shardshuffle=False).decode("pil")
     count = 0
     for sample in samples:
