@@ -12,22 +12,27 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from clusters.config import InputError
 from clusters.storage import Folder
 
 VARIABLE = "MANYVIEW_CACHE"
+MEND = f"set {VARIABLE} or loader.cache to a folder of yours"
 IN_USE_S = 60.0
 """A shard that was read so recently is not removed."""
 TOUCH_EVERY_S = 5.0
 NUM_DOWNLOADS = 4
 FREE_SHARE = 0.05
 """Share of the disk that is left free, whatever the bound."""
+RETRY_AFTER_S = (0.2, 1.0)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,12 @@ class CachePlace:
     size_gb: float = 64.0
 
     def sub_folder(self, name: str) -> Path:
-        """A folder of this cache, made if need be."""
+        """A folder of this cache, made if need be. Raises InputError where it cannot be made."""
         folder = cache_folder(self.folder) / name
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: no cache can be made there ({error.strerror}); {MEND}") from None
         return folder
 
 
@@ -52,17 +60,28 @@ def cache_folder(base: str = "") -> Path:
     """
     parent = Path(base or os.environ.get(VARIABLE) or os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
     folder = parent / f"manyview-{os.getuid()}"
-    mend = f"set {VARIABLE} or loader.cache to a folder of yours"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise InputError(f"{folder}: no cache can be made there ({error.strerror}); {mend}") from None
+        raise InputError(f"{folder}: no cache can be made there ({error.strerror}); {MEND}") from None
     if folder.is_symlink() or status.st_uid != os.getuid():
-        raise InputError(f"{folder}: a cache of somebody else; {mend}")
+        raise InputError(f"{folder}: a cache of somebody else; {MEND}")
     if status.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What `read` gives; asked again after short pauses, since stores and networks fail for moments."""
+    for pause_s in RETRY_AFTER_S:
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            time.sleep(pause_s)
+    return read()
 
 
 @contextmanager
@@ -149,7 +168,8 @@ class ShardCache:
         try:
             now = time.monotonic()
             if now - self._touched.get(name, -TOUCH_EVERY_S) >= TOUCH_EVERY_S:
-                os.utime(file)
+                with suppress(OSError):  # a cache that is mounted read-only
+                    os.utime(file)
                 self._touched[name] = now
             return os.pread(file, size, offset)
         finally:
@@ -175,13 +195,14 @@ class ShardCache:
             return False
         part, file = reserved
         try:
-            self._remote.download(name, part)
+            patiently(lambda: self._remote.download(name, part))
             if os.fstat(file).st_size != self._sizes[name]:
                 raise InputError(
                     f"{self._remote.file(name)}: {os.fstat(file).st_size} bytes came, the manifest says "
                     f"{self._sizes[name]}; run the command again, or copy the dataset again"
                 )
-            part.replace(self._path(name))
+            with locked(self._folder / "room.lock"):  # who counts what is there sees it under one name or the other
+                part.replace(self._path(name))
         finally:
             part.unlink(missing_ok=True)
             os.close(file)

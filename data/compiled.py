@@ -20,6 +20,8 @@ from data.splits import SPLITS
 VERSION = 1
 HASH_BYTES = 32
 BATCH_ROWS = 1 << 18
+CHECKED = ("shard", "case", "patient", "labels", "split")
+"""Columns whose damage nothing else would show: a wrong place, size or hash of an image shows when it is read."""
 
 
 def compiled_path(folder: Path, fingerprint: str) -> Path:
@@ -27,14 +29,20 @@ def compiled_path(folder: Path, fingerprint: str) -> Path:
     return folder / f"{fingerprint[:32]}-{VERSION}.arrays"
 
 
-def compile_index(path: Path, index_file: Callable[[], Path], labels: list[str]) -> Arrays:
+def compile_index(path: Path, index_file: Callable[[], Path], labels: list[str], check: bool = False) -> Arrays:
     """The arrays of an index, read-only; made from `index_file()` where they are not there. N images, K labels:
 
     `shard`, `size`, `case`, `patient` int32 (N,), `offset` int64 (N,), `split` int8 (N,: place in SPLITS),
     `sha256` and `pixel_sha256` uint8 (N, 32), `labels` float32 (N, K). Cases and patients are numbered as they
-    come. Raises InputError for an index that lacks a column, and where there is no room for the arrays.
+    come. With `check` the columns of CHECKED are read whole, and the file is made anew where one is damaged.
+    Raises InputError for an index that lacks a column, and where there is no room for the arrays.
     """
-    return mapped_arrays(path, lambda: _kinds(index_file(), labels), lambda arrays: _fill(arrays, index_file(), labels))
+    return mapped_arrays(
+        path,
+        lambda: _kinds(index_file(), labels),
+        lambda arrays: _fill(arrays, index_file(), labels),
+        check=CHECKED if check else (),
+    )
 
 
 def _kinds(index: Path, labels: list[str]) -> Kinds:

@@ -6,10 +6,13 @@ the hash in the index, so a damaged shard never shortens or alters a dataset in 
 """
 
 import hashlib
+import multiprocessing
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cache import CachePlace, ShardCache, locked
+from data.cache import CachePlace, ShardCache, locked, patiently
 from data.compiled import compile_index, compiled_path
 from data.manifest import INDEX, Manifest, check_files, read_manifest
 from data.mapped import Arrays, intact
@@ -74,6 +77,11 @@ class Dataset:
     def fingerprint(self) -> str:
         """The manifest's own hash: the same dataset, byte for byte, wherever it lies."""
         return self.manifest.sha256
+
+    @property
+    def cache(self) -> CachePlace:
+        """Where the cache of this dataset lies, for what else its readers share."""
+        return self._cache
 
     @property
     def is_remote(self) -> bool:
@@ -208,15 +216,22 @@ class Dataset:
                     return self._checked_index(path)
                 except InputError:
                     path.unlink()
-            part = path.with_suffix(".part")
-            self._folder.download(INDEX, part)
-            self._checked_index(part).replace(path)
+            part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+            try:
+                patiently(lambda: self._folder.download(INDEX, part))
+                self._checked_index(part).replace(path)
+            except OSError as error:
+                raise self._unreadable(INDEX, error) from None
+            finally:
+                part.unlink(missing_ok=True)
         return path
 
     @cached_property
     def _arrays(self) -> Arrays:
         path = compiled_path(self._cache.sub_folder("indexes"), self.fingerprint)
-        return compile_index(path, self.index_file, self.label_names)
+        # A loader process leaves the check to the process that started it.
+        check = multiprocessing.parent_process() is None
+        return compile_index(path, self.index_file, self.label_names, check)
 
     @cached_property
     def _shard_names(self) -> dict[int, str]:
@@ -236,13 +251,27 @@ class Dataset:
 
     def _read_at(self, shard: int, offset: int, size: int) -> bytes:
         name = self._shard_names[shard]
+        if offset < 0 or size < 0:  # a damaged array; the hash will not fit
+            return b""
         try:
             if self._folder.path is not None:
                 return os.pread(self._opened(shard), size, offset)
             content = self._shards.read(name, offset, size) if self._shards is not None else None
-            return self._folder.read_range(name, offset, size) if content is None else content
-        except FileNotFoundError:
-            raise InputError(f"{self._folder.file(name)} is missing; copy the dataset again") from None
+            if content is None:
+                content = patiently(lambda: self._folder.read_range(name, offset, size))
+            return content
+        except OSError as error:
+            raise self._unreadable(name, error) from None
+
+    def _unreadable(self, name: str, error: OSError) -> InputError:
+        """What to tell about a file of the dataset that could not be read."""
+        if isinstance(error, FileNotFoundError):
+            return InputError(f"{self._folder.file(name)} is missing; copy the dataset again")
+        what = " ".join((error.strerror or str(error)).split()) or type(error).__name__
+        return InputError(
+            f"{self._folder.file(name)} cannot be read ({what}); check the place and your access to it, and run the "
+            "same command again"
+        )
 
     def _opened(self, shard: int) -> int:
         """The shard's file, open; of many, those that were read last are kept open."""
@@ -267,7 +296,8 @@ class Dataset:
         name, digest = self._shard_names[shard], self._arrays["sha256"][row].tobytes()
         content = self._read_at(shard, offset, size)
         if self._shards is not None and hashlib.sha256(content).digest() != digest and self._shards.drop(name):
-            self._shards.fetch(name)
+            with suppress(OSError):  # the read that takes its place reports what is wrong
+                self._shards.fetch(name)
             content = self._read_at(shard, offset, size)
         if hashlib.sha256(content).digest() != digest:
             member = self.column("member")[row]

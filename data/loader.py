@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from clusters.config import Config, InputError
+from clusters.config import Config, InputError, absolute
 from data.cache import CachePlace
 from data.combined import AnyDataset
 from data.images import decode_stored
@@ -44,6 +44,13 @@ class LoaderConfig(Config):
     cache_gb: float = Field(
         default=64.0, ge=0, description="GB of remote shards kept on each machine at most; 0: read in ranges"
     )
+
+    @field_validator("cache")
+    @classmethod
+    def _absolute(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError("the cache is a folder of each machine, not a URL")
+        return absolute(folder) if folder else folder
 
     @property
     def place(self) -> CachePlace:
@@ -80,7 +87,7 @@ def training_batches(make: Callable[[int], T], first_step: int, last_step: int, 
     """`make(step)` for each step from first_step to last_step - 1, in order, prepared ahead in processes.
 
     The processes live until the iterator ends, and die with this one. An InputError in one of them is raised
-    here as it is; so is one line where a process was killed.
+    here as it is; what cannot be read and a killed process are one line too. Other errors come with their traceback.
     """
     processes = config.num_processes
     loader: DataLoader[T | _Refusal] = DataLoader(
@@ -133,7 +140,7 @@ def crop_and_resize(
 
 @dataclass(frozen=True)
 class _Refusal:
-    """An InputError on its way out of a loader process: torch would wrap it in the process's traceback."""
+    """Bad input on its way out of a loader process: torch would wrap it in the process's traceback."""
 
     line: str
 
@@ -150,6 +157,13 @@ class _Steps(TorchDataset[T | _Refusal], Generic[T]):
             return self._make(step)
         except InputError as error:
             return _Refusal(str(error))
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            what = " ".join((error.strerror or str(error)).split()) or type(error).__name__
+            return _Refusal(
+                f"{where}{what}, while reading the batch of step {step}; check that the place is there and can be "
+                "read, and run the same command again"
+            )
 
 
 def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
@@ -159,7 +173,8 @@ def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if not processes or "DataLoader worker" not in str(error):
+            # An error of the process itself comes as "Caught … in DataLoader worker process 0", and stays as it is.
+            if not processes or not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise InputError(
                 f"a loader process was killed from outside ({str(error).splitlines()[0].rstrip('.')}), mostly because "

@@ -1,8 +1,8 @@
 """Fixed-width arrays in one file, memory-mapped: all processes of a node share one copy of the pages.
 
 A file is magic, SHA-256 of the header, length of the header, header (JSON: each array's type, shape, place and
-hash, and the file's size), arrays at multiples of 64 bytes. Opening one checks the header and the size; `intact`
-checks the arrays as well.
+hash, and the file's size), arrays at multiples of 64 bytes. Opening one checks the header and the size, and those
+arrays that it is told to check; `intact` checks all of them.
 """
 
 import hashlib
@@ -11,7 +11,9 @@ import mmap
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +31,36 @@ Arrays = Mapping[str, NDArray[Any]]
 Kinds = Mapping[str, tuple[str, tuple[int, ...]]]  # name: (numpy type, shape)
 
 
-def mapped_arrays(path: Path, kinds: Callable[[], Kinds], fill: Callable[[Arrays], None]) -> Arrays:
+def mapped_arrays(
+    path: Path, kinds: Callable[[], Kinds], fill: Callable[[Arrays], None], check: Collection[str] = ()
+) -> Arrays:
     """The arrays of a file, read-only; where it is not there or damaged, it is made first.
 
-    `fill` writes all elements of the arrays it is given. Of many processes that ask at once, one makes the file.
+    `fill` writes all elements of the arrays it is given; those named in `check` are read whole to find damage.
+    Of many processes that ask at once, one makes the file.
     Raises InputError where there is no room for it.
     """
-    arrays = open_arrays(path)
+    arrays = open_arrays(path, check)
     if arrays is not None:
         return arrays
-    with locked(path.parent / "making.lock"):
-        arrays = open_arrays(path)
-        if arrays is None:
-            _remove_unused(path.parent)
-            try:
+    try:
+        with locked(path.parent / "making.lock"):
+            arrays = open_arrays(path, check)
+            if arrays is None:
+                _remove_unused(path.parent)
                 _write(path, kinds(), fill)
-            except OSError as error:
-                raise InputError(
-                    f"{path}: cannot be written ({error.strerror or error}); set MANYVIEW_CACHE or loader.cache "
-                    "to a folder of this machine with more room"
-                ) from None
-            arrays = open_arrays(path)
-        assert arrays is not None
+                arrays = open_arrays(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); set MANYVIEW_CACHE or loader.cache "
+            "to a folder of this machine with more room"
+        ) from None
+    assert arrays is not None
     return arrays
 
 
 def share_arrays(folder: Path, arrays: Arrays) -> Path:
-    """Write arrays to a file that is named by their content, unless it is there."""
+    """Write arrays to a file that is named by their content, unless it is there and whole."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
@@ -66,12 +71,35 @@ def share_arrays(folder: Path, arrays: Arrays) -> Path:
         for name, array in arrays.items():
             views[name][:] = array
 
-    mapped_arrays(path, lambda: {name: (array.dtype.str, array.shape) for name, array in arrays.items()}, fill)
+    kinds = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    mapped_arrays(path, lambda: kinds, fill, check=arrays.keys())
     return path
 
 
-def open_arrays(path: Path) -> Arrays | None:
-    """The arrays of a file, read-only, or None where it is not there or its header or size is wrong."""
+def open_arrays(path: Path, check: Collection[str] = ()) -> Arrays | None:
+    """The arrays of a file, read-only, or None where it is not there or damaged.
+
+    Its header and size are checked, and the arrays that `check` names (those are read whole).
+    """
+    opened = _opened(path)
+    if opened is None:
+        return None
+    arrays, header = opened
+    if not _whole(arrays, header, check):
+        return None
+    with suppress(OSError):  # a cache that is mounted read-only
+        os.utime(path)  # when it was last wanted
+    return arrays
+
+
+def intact(path: Path) -> bool:
+    """Whether every byte of a file's arrays is as it was written; reads all of it."""
+    opened = _opened(path)
+    return opened is not None and _whole(*opened, opened[0].keys())
+
+
+def _opened(path: Path) -> tuple[Arrays, dict[str, Any]] | None:
+    """The arrays of a file and what its header says of each."""
     try:
         with path.open("rb") as file:
             header = _header(file.read(len(MAGIC) + 40), file.read)
@@ -80,19 +108,7 @@ def open_arrays(path: Path) -> Arrays | None:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):
         return None
-    os.utime(path)  # when it was last wanted
-    return {name: _view(pages, array) for name, array in header["arrays"].items()}
-
-
-def intact(path: Path) -> bool:
-    """Whether every byte of a file's arrays is as it was written; reads all of it."""
-    arrays = open_arrays(path)
-    if arrays is None:
-        return False
-    content = path.read_bytes()[: len(MAGIC) + 40 + (1 << 20)]
-    header = _header(content[: len(MAGIC) + 40], lambda size: content[len(MAGIC) + 40 : len(MAGIC) + 40 + size])
-    assert header is not None
-    return all(_digest(arrays[name]) == array["sha256"] for name, array in header["arrays"].items())
+    return {name: _view(pages, array) for name, array in header["arrays"].items()}, header["arrays"]
 
 
 def _header(start: bytes, read: Callable[[int], bytes]) -> dict[str, Any] | None:
@@ -149,11 +165,20 @@ def _digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data if array.size else b"").hexdigest()
 
 
+def _whole(arrays: Arrays, header: dict[str, Any], names: Collection[str]) -> bool:
+    """Whether these arrays have the hashes of the header; hashed side by side, since a run waits for it."""
+    if not names:
+        return True
+    with ThreadPoolExecutor(min(len(names), 8)) as threads:
+        digests = list(threads.map(lambda name: _digest(arrays[name]), names))
+    return digests == [header[name]["sha256"] for name in names]
+
+
 def _remove_unused(folder: Path) -> None:
-    """Remove what no process has opened for a month."""
+    """Remove what no process has opened for a month, but no lock: somebody may hold it."""
     for path in folder.iterdir():
         try:
-            if path.stat().st_mtime < time.time() - UNUSED_S:
+            if path.suffix != ".lock" and path.stat().st_mtime < time.time() - UNUSED_S:
                 path.unlink()
         except OSError:
             continue  # another process was faster

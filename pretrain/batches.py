@@ -4,14 +4,14 @@ Shapes: V views, B samples on this rank, H and W pixels, K record columns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.combined import AnyDataset, order_of
+from data.combined import AnyDataset, order_of, parts_of
 from data.images import decode_stored
 from data.loader import crop_and_resize, positions_of
 from data.order import keyed_uniforms
@@ -62,6 +62,8 @@ class ViewBatches:
         world_size: int,
         augment: bool,
     ) -> None:
+        # The samples go to loader processes by way of the run's own cache.
+        samples = replace(samples, cache=parts_of(dataset)[0].cache)
         self._dataset, self._samples, self._pair, self._views = dataset, samples, pair, views
         self._seed, self._stage = seed, stage
         self._share = (batch_size, rank, world_size)

@@ -1,6 +1,6 @@
 """What every stage of a recipe has, whatever its method, and how images form its samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +46,13 @@ class StageConfig(Config):
 class Samples:
     """Index rows grouped into samples: sample s has rows[starts[s] : starts[s + 1]], shard by shard.
 
-    Where there are many, pickling writes them into the machine's cache, from where each process maps them.
+    Where there are many, pickling writes them into `cache`, from where each process maps them.
     """
 
     rows: Rows
     starts: Rows
     shard_sizes: Rows
+    cache: CachePlace = field(default_factory=CachePlace)
 
     @classmethod
     def group(cls, rows: Rows, group_of_row: NDArray[np.integer], shard_of_row: NDArray[np.integer]) -> "Samples":
@@ -66,8 +67,8 @@ class Samples:
     def __reduce__(self) -> tuple[object, ...]:
         arrays = {"rows": self.rows, "starts": self.starts, "shard_sizes": self.shard_sizes}
         if sum(array.nbytes for array in arrays.values()) < INLINE_BYTES:
-            return Samples, tuple(arrays.values())
-        return _mapped, (str(share_arrays(CachePlace().sub_folder("samples"), arrays)),)
+            return Samples, (*arrays.values(), self.cache)
+        return _mapped, (str(share_arrays(self.cache.sub_folder("samples"), arrays)), self.cache)
 
     def __getitem__(self, number: int) -> Rows:
         return self.rows[self.starts[number] : self.starts[number + 1]]
@@ -78,8 +79,8 @@ class Samples:
         return int((np.diff(self.starts) > 1).sum())
 
 
-def _mapped(path: str) -> Samples:
+def _mapped(path: str, cache: CachePlace) -> Samples:
     arrays = open_arrays(Path(path))
     if arrays is None:
         raise InputError(f"{path} is gone or damaged; leave the cache alone during a run, and run the command again")
-    return Samples(**arrays)
+    return Samples(**arrays, cache=cache)

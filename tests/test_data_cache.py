@@ -258,6 +258,50 @@ def test_a_shard_of_another_size_or_gone_is_named(synthetic_dataset: Dataset, me
     assert not list(place(tmp_path).sub_folder("shards").glob("*.part"))
 
 
+@pytest.mark.parametrize("size_gb", [0.0, 1.0])
+def test_a_store_that_fails_for_a_moment_is_asked_again(
+    synthetic_dataset: Dataset, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_gb: float
+) -> None:
+    pauses: list[float] = []
+    failing = [2]
+    download, read_range = Folder.download, Folder.read_range
+
+    def stumble() -> None:
+        failing[0] -= 1
+        if failing[0] >= 0:
+            raise TimeoutError("no answer\nin time")
+
+    def stumbling_download(self: Folder, name: str, target: Path) -> None:
+        stumble()
+        download(self, name, target)
+
+    def stumbling_range(self: Folder, name: str, offset: int, size: int) -> bytes:
+        stumble()
+        return read_range(self, name, offset, size)
+
+    monkeypatch.setattr(Folder, "download", stumbling_download)
+    monkeypatch.setattr(Folder, "read_range", stumbling_range)
+    monkeypatch.setattr("data.cache.time.sleep", pauses.append)
+    dataset = open_dataset(memory, place(tmp_path, size_gb))
+    assert dataset.labels.shape[0] == dataset.num_images  # the index, by a download
+    assert pauses == [0.2, 1.0]
+    failing[0] = 2
+    dataset.announce(np.array([0]), now=True)
+    assert dataset.read(0) == synthetic_dataset.read(0)
+    assert len(cached(tmp_path)) == (1 if size_gb else 0)
+
+    failing[0] = 10**6
+    last = dataset.num_images - 1
+    dataset.announce(np.array([last]), now=True)
+    name = dataset.manifest.shards[int(dataset.shard_of[last])]
+    with pytest.raises(InputError, match=rf"{name} cannot be read \(no answer in time\); check the place"):
+        dataset.read(last)
+    other = open_dataset(memory, CachePlace(str(tmp_path / "other"), size_gb))
+    with pytest.raises(InputError, match=r"index\.parquet cannot be read \(no answer in time\); check the place"):
+        _ = other.labels
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_what_a_dead_download_left_takes_no_room(synthetic_dataset: Dataset, memory: str, tmp_path: Path) -> None:
     cache = shard_cache(memory, synthetic_dataset, tmp_path, shards=1, in_use_s=0)
     first = synthetic_dataset.manifest.shards[0]

@@ -110,6 +110,48 @@ def test_damage_inside_the_arrays_is_found_by_the_hash_of_an_image(
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", ["shard", "offset", "size", "case", "patient", "labels", "split", "sha256"])
+def test_damage_in_any_array_is_found_and_mended(synthetic_dataset: Dataset, place: CachePlace, name: str) -> None:
+    dataset = open_dataset(synthetic_dataset.location, place)
+    expected = {name: array.tobytes() for name, array in dataset._arrays.items()}
+    (path,) = array_files(place)
+    whole = path.read_bytes()
+    start = whole.index(expected[name])
+    last = start + dataset._arrays[name].itemsize - 1  # the highest byte of the first number
+    for place_, bit in ((start, 1), (last, 128)):
+        path.unlink()
+        path.write_bytes(whole[:place_] + bytes([whole[place_] ^ bit]) + whole[place_ + 1 :])
+        again = open_dataset(synthetic_dataset.location, place)
+        assert again.read_many(np.arange(3)) == dataset.read_many(np.arange(3))
+        assert {name: array.tobytes() for name, array in again._arrays.items()} == expected
+        assert path.read_bytes() == whole
+
+
+def test_loader_processes_leave_the_check_to_the_run(
+    synthetic_dataset: Dataset, place: CachePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_dataset(synthetic_dataset.location, place).read(0)
+    hashed: list[int] = []
+    digest = mapped._digest
+    monkeypatch.setattr(mapped, "_digest", lambda array: hashed.append(array.size) or digest(array))
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    assert len(open_dataset(synthetic_dataset.location, place).labels) == synthetic_dataset.num_images
+    assert not hashed
+
+
+def test_a_local_shard_that_cannot_be_read_is_named(
+    synthetic_dataset: Dataset, place: CachePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    dataset = open_dataset(synthetic_dataset.location, place)
+    assert len(dataset.labels)
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(InputError, match=rf"{dataset.manifest.shards[0]} cannot be read \(Input/output error\); check"):
+        dataset.read(0)
+
+
 def _open(location: str, place: CachePlace, queue: "multiprocessing.Queue[list[int]]") -> None:
     queue.put(open_dataset(location, place).case_of.tolist())
 
@@ -157,8 +199,10 @@ def test_shared_arrays_come_back_and_unused_ones_go(tmp_path: Path, monkeypatch:
     assert read is not None and intact(path)
     assert all(np.array_equal(read[name], array) and read[name].shape == array.shape for name, array in arrays.items())
     monkeypatch.setattr(mapped, "UNUSED_S", -10.0)
+    (tmp_path / "held.lock").touch()
     other = share_arrays(tmp_path, {"a": np.arange(6)})
     assert other.exists() and not path.exists()
+    assert (tmp_path / "held.lock").exists() and (tmp_path / "making.lock").exists()
     assert read["a"].tolist() == [0, 1, 2, 3, 4]  # who has it mapped keeps it
 
 
@@ -181,6 +225,22 @@ def test_the_cache_is_the_user_s_alone(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match=r"no cache can be made there .*set MANYVIEW_CACHE"):
         cache_folder(str(tmp_path / "file"))
+    given = CachePlace(str(tmp_path / "given"))
+    (cache_folder(given.folder) / "indexes").write_bytes(b"")
+    with pytest.raises(InputError, match=r"indexes: no cache can be made there \(File exists\); set MANYVIEW_CACHE"):
+        given.sub_folder("indexes")
+
+
+def test_a_cache_that_is_mounted_read_only_is_read(
+    synthetic_dataset: Dataset, place: CachePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_dataset(synthetic_dataset.location, place).read(0)
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert open_dataset(synthetic_dataset.location, place).read(0) == synthetic_dataset.read(0)
 
 
 def test_few_files_are_open_at_a_time(

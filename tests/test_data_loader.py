@@ -14,7 +14,10 @@ import torch
 from clusters.config import InputError
 from data.dataset import Dataset
 from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, training_batches
+from pretrain.batches import ViewBatches
+from pretrain.methods.simclr import SimCLR
 from pretrain.stage import Samples
+from pretrain.views import ViewConfig
 
 ROOT = Path(__file__).parents[1]
 TWO = LoaderConfig(num_processes=2, prefetch=1)
@@ -34,6 +37,17 @@ def die(step: int) -> torch.Tensor:
     if step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return torch.tensor([step])
+
+
+def fail(step: int) -> torch.Tensor:
+    """An error of the code, one of the file system and one of a driver, each told by another kind."""
+    if step == 0:
+        return torch.tensor([step])
+    if step == 1:
+        raise RuntimeError("shapes do not fit")
+    if step == 2:
+        raise OSError(5, "Input/output error", "/data/shard-000001.tar")
+    raise TimeoutError("no answer\nfrom the store")
 
 
 def threads(_: int) -> torch.Tensor:
@@ -59,6 +73,25 @@ def test_a_refusal_in_a_loader_process_is_the_same_line_here(num_processes: int)
     with pytest.raises(InputError) as caught:
         list(batches)
     assert str(caught.value) == "shard-000001.tar: image a.0.jpg was altered; copy the dataset again"
+
+
+def test_an_error_of_the_code_in_a_loader_process_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes do not fit") as caught:
+        list(training_batches(fail, 1, 2, TWO))
+    assert not isinstance(caught.value, InputError)
+    assert 'raise RuntimeError("shapes do not fit")' in str(caught.value)
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+def test_what_cannot_be_read_is_one_line_wherever_it_is_read(num_processes: int) -> None:
+    told = []
+    for step in (2, 3):
+        with pytest.raises(InputError) as caught:
+            list(training_batches(fail, step, step + 1, LoaderConfig(num_processes=num_processes)))
+        told.append(str(caught.value))
+    assert told[0].startswith("/data/shard-000001.tar: Input/output error, while reading the batch of step 2; check")
+    assert told[1].startswith("no answer from the store, while reading the batch of step 3; check")
+    assert "\n" not in "".join(told)
 
 
 def test_a_killed_loader_process_is_one_line_not_a_hang() -> None:
@@ -109,6 +142,38 @@ def test_many_samples_travel_to_processes_as_the_name_of_a_file(
     next(tmp_path.rglob("*.arrays")).unlink()
     with pytest.raises(InputError, match="is gone or damaged; leave the cache alone"):
         pickle.loads(content)
+
+
+def test_samples_travel_by_the_cache_of_their_run(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    import pickle
+
+    place = LoaderConfig(cache=str(tmp_path / "given")).place
+    dataset = Dataset(synthetic_dataset.location, synthetic_dataset.manifest, place)
+    rows = np.arange(200_000)
+    samples = Samples.group(rows, rows, rows // 50_000)
+    made = ViewBatches(dataset, samples, SimCLR.pair, ViewConfig(size_px=16), 0, 0, 8, 0, 1, True)
+    again = pickle.loads(pickle.dumps(made))
+    (path,) = (tmp_path / "given").rglob("samples/*.arrays")
+    assert again._samples.rows.tolist() == rows.tolist()
+    whole = path.read_bytes()
+    start = whole.index(rows.tobytes())
+    path.unlink()
+    path.write_bytes(whole[:start] + b"damaged." + whole[start + 8 :])
+    pickle.dumps(made)
+    assert path.read_bytes() == whole
+
+
+def test_the_cache_folder_is_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert LoaderConfig(cache="~/cache").cache == "/home/someone/cache"
+    assert LoaderConfig(cache="cache").cache == str(Path.cwd() / "cache")
+    assert LoaderConfig().cache == ""
+    with pytest.raises(ValueError, match="a folder of each machine, not a URL"):
+        LoaderConfig(cache="s3://bucket/cache")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match="'cache' is relative"):
+        LoaderConfig(cache="cache")
 
 
 def test_evaluation_reads_every_image_whole_and_in_order(synthetic_dataset: Dataset) -> None:
