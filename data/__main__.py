@@ -58,6 +58,9 @@ def import_command(argv: Sequence[str]) -> None:
         return
     splits = ", ".join(f"{split} {part.images:,}" for split, part in manifest.splits.items())
     print(f"wrote {config.out}: {what} ({splits}) in {time.monotonic() - begun:.1f} s, {manifest.sha256[:12]}")
+    for split, share in config.splits.model_dump().items():
+        if share > 0 and not manifest.splits[split].images:
+            print(f"the split {split} is empty: {counts.patients:,} patients in all")
     if manifest.quarantined.count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in manifest.quarantined.reasons.items())
         print(f"left out {manifest.quarantined.count} bad images ({reasons}); the manifest names them")

@@ -52,6 +52,7 @@ def adopt(config: Options, quiet: bool = True) -> Imported:
     """
     folder = Folder(config.raw)
     there = _manifest(folder)
+    _refuse_half_written(folder)
     tars = scan_tars(config, quiet)
     files = {tar.name: FileRecord(size=tar.size, sha256=tar.sha256) for tar in tars}
     if there is not None:
@@ -135,6 +136,21 @@ def _manifest(folder: Folder) -> Manifest | None:
     if manifest.source != "wds":
         raise InputError(f"{folder} is a dataset already (source {manifest.source}); use it as it is")
     return manifest
+
+
+def _refuse_half_written(folder: Folder) -> None:
+    """Refuse the folder of an import that has not ended: its shards are not all there, and it would go on with them."""
+    if not folder.exists(f"{WORK}/plan.json"):
+        return
+    try:
+        begun = folder.read_json(f"{WORK}/plan.json")["settings"]["source"]
+    except (ValueError, KeyError, TypeError):
+        begun = "unknown"
+    if begun != "wds":
+        raise InputError(
+            f"{folder} holds an unfinished import (source={begun}), not tars to adopt; give the command of that import "
+            f"again, or remove the folder's {WORK} where its tars are whole"
+        )
 
 
 def _check_unchanged(manifest: Manifest, files: dict[str, FileRecord]) -> None:

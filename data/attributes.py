@@ -13,12 +13,28 @@ from data.tables import Table
 MAX_VALUES = 100
 # In a short table no column has many values; one in which most rows differ names people all the same.
 FEW_VALUES = 20
+MAX_OF_FEW_PATIENTS = 10
 MAX_CHARACTERS = 64
 PERSONAL = {
     *("name", "surname", "forename", "firstname", "lastname", "initials", "birth", "birthday", "birthdate", "dob"),
     *("address", "street", "phone", "email", "zip", "zipcode", "postcode", "mrn", "ssn", "id", "uid", "accession"),
-    "insurance",
+    *("insurance", "geburt", "geboren", "adresse", "strasse", "telefon", "plz", "versicherung"),
 }
+# Headers without a gap between their words (patientname, PATIENTAGE). Left out are endings and beginnings that other
+# words have too: thyroid, fluid, mrna, dobutamine; so an id counts where the word before says of what.
+OF_A_PERSON = re.compile(
+    r"(?!microphone)(.*(name|dob|mrn|ssn|accession)|(name|accession).*)"
+    r"|(.*(patient|pat|person|subject|case|study|series|instance|visit|exam|user|record|participant))s?_?u?(id|nr|no)"
+    r"|(.*{0}|{0}.*)".format(
+        "(birth|surname|forename|initials|address|street|phone|email|zip|postcode|insurance|geburt|geboren|adresse"
+        "|strasse|telefon|plz|versicherung)"
+    )
+)
+AGES = re.compile(r"(age|alter).*|.*(age|alter)")
+NOT_AGES = re.compile(
+    r"agent.*|agenes.*|agenc.*|alter(ation|ed|nat).*|.*(stage|image|usage|dosage|percentage|rrhage|damage|language"
+    r"|lineage|coverage|drainage|cartilage|page|voltage|storage|passage|package|average|triage|lavage|marriage)"
+)
 MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 DATE_OR_TIME = re.compile(
     r"\d{4}\s*[-/.]\s*\d{1,2}\s*[-/.]\s*\d{1,2}"  # 2019-05-30
@@ -32,12 +48,14 @@ AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|years?)?", re.IGNORECASE)
 BAND = re.compile(r"(\d{1,3})\s*(?:(?:-|–|to)\s*\d{1,3}|\+)", re.IGNORECASE)
 
 
-def attribute(table: Table, name: str, identifying: Sequence[str]) -> list[str]:
+def attribute(table: Table, name: str, identifying: Sequence[str], num_patients: int = 0) -> list[str]:
     """The values of an attribute, row by row: an age as a ten-year band, all else as it is.
 
+    `num_patients` is the number of different patients in the table, 0 where it is not known.
+
     Raises InputError for a column that stands in `identifying` (image, patient, case), whose header means a name
-    or an id, in which nearly every row differs, or that holds a date, a time or free text. A message names the row,
-    never the cell.
+    or an id, in which nearly every row or patient differs, or that holds a date, a time or free text. A message names
+    the row, never the cell.
     """
     values = table.column(name)
     words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
@@ -45,11 +63,13 @@ def attribute(table: Table, name: str, identifying: Sequence[str]) -> list[str]:
     leave_out = f"; leave '{name}' out of attrs="
     if name in identifying:
         raise InputError(f"attrs= keeps cells as they are, and '{name}' tells the patient, case or image{leave_out}")
-    if words & PERSONAL:
+    if words & PERSONAL or any(map(OF_A_PERSON.fullmatch, words)):
         raise InputError(
             f"the header '{name}' means that it tells who somebody is{leave_out}, or rename it if it does not"
         )
-    if "age" in words:
+    # Of a word that only begins or ends so, the cells tell whether it is an age.
+    maybe = any(AGES.fullmatch(word) and not NOT_AGES.fullmatch(word) for word in words)
+    if words & {"age", "alter"} or (maybe and any(map(AGE.fullmatch, values))):
         return [_age(table, name, row, value) for row, value in enumerate(values)]
     for row, value in enumerate(values):
         if DATE_OR_TIME.search(value):
@@ -64,6 +84,11 @@ def attribute(table: Table, name: str, identifying: Sequence[str]) -> list[str]:
         raise InputError(
             f"'{name}' of {table.where} has {different:,} different values in {filled:,} rows, which tell patients "
             f"apart; an attribute has at most {MAX_VALUES}: give groups (numbers as bands), or leave it out of attrs="
+        )
+    if different > MAX_OF_FEW_PATIENTS and different >= num_patients / 2 > 0:
+        raise InputError(
+            f"'{name}' of {table.where} has {different:,} different values for {num_patients:,} patients, so it nearly "
+            "tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
         )
     return values
 

@@ -75,7 +75,9 @@ class RawFile:
     name: str
 
     def __call__(self) -> bytes:
-        """The file's bytes. Raises FileNotFoundError."""
+        """The file's bytes. Raises FileNotFoundError, also for a pipe or device, which might never end."""
+        if self.folder.path is not None and not (self.folder.path / self.name).is_file():
+            raise FileNotFoundError(self.name)
         return self.folder.read(self.name)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 Pixels = NDArray[np.uint8]
+NEARLY_SQUARE, MOST_OBLONG = 0.01, 20  # beyond that a tag is wrong rather than a pixel so long
 DEFLATED = "1.2.840.10008.1.2.1.99"
 # Only these are read, so that no other tag is ever in memory as text.
 PIXEL_TAGS = (
@@ -32,7 +34,7 @@ PIXEL_TAGS = (
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ICCProfile"),
     *("PhotometricInterpretation", "BurnedInAnnotation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "VOILUTFunction"),
-    *("WindowCenter", "WindowWidth"),
+    *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),
     *(
         f"{colour}PaletteColorLookupTable{kind}"
         for colour in ("Red", "Green", "Blue")
@@ -86,7 +88,7 @@ def decode_dicom(content: bytes, max_pixels: int, burned_in: str = "keep") -> Pi
             dataset = _read(content, max_pixels)
             _check(dataset, max_pixels, burned_in)
             values = _decoded(dataset)
-            return shown(dataset, values)
+            return _with_square_pixels(dataset, shown(dataset, values))
         except BadImage:
             raise
         except MemoryError:
@@ -183,6 +185,32 @@ def _check(dataset: "Dataset", max_pixels: int, burned_in: str) -> None:
             raise BadImage("truncated")
     elif _codestream_size(dataset.PixelData) not in (None, (rows, columns)):
         raise BadImage("undecodable")
+
+
+def _with_square_pixels(dataset: "Dataset", pixels: Pixels) -> Pixels:
+    """Scale down the finer axis where pixels are not square by more than 1 %, so that shapes are those of the body.
+
+    PixelSpacing and ImagerPixelSpacing are mm between rows and between columns (PS3.3, 10.7.1.1), PixelAspectRatio is
+    height to width of a pixel (C.7.6.3.1.7).
+    """
+    height_to_width = 1.0
+    for tag in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        try:
+            height, width = (float(number) for number in dataset.get(tag) or ())
+        except (TypeError, ValueError):  # empty, or not two numbers
+            continue
+        if 0 < height < np.inf and 0 < width < np.inf:
+            height_to_width = height / width
+            break
+    if abs(height_to_width - 1) <= NEARLY_SQUARE or not 1 / MOST_OBLONG <= height_to_width <= MOST_OBLONG:
+        return pixels
+    rows, columns, channels = pixels.shape
+    if height_to_width > 1:
+        columns = max(1, round(columns / height_to_width))
+    else:
+        rows = max(1, round(rows * height_to_width))
+    square = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    return square.astype(np.uint8, copy=False).reshape(rows, columns, channels)
 
 
 def says_burned_in(dataset: "Dataset") -> bool:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clusters.config import InputError
+from clusters.storage import Folder
 from data.config import ImportConfig
+from data.listing import say
 from data.splits import PUBLIC_SALT, salt_id
 
 # A dot would split a WebDataset key and merge two samples into one; anything else is for tar names.
@@ -63,9 +65,9 @@ def load_identities(config: ImportConfig) -> Identities:
     if config.ids == "source":
         identities = Identities(keyed=False, id_key=b"", salt=PUBLIC_SALT)
     else:
-        path = keyring_path(config.keyring)
+        path, out = keyring_path(config.keyring), Folder(config.out).path
         for place, what in ((path, "keyring"), (whois_folder(path), "the table of source ids beside the keyring,")):
-            if "://" not in config.out and place.resolve().is_relative_to(Path(config.out).resolve()):
+            if out is not None and place.resolve().is_relative_to(out.resolve()):
                 raise InputError(
                     f"{what} {place} lies inside out=; whoever has the dataset would have it: give another keyring="
                 )
@@ -75,7 +77,8 @@ def load_identities(config: ImportConfig) -> Identities:
                     f"keyring {path} is not there, but link={config.link} was made with keyring "
                     f"{_linked(config)}; give keyring= the file that it was made with"
                 )
-            _make_keyring(path)
+            if _make_keyring(path):
+                say(config, f"made the keyring {path}; keep a copy of it, without it no patient is known again")
         identities = read_keyring(path)
     if config.link and (theirs := _linked(config)) != salt_id(identities.salt):
         raise InputError(
@@ -99,7 +102,9 @@ def whois_folder(keyring: Path) -> Path:
 
 
 def read_keyring(path: Path) -> Identities:
-    """The keys of a keyring. Raises InputError for one that others may read, or that is damaged."""
+    """The keys of a keyring. Raises InputError for one that others may read, that is damaged, or that is a folder."""
+    if path.is_dir():
+        raise InputError(f"keyring={path} is a folder; give a file in it, such as keyring={path / 'keyring.json'}")
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077 and _keeps_modes(path.parent):
@@ -120,7 +125,6 @@ def read_keyring(path: Path) -> Identities:
 
 def _linked(config: ImportConfig) -> str:
     """Public name of the keyring of the dataset in link=. Raises InputError where its ids are of another kind."""
-    from clusters.storage import Folder
     from data.manifest import read_manifest  # which needs the plan, and that this module
 
     manifest = read_manifest(Folder(config.link))
@@ -146,8 +150,8 @@ def _keeps_modes(folder: Path) -> bool:
         probe.unlink()
 
 
-def _make_keyring(path: Path) -> None:
-    """Write new keys, readable by this user alone; a second process that is faster wins."""
+def _make_keyring(path: Path) -> bool:
+    """Write new keys, readable by this user alone; False where a second process was faster, whose keys stay."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = {"version": 1, "id_key": secrets.token_hex(32), "split_salt": secrets.token_hex(32)}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -158,6 +162,7 @@ def _make_keyring(path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        pass
+        return False
     finally:
         temporary.unlink()
+    return True

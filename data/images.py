@@ -6,6 +6,7 @@ the pixel array, so that no EXIF, comment, text chunk, colour profile or thumbna
 
 import hashlib
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ from data.jpeg import encode_jpeg
 # Formats that are read: no EPS or PDF (they would run an interpreter), nothing exotic.
 FORMATS = ("JPEG", "PNG", "TIFF", "JPEG2000", "WEBP", "BMP", "GIF", "PPM")
 Image.init()
+# Pillow's own limit would stand in the way of max_pixels, which `decode` holds against every header itself.
+Image.MAX_IMAGE_PIXELS = None
+DEEP_BITS = (10, 12, 14, 16)
+TIFF_BITS_PER_SAMPLE = 258
 TIFF_PHOTOMETRIC = 262
 BURNED_IN = "burned-in annotation"
 BURNED_IN_MEND = "give burned_in=leave_out, or burned_in=keep where somebody has looked at them"
@@ -49,7 +54,8 @@ class StoredImage:
 def decode(content: bytes, max_pixels: int = 200_000_000, burned_in: str = "keep") -> Pixels:
     """Decode an image file whole: upright uint8 pixels, `(H, W, 3)` RGB or `(H, W, 1)` grey.
 
-    16-bit pixels are scaled, not clipped; transparency is laid on white; a colour profile is applied.
+    Pixels of more than 8 bits are scaled by the bits that they use, never clipped (`_scale_to_8_bit`); transparency
+    is laid on white; a colour profile is applied.
     Raises BadImage with its reason: absent bytes, not an image, too large (by the header, before anything is
     decoded), truncated, several frames, unreadable; for DICOM also a missing decoder, no pixel data, or text
     burned into the pixels unless burned_in is `keep`.
@@ -93,7 +99,7 @@ def _decode_with_pillow(content: bytes, max_pixels: int) -> Pixels:
                 raise BadImage("several frames")
             deep = _is_deep_colour(image)
             image.load()  # `verify` and `open` pass a truncated file
-            pixels = _deep_colour(content) if deep else _to_uint8(image)
+            pixels = _deep_colour(content) if deep else _to_uint8(image, content)
             if deep:
                 pixels = pixels_to_srgb(pixels, image.info.get("icc_profile", b""))
             orientation = _orientation(image)
@@ -108,10 +114,11 @@ def _decode_with_pillow(content: bytes, max_pixels: int) -> Pixels:
     return jpeg.upright(pixels, orientation)
 
 
-def _to_uint8(image: Image.Image) -> Pixels:
+def _to_uint8(image: Image.Image, content: bytes) -> Pixels:
     """Pixels of any mode as `(H, W, 1)` or `(H, W, 3)` uint8."""
     if image.mode.startswith("I"):
-        values = _scale_to_8_bit(np.asarray(image))[:, :, None]
+        deep = np.asarray(image)
+        values = _scale_to_8_bit(deep, _declared_bits(image, content, deep))[:, :, None]
         # Pillow turns MINISWHITE round for 1 to 8 bits, but not for 16.
         return 255 - values if image.format == "TIFF" and image.getexif().get(TIFF_PHOTOMETRIC) == 0 else values
     if image.mode == "F":
@@ -153,15 +160,51 @@ def _deep_colour(content: bytes) -> Pixels:
     return np.ascontiguousarray(_scale_to_8_bit(values)[:, :, ::-1])
 
 
-def _scale_to_8_bit(values: np.ndarray) -> Pixels:
-    """Deep values on 0..255 by their bit depth: 12 bits where all fit in 12, else 16.
+def _scale_to_8_bit(values: np.ndarray, bits: int | None = None) -> Pixels:
+    """Deep values on 0..255 by the bits that they use, so that they fill the range and none is clipped.
 
-    Radiographs often hold 12 bits in a 16-bit container; as 16 bits they would keep 16 grey levels.
+    Radiographs often hold 10, 12 or 14 bits in a container of 16; as 16 bits they would come out nearly black. So
+    where the file does not declare its bits, it is the next of 10, 12, 14 and 16 that holds the largest value.
     """
     if values.min() < 0 or values.max() > 65535:
         raise BadImage("more than 16 bits")
-    full = 4095 if values.max() <= 4095 else 65535
+    full = 2 ** (bits or next(bits for bits in DEEP_BITS if values.max() < 2**bits)) - 1
     return ((values.astype(np.uint32) * 255 + full // 2) // full).astype(np.uint8)
+
+
+def _declared_bits(image: Image.Image, content: bytes, values: np.ndarray) -> int | None:
+    """The bits that grey values use as the file declares them: BitsPerSample of TIFF, sBIT of PNG.
+
+    None where it declares nothing, or fewer bits than the values have.
+    """
+    if image.format == "TIFF":
+        bits = image.getexif().get(TIFF_BITS_PER_SAMPLE, 16)
+        bits = bits[0] if isinstance(bits, tuple) else bits
+    else:
+        bits = _png_significant_bits(content) if image.format == "PNG" else 16
+    if not 8 < bits < 16:
+        return None
+    if image.format == "PNG":
+        # By the standard (W3C PNG, 11.3.2.4) they are scaled to 16 bits, what is free filled with zeros or the upper
+        # bits again; many writers declare them and leave the values as they are.
+        top = values.astype(np.uint32) >> (16 - bits)
+        shifted = top << (16 - bits)
+        if np.array_equal(values, shifted) or np.array_equal(values, shifted | top >> (2 * bits - 16)):
+            return 16
+    return bits if values.max() < 2**bits else None
+
+
+def _png_significant_bits(content: bytes) -> int:
+    """The chunk sBIT, which stands between the header and the pixels; 16 where there is none."""
+    place = 8
+    while place + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[place : place + 8])
+        if kind == b"IDAT":
+            break
+        if kind == b"sBIT" and length and place + 8 < len(content):
+            return content[place + 8]
+        place += 12 + length
+    return 16
 
 
 def _orientation(image: Image.Image) -> int:
@@ -195,10 +238,22 @@ def canonical(
 
 
 def pixel_hash(pixels: Pixels) -> str:
-    """SHA-256 of an image's shape and pixels: the same for the same picture in any lossless encoding."""
+    """SHA-256 of an image's shape and pixels: the same for the same picture in any lossless encoding.
+
+    Colour that is grey everywhere counts as one channel, `(H, W, 1)`: a grey picture saved as RGB is a copy of it.
+    """
+    pixels = pixels[:, :, :1] if _is_grey(pixels) else pixels
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    """Whether there are three equal channels: looked for in a few rows first, where most photographs show colour."""
+    if pixels.shape[2] != 3:
+        return False
+    some = pixels[:: max(1, len(pixels) // 8)]
+    return all(np.array_equal(part[:, :, 0], part[:, :, other]) for part in (some, pixels) for other in (1, 2))
 
 
 def difference_hash(pixels: Pixels) -> int:

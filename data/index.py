@@ -107,7 +107,7 @@ def count_duplicates(known: Known, config: ImportConfig, row_of: Callable[[int],
     copies = exact_copies(known)
     patients, splits = copies.across(known.patient), copies.across(known.split)
     if len(patients.later) + len(splits.later) and config.duplicates == "refuse":
-        raise InputError(_refusal(patients, splits, row_of))
+        raise InputError(_refusal(patients, splits, row_of, adopted=config.source == "wds"))
     near = near_pairs(known)
     return {
         "images": len(copies.later),
@@ -120,15 +120,19 @@ def count_duplicates(known: Known, config: ImportConfig, row_of: Callable[[int],
     }
 
 
-def _refusal(patients: Copies, splits: Copies, row_of: Callable[[int], dict[str, Any]]) -> str:
+def _refusal(patients: Copies, splits: Copies, row_of: Callable[[int], dict[str, Any]], adopted: bool) -> str:
     worst, where = (splits, "two splits") if len(splits.later) else (patients, "the cases of two patients")
     first, later = (row_of(int(place[0])) for place in (worst.first, worst.later))
     told = [f"{row['name']} (case {row['key']}, {row['split']})" for row in (first, later)]
     number = len(np.union1d(patients.later, splits.later))
     more = f"; {number:,} images are such copies" if number > 1 else ""
+    mend = (
+        "write the tars again without one of them or with one patient for both"
+        if adopted
+        else "leave one out or give both one patient in the raw table"
+    )
     return (
-        f"{told[0]} and {told[1]} hold the same pixels in {where}{more}; leave one out or give both one patient in "
-        "the raw table, or let them stand with duplicates=keep"
+        f"{told[0]} and {told[1]} hold the same pixels in {where}{more}; {mend}, or let them stand with duplicates=keep"
     )
 
 

@@ -1,10 +1,12 @@
 """Labels from the columns of a table: classes, one yes or no, or several findings."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clusters.config import InputError, nearest
 from data.cases import one_hot
+from data.published import UNKNOWN
 from data.tables import Table
 
 MAX_CLASSES = 1000
@@ -12,9 +14,11 @@ NAN = float("nan")
 YES = ("1", "1.0", "true", "yes", "positive")
 # What a column of findings may hold; -1 marks doubt since CheXpert (Irvin et al., AAAI 2019).
 NO = ("0", "0.0", "false", "no", "negative")
-MARKS: dict[str, float] = {**dict.fromkeys(YES, 1.0), **dict.fromkeys(NO, 0.0), "": NAN, "nan": NAN}
+MARKS: dict[str, float] = {**dict.fromkeys(YES, 1.0), **dict.fromkeys(NO, 0.0), "": NAN}
 DOUBTFUL = ("-1", "-1.0")
-NUMBERS = {"0", "0.0", "1", "1.0", *DOUBTFUL}
+NUMBERS = {"0": "0", "0.0": "0", "1": "1", "1.0": "1", "-1": "-1", "-1.0": "-1"}
+# What programs write where nothing is stated. `unknown` is none of them: it can be a class.
+NOT_STATED = (UNKNOWN | {"null"}) - {"", "unknown", "unk", *DOUBTFUL}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ def read_labels(
     """The labels of each case (`groups`: its rows) from the column or the comma-separated columns `label`.
 
     Raises InputError naming rows and columns, never cells: rows of a case that disagree, a value outside the
-    declared classes, a column with one value or too many, a finding that is none of 1, 0, -1 and empty.
+    declared classes, a column with one value or too many, a finding that is none of 1, 0, -1 and empty, one column
+    of 1 and -1 without 0, in which -1 could mean no or uncertain. `NA`, `nan`, `none`, `null` and `n/a` are empty
+    cells unless classes or positive name them; a line on stderr counts them.
     """
     if not label:
         return Labels("unlabelled", (), {case: {} for case in groups})
@@ -43,12 +49,23 @@ def read_labels(
             raise InputError(
                 "classes= and positive= are for one label column; findings in several hold 1, 0, -1 or nothing"
             )
-        return _findings(table, groups, columns, "multilabel")
+        return _findings(_stated(table, columns), groups, columns, "multilabel")
     column = columns[0] if columns else label
+    table = _stated(table, (column,), (*classes, positive))
     found = {case: table.agreed(column, rows) for case, rows in groups.items()}
     values = {value for value in found.values() if value}
-    if not classes and not positive and values <= NUMBERS and len(values) > 1:
-        return _findings(table, groups, (column,), "binary")
+    if not classes and values <= NUMBERS.keys() and len(values) > 1:
+        numbers = {NUMBERS[value] for value in values}
+        if not positive and numbers == {"1", "-1"}:
+            raise InputError(
+                f"column '{column}' of {table.where} holds 1 and -1 and no 0, and -1 means uncertain; give positive=1 "
+                "if -1 means no, or classes=-1,1"
+            )
+        if not positive:
+            return _findings(table, groups, (column,), "binary")
+        # 1 and 1.0 are one value.
+        found, values = {case: NUMBERS.get(value, value) for case, value in found.items()}, numbers
+        positive = NUMBERS.get(positive, positive)
     known = classes or tuple(sorted(values))
     if not 2 <= len(known) <= MAX_CLASSES:
         raise InputError(
@@ -68,6 +85,26 @@ def read_labels(
     positive = positive or list(known)[-1]
     name = column if positive.lower() in YES else positive
     return Labels("binary", (name,), {case: {name: float(v == positive) if v else NAN} for case, v in found.items()})
+
+
+def _stated(table: Table, columns: Sequence[str], classes: Sequence[str] = ()) -> Table:
+    """The table with the words for "nothing stated" as empty cells in these columns, unless they are classes."""
+    cleaned, num_emptied = dict(table.columns), 0
+    for column in columns:
+        cells = table.column(column)
+        empty = {cell for cell in set(cells) - set(classes) if cell.lower() in NOT_STATED}
+        if empty:
+            num_emptied += sum(cell in empty for cell in cells)
+            cleaned[column] = ["" if cell in empty else cell for cell in cells]
+    if num_emptied:
+        print(
+            f"{table.where}: {num_emptied:,} cells of {', '.join(columns)[:100]} say {', '.join(sorted(NOT_STATED))} "
+            "and count as unlabelled; classes= makes such a word a class",
+            file=sys.stderr,
+            flush=True,
+        )
+        return replace(table, columns=cleaned)
+    return table
 
 
 def _findings(table: Table, groups: Mapping[str, Sequence[int]], columns: tuple[str, ...], task: str) -> Labels:

@@ -7,6 +7,7 @@ the order of their paths. `python -m data whois` tells its name, and so does ids
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -48,7 +49,10 @@ def say(config: ImportConfig, told: str) -> None:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Files below a local folder. Links to folders are followed, once: a link upwards would never end."""
+    """Regular files below a local folder. Links to folders are followed, once: a link upwards would never end.
+
+    Reading a pipe or a device might never end either. A link that leads nowhere is listed, to be told as absent.
+    """
     seen = set()
     for place, folders, files in os.walk(root, followlinks=True):
         if os.path.realpath(place) in seen:
@@ -56,4 +60,8 @@ def _walk(root: str) -> Iterator[str]:
             continue
         seen.add(os.path.realpath(place))
         inside = os.path.relpath(place, root).replace(os.sep, "/")
-        yield from (file if inside == "." else f"{inside}/{file}" for file in files)
+        for file in files:
+            path = str(Path(place, file))
+            # Those of Path raise where access to a link's end is denied, which is told when the file is read.
+            if os.path.isfile(path) or not os.path.exists(path):  # noqa: PTH110, PTH113
+                yield file if inside == "." else f"{inside}/{file}"

@@ -27,12 +27,15 @@ def look(location: str, out: str = "") -> str:
     """Write the page of a dataset folder (local path or URL); returns where it lies.
 
     `out` is an .html file, by default NAME-look.html in the current folder: the dataset folder itself
-    stays as it is. Raises InputError for a dataset that cannot be opened or another kind of `out`.
+    stays as it is. Raises InputError for a dataset that cannot be opened, another kind of `out`, or a folder of it
+    that is not there.
     """
     dataset = open_dataset(location)
     target = Path(absolute(out or f"{_file_name(dataset.manifest.name)}-look.html"))
     if "://" in out or target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out={out}: the page is one local .html file; name it so")
+    if not target.parent.is_dir():
+        raise InputError(f"out={out}: there is no folder {target.parent}; make it, or name another one")
     overview = Overview(dataset)
     Folder(target.parent).write(target.name, look_page(overview).encode())
     return str(target)

@@ -148,12 +148,18 @@ def _cut(cases: Sequence[Case], images_per_shard: int) -> tuple[tuple[Case, ...]
 
 
 def _fingerprint(cases: Sequence[Case], chosen: dict[str, Any], raw: RawDataset, identities: Identities) -> str:
-    """Stands for everything that determines the dataset, but the bytes of the raw images."""
+    """Stands for everything that determines the dataset, but the bytes of the raw images.
+
+    Keyed images stand for themselves by the id of their file, not by their name: that may be a number, which
+    another file in the raw folder shifts.
+    """
     digest = hashlib.sha256()
     head = [SCHEMA_VERSION, chosen, raw.task, raw.label_names, raw.case_meaning]
     digest.update(json.dumps(head, sort_keys=True).encode())
     for case in cases:
-        images = [[identities.image(image.name, image.file), image.attributes] for image in case.images]
+        images = [
+            [identities.image("" if image.file else image.name, image.file), image.attributes] for image in case.images
+        ]
         labels = [repr(value) for value in case.labels.values()]
         row = [case.key, case.patient, case.split, labels, sorted(case.uncertain), case.attributes, images]
         digest.update(json.dumps(row, sort_keys=True).encode())

@@ -7,6 +7,7 @@ the environment variable MANYVIEW_DEBUG=1 all of it is, on a screen where it may
 import logging
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -78,7 +79,20 @@ def _place(error: OSError, config: ImportConfig) -> str:
     """The file of an error, if it is one that the user typed or that this program named."""
     file = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
     keyring = keyring_path(config.keyring)
-    ours = (config.out, str(keyring), str(whois_folder(keyring)))
-    if file == config.raw or any(file == place or file.startswith(f"{place}/") for place in ours):
+    out, raw = config.out.removeprefix("file://"), config.raw.removeprefix("file://")
+    if file in (raw, str(keyring.parent)) or any(
+        _below(file, place) for place in (out, keyring, whois_folder(keyring))
+    ):
         return f"{file}: "
+    if Path(file).parent == keyring.parent and file.endswith((".part", ".probe")):
+        return f"a file beside the keyring in {keyring.parent}: "
+    # The images of a table lie in its folder. Temporary files are told after them: raw= may lie among these.
+    is_table = os.path.isfile(raw)  # noqa: PTH113 (that of Path raises where access is denied)
+    images = Path(raw).parent if is_table else raw
+    if _below(file, tempfile.gettempdir()) and not _below(file, images):
+        return f"a temporary file in {tempfile.gettempdir()}: "
     return "a file of raw=: " if file else ""
+
+
+def _below(file: str, place: str | Path) -> bool:
+    return file == str(place) or file.startswith(f"{place}/")

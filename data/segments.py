@@ -101,6 +101,8 @@ def _stored(image: SourceImage, processing: Processing) -> StoredImage | str:
         return error.reason
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "absent"
+    except InputError as error:  # a source that knows what is wrong and how to mend it
+        raise InputError(f"cannot read image {image.name}: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read image {image.name}: {error.strerror or type(error).__name__}") from None
     except Exception as error:

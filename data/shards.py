@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any
@@ -136,9 +137,10 @@ def _write_shards(
     else:
         groups = {shard: cut(plan.shards[shard]) for shard in todo}
         everything = [group for shard in todo for group in groups[shard]]
-        made = watch.over(segments(everything, Processing.of(config), config.processes))
-        for shard in todo:
-            yield write_shard(out, shard, islice(made, len(groups[shard])))
+        with closing(segments(everything, Processing.of(config), config.processes)) as parts:
+            made = watch.over(parts)
+            for shard in todo:
+                yield write_shard(out, shard, islice(made, len(groups[shard])))
     progress.close()
 
 

@@ -7,6 +7,7 @@ numbered as a spreadsheet shows them, the header being row 1.
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -32,13 +33,25 @@ class Table:
     def column(self, name: str) -> list[str]:
         """A column. Raises InputError with the nearest header where there is none, or more than one, of that name."""
         if name not in self.columns:
-            known = [column for column in self.columns if column]
-            # Not all headers: where a table has none, its first row stands in their place.
-            hint = nearest(name, known) or f": none of the {len(known)} headers in its first line is close to it"
+            num_known = sum(column != "" for column in self.columns)
+            hint = self._nearest_header(name) or f": none of the {num_known} headers in its first line is close to it"
             raise InputError(f"{self.where} has no column '{name}'{hint}")
         if name in self.repeated:
             raise InputError(f"{self.where} has the column '{name}' more than once; rename one")
         return self.columns[name]
+
+    def _nearest_header(self, name: str) -> str:
+        """A hint at one header, where that says nothing of a person.
+
+        Where a table has no header, its first row stands in its place, so a header is told only if (1) it is what was
+        asked for, but for case, spaces, underscores, hyphens and one character more or less, or (2) the first row
+        looks like a header: no cell of it holds a digit, a dot or a path separator, as ids, dates, numbers and the
+        files of images do.
+        """
+        known = [column for column in self.columns if column]
+        if same := [column for column in known if _nearly_same(_bare(column), _bare(name))]:
+            return f" (nearest: {same[0]})"
+        return nearest(name, known) if not any(re.search(r"[\d./\\]", column) for column in known) else ""
 
     def row(self, index: int) -> str:
         """How messages call a row."""
@@ -95,6 +108,17 @@ def row_image(
     place = f"{table} row {row + 2}".lstrip()
     name = place if config.ids == "keyed" else f"{place} ({file})"
     return SourceImage(name, RawFile(folder, file), attributes, file)
+
+
+def _bare(header: str) -> str:
+    return re.sub(r"[\s_-]", "", header).lower()
+
+
+def _nearly_same(one: str, other: str) -> bool:
+    short, long = sorted((one, other), key=len)
+    if one == other:
+        return True
+    return len(short) >= 4 and any(long[:place] + long[place + 1 :] == short for place in range(len(long)))
 
 
 def _unpacked(content: bytes, where: str) -> bytes:
@@ -177,6 +201,9 @@ def _cell(value: object) -> str:
     """A value of a parquet table as its CSV would spell it."""
     if value is None or value != value:  # NaN is how pandas leaves a number out
         return ""
+    # And with a number left out, it makes the whole numbers of the column real ones: 12.0 for 12.
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
     return value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
 
 

@@ -4,6 +4,7 @@ A lab must be able to get back to its patients; whoever has only the dataset mus
 where the keys lie, readable by the user alone, one parquet file for each import, named by its plan.
 """
 
+import filecmp
 import json
 import os
 import re
@@ -29,6 +30,8 @@ ROWS_PER_BATCH = 1 << 16
 ABOUT = b"manyview"
 # The key of a case, or the name of one of its members in a shard.
 MEMBER = re.compile(r"([0-9a-f]{20})(\.\d+\.[a-z0-9]+|\.json)?")
+# A name that images of every import have, as messages with keyed ids call them.
+BARE = re.compile(r"(.* )?(row|file) [\d,]+", re.IGNORECASE)
 
 
 class WhoisConfig(Config):
@@ -44,7 +47,7 @@ class WhoisConfig(Config):
 
 
 def write_whois(raw: RawDataset, plan: Plan, config: ImportConfig, identities: Identities) -> None:
-    """Write the table of an import, unless it is there: patients, cases and images with what the source calls them.
+    """Write the table of an import, or mend it: patients, cases and images with what the source calls them.
 
     With published ids there is nothing to write. Raises InputError where the table cannot be written: an
     import that nobody can lead back to its patients is not begun.
@@ -52,8 +55,6 @@ def write_whois(raw: RawDataset, plan: Plan, config: ImportConfig, identities: I
     if identities.keyring is None:
         return
     path = whois_folder(identities.keyring) / f"{plan.fingerprint[:12]}.parquet"
-    if path.exists():
-        return
     about = {"name": config.name or config.source, "source": config.source, "raw": config.raw}
     try:
         _write_whole(path, _rows(raw, identities), about)
@@ -67,8 +68,12 @@ def write_whois(raw: RawDataset, plan: Plan, config: ImportConfig, identities: I
 def whois(words: Sequence[str], config: WhoisConfig) -> dict[str, list[str]]:
     """For each id (a patient, case or member) or image name (`row 17`) a line for each match, none if unknown.
 
-    Raises InputError where there is no table to look in.
+    Raises InputError where there is no table to look in, and for an image name without data=: each import has its own
+    row 17.
     """
+    bare = [word for word in words if BARE.fullmatch(word)]
+    if bare and not config.data:
+        raise InputError(f"'{bare[0]}' is in every import; give data=DIR, the out= of the one that is meant")
     found: dict[str, list[str]] = {word: [] for word in words}
     for path in _tables(keyring_path(config.keyring), config):
         for word, lines in _matches(path, words).items():
@@ -105,7 +110,8 @@ def _write_whole(path: Path, rows: Iterator[tuple[str, str, str, str]], about: d
                     writer.write_batch(pa.record_batch(columns, schema=schema))
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if not path.exists() or not filecmp.cmp(temporary, path, shallow=False):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -135,9 +141,18 @@ def _tables(keyring: Path, config: WhoisConfig) -> list[Path]:
 
 
 def _plan_of(dataset: Folder, keyring: Path) -> str:
-    """The plan of a dataset, finished or not. Raises InputError where it carries published ids or other keys."""
+    """The plan of a dataset, finished or not.
+
+    Raises InputError where there is none yet, and where the dataset carries published ids or other keys.
+    """
     if MANIFEST not in dataset.names() and dataset.exists(f"{WORK}/plan.json"):
         return str(dataset.read_json(f"{WORK}/plan.json")["plan"])
+    if MANIFEST not in dataset.names():
+        raise InputError(
+            f"no import into {dataset} got so far that it wrote its table of source ids; look by hand: row N is that "
+            "of the table raw= as a spreadsheet shows it, file N the Nth of the files (source=folder: of the images) "
+            "in the order of their paths"
+        )
     manifest = read_manifest(dataset)
     if manifest.ids == "source":
         raise InputError(f"{dataset} carries the ids as published; there is nothing to look up")

@@ -626,3 +626,47 @@ def test_headers_can_be_read_in_other_processes(tmp_path: Path) -> None:
     look = partial(header_of, Folder(export(tmp_path)), 10**8)
     assert pickle.loads(pickle.dumps(look))(0, "DATA/IM1") == look(0, "DATA/IM1")
     assert pickle.loads(pickle.dumps(look(0, "DATA/IM1"))).study == "1.2.1"
+
+
+def test_one_uid_in_every_file_makes_no_copies_but_equal_bytes_do(tmp_path: Path) -> None:
+    for number in range(3):
+        tags = {"PatientID": "P1", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.3", "SOPInstanceUID": "1.2.3.4"}
+        (tmp_path / f"{number}.dcm").write_bytes(dicom(np.roll(phantom(), number, axis=1), **tags))
+    (tmp_path / "again.dcm").write_bytes((tmp_path / "1.dcm").read_bytes())
+    (case,) = read("source=dicom", f"raw={tmp_path}", "ids=source").cases
+    assert [image.file for image in case.images] == ["0.dcm", "1.dcm", "2.dcm"]
+
+
+def test_a_stray_file_does_not_make_another_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = export(tmp_path / "raw")
+    (raw / "broken.dcm").write_bytes(b"")
+    keyring = f"keyring={tmp_path / 'k.json'}"
+    words = ["source=dicom", f"raw={raw}", keyring, f"out={tmp_path / 'out'}", "max_bad_fraction=0.9"]
+    main(["import", *words])
+    (raw / ".DS_Store").write_bytes(b"x")
+    (raw / "DATA" / "notes.txt").write_text("x")
+    capsys.readouterr()
+    main(["import", *words])
+    assert capsys.readouterr().out.startswith("reused")
+    main(["whois", "file 5", keyring, f"data={tmp_path / 'out'}"])
+    at_place = sorted(str(path.relative_to(raw)) for path in raw.rglob("*") if path.is_file())[4]
+    assert f"image {at_place}, file 5" in capsys.readouterr().out, "numbers are told as they are now"
+
+
+@pytest.mark.parametrize(
+    ("tags", "shape"),
+    [
+        ({"PixelSpacing": [0.4, 0.2]}, (32, 24)),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, (16, 48)),
+        ({"PixelAspectRatio": [2, 1]}, (32, 24)),
+        ({"PixelSpacing": [0.2, 0.2], "PixelAspectRatio": [2, 1]}, (32, 48)),
+        ({"PixelSpacing": [0.2, 0.201]}, (32, 48)),
+        ({"PixelSpacing": [0, 0.2]}, (32, 48)),
+        ({"PixelSpacing": [0.001, 1000]}, (32, 48)),
+        ({"PixelSpacing": ""}, (32, 48)),
+    ],
+)
+def test_pixels_that_are_not_square_are_made_so(tags: dict[str, Any], shape: tuple[int, int]) -> None:
+    assert decode(dicom(phantom(), **tags)).shape == (*shape, 1)
+    if shape == (32, 48):
+        assert np.array_equal(decode(dicom(phantom(), **tags))[:, :, 0], phantom())

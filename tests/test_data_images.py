@@ -1,8 +1,10 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +13,10 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
+from clusters.config import InputError
 from data import jpeg
 from data.images import BadImage, canonical, decode, decode_stored, encode_jpeg, shrink
+from data.sources.pcam import Patch
 
 CANARY = b"ZZPHICANARY"
 
@@ -436,3 +440,55 @@ def test_the_pixel_hash_is_that_of_the_pixels_and_not_of_the_file() -> None:
     other = smooth(300, 400)
     other[0, 0] ^= 1
     assert canonical(encoded(Image.fromarray(other), "PNG"), 64, 92, 10**8).pixel_sha256 != as_png.pixel_sha256
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_deep_values_fill_the_range_of_the_bits_that_they_use(bits: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for kind in ("PNG", "TIFF"):
+        pixels = decode(encoded(Image.fromarray(ramp), kind))[:, :, 0]
+        assert np.abs(pixels - ramp / (2**bits - 1) * 255).max() <= 0.5
+
+
+def with_significant_bits(png: bytes, bits: int) -> bytes:
+    body = b"sBIT" + bytes([bits])
+    return png[:33] + struct.pack(">I", 1) + body + struct.pack(">I", zlib.crc32(body)) + png[33:]
+
+
+def test_the_bits_that_a_png_declares_count() -> None:
+    dark = np.arange(900, dtype=np.uint16).reshape(30, 30)
+    as_they_are = decode(with_significant_bits(encoded(Image.fromarray(dark), "PNG"), 12))[:, :, 0]
+    assert np.abs(as_they_are - dark / 4095 * 255).max() <= 0.5, "12 bits, though 10 would do"
+    for scaled in (dark << 4, dark << 4 | dark >> 8):  # the two ways of the standard
+        found = decode(with_significant_bits(encoded(Image.fromarray(scaled), "PNG"), 12))[:, :, 0]
+        assert np.abs(found.astype(int) - as_they_are).max() <= 1
+    wrong = decode(with_significant_bits(encoded(Image.fromarray(dark), "PNG"), 9))[:, :, 0]
+    assert np.array_equal(wrong, decode(encoded(Image.fromarray(dark), "PNG"))[:, :, 0]), "never clipped"
+
+
+def test_a_grey_picture_saved_as_rgb_is_an_exact_copy() -> None:
+    as_grey, as_rgb = (canonical(encoded(image, "PNG"), 64, 92, 10**8) for image in (GREY, GREY.convert("RGB")))
+    assert as_grey.pixel_sha256 == as_rgb.pixel_sha256
+    nearly = np.array(GREY.convert("RGB"))
+    nearly[-2, 3, 2] ^= 1
+    assert canonical(encoded(Image.fromarray(nearly), "PNG"), 64, 92, 10**8).pixel_sha256 != as_grey.pixel_sha256
+
+
+def test_max_pixels_is_the_only_limit() -> None:
+    wide = encoded(Image.new("1", (20_000, 9_500)), "PNG")  # more than Pillow's own 179 megapixels
+    with pytest.raises(BadImage, match="too large"):
+        decode(wide, max_pixels=189_999_999)
+    assert decode(wide, max_pixels=190_000_000).shape == (9_500, 20_000, 1)
+
+
+def test_a_damaged_hdf5_chunk_is_told_with_its_file_and_the_mend(tmp_path: Path) -> None:
+    path = tmp_path / "camelyonpatch_level_2_split_train_x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.zeros((2, 96, 96, 3), np.uint8), chunks=(1, 96, 96, 3), compression="gzip")
+        chunk = file["x"].id.get_chunk_info(1)  # pyright: ignore[reportAttributeAccessIssue]
+    with path.open("r+b") as opened:
+        opened.seek(chunk.byte_offset)
+        opened.write(b"\xff" * chunk.size)
+    assert not Patch(str(path), 0)().any()
+    with pytest.raises(InputError, match=r"split_train_x\.h5 is damaged at patch 1; fetch the file again"):
+        Patch(str(path), 1)()

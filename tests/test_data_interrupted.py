@@ -1,5 +1,6 @@
 """An import that is killed, fails or finds the disk full goes on, and ends in the bytes of an undisturbed one."""
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from clusters.config import InputError
 from data.__main__ import main
 from data.dataset import open_dataset
+from data.processing import in_processes
 from data.shards import write_dataset
 from tests.drawn_cases import Drawn, cases, config, files, interrupted
 
@@ -159,3 +161,44 @@ def test_a_full_disk_stops_the_import_and_with_more_room_it_goes_on(
     assert files(out) == undisturbed
     kept = [path for path, inode in finished.items() if path.stat().st_ino == inode]
     assert len(kept) >= len(finished) - 1, "the last one may have found no room for its record"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_ctrl_c_ends_an_import_with_its_processes_and_the_same_command_finishes(tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    words = command(out, num_cases=300, num_processes=2)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 120
+    while not list(out.glob(".import/*.tar.json")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=60)[1]  # also ends only when no process holds the pipe any more
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("stopped; the same command")
+    assert not (out / "manifest.json").exists()
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    assert (out / "manifest.json").exists()
+
+
+def test_a_caller_that_wants_no_more_leaves_no_process_behind() -> None:
+    results = in_processes(slow_square, range(40), 2)
+    assert next(results) == 0
+    children = multiprocessing.active_children()
+    assert children
+    results.close()
+    for child in children:
+        child.join(60)
+        assert child.exitcode is not None
+
+
+def slow_square(number: int) -> int:
+    time.sleep(3600 if number > 2 else 0)
+    return number * number
+
+
+def test_a_split_that_is_left_empty_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(command(tmp_path / "one", num_cases=1, num_processes=1)[3:])
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith("is empty: 1 patients in all")]
+    assert len(told) == 2

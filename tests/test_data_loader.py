@@ -164,9 +164,9 @@ def test_samples_travel_by_the_cache_of_their_run(synthetic_dataset: Dataset, tm
 
 
 def test_the_cache_folder_is_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/elsewhere/someone")
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert LoaderConfig(cache="~/cache").cache == "/home/someone/cache"
+    assert LoaderConfig(cache="~/cache").cache == "/elsewhere/someone/cache"
     assert LoaderConfig(cache="cache").cache == str(Path.cwd() / "cache")
     assert LoaderConfig().cache == ""
     with pytest.raises(ValueError, match="a folder of each machine, not a URL"):

@@ -394,6 +394,9 @@ def test_the_page_lies_beside_and_never_in_the_way(
     for out in ("index.parquet", "s3://bucket/page.html", "page"):
         with pytest.raises(InputError, match=r"\.html"):
             look(synthetic_dataset.location, out)
+    with pytest.raises(InputError, match=r"no folder .*nowhere; make it"):
+        look(synthetic_dataset.location, "nowhere/page.html")
+    assert not (tmp_path / "nowhere").exists()
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -20,10 +20,13 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from clusters.config import InputError, run_main
+from clusters.config import InputError, load_config, run_main
 from data.__main__ import help_text, main
 from data.cases import RawFile
+from data.config import ImportConfig
 from data.dataset import open_dataset
+from data.identities import load_identities
+from data.privacy import discreet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CANARY = "Zqvogel"  # no other text has it
@@ -363,7 +366,9 @@ def test_what_a_library_says_is_not_shown_unless_asked_for(
     table = raw.table("odd.csv", change(4, 0, f"{CANARY}x.png"))
     code, said = run([*WORDS, *places, table], capfd)
     assert code == 1
-    assert re.search(r"^error: unforeseen KeyError in test_data_privacy.py, line \d+ while reading image row 6;", said)
+    assert re.search(
+        r"^error: unforeseen KeyError in test_data_privacy.py, line \d+ while reading image row 6;", said, re.M
+    )
     assert "MANYVIEW_DEBUG=1 shows it" in said
     assert_no_canary("the screen", said.encode())
     monkeypatch.setenv("MANYVIEW_DEBUG", "1")
@@ -460,6 +465,62 @@ def test_no_canary_goes_through_a_folder_of_photographs(tmp_path: Path, capfd: p
 
 
 # --- whois and link ---------------------------------------------------------------------------------
+
+
+def test_an_error_of_the_system_names_what_is_ours(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = tmp_path / "keys" / "ring.json"
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    (temporary / "raw").mkdir()
+    words = [f"raw={temporary / 'raw'}", f"out=file://{tmp_path}/out", f"keyring={ring}", "source=folder", "ids=keyed"]
+    config = load_config(ImportConfig, words)
+    for file, told in (
+        (ring.parent, f"{ring.parent}: No space"),
+        (ring.parent / ".ring.json.12.part", f"a file beside the keyring in {ring.parent}: No space"),
+        (ring.parent / f"{CANARY}.png", "a file of raw=: No space"),
+        (tmp_path / "out" / "shard-000000.tar", f"{tmp_path}/out/shard-000000.tar: No space"),
+        (temporary / "x" / CANARY, f"a temporary file in {temporary}: No space"),
+        (temporary / "raw" / CANARY, "a file of raw=: No space"),
+    ):
+        with pytest.raises(InputError) as caught, discreet(config):
+            raise OSError(28, "No space left on device", str(file))
+        assert f"the import stopped: {told}" in str(caught.value)
+        assert CANARY not in str(caught.value)
+
+
+# --- keyring ----------------------------------------------------------------------------------------
+
+
+def test_a_new_keyring_is_said_once_and_a_folder_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"raw={tmp_path}", f"out={tmp_path / 'out'}", "source=table", "ids=keyed"]
+    config = load_config(ImportConfig, [*words, f"keyring={tmp_path / 'ring.json'}"])
+    load_identities(config)
+    assert f"made the keyring {tmp_path / 'ring.json'}; keep a copy" in capsys.readouterr().err
+    load_identities(config)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match=f"keyring={tmp_path} is a folder; give a file in it, such as"):
+        load_identities(load_config(ImportConfig, [*words, f"keyring={tmp_path}"]))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+def test_a_keyring_in_the_dataset_folder_is_refused_however_that_is_spelt(tmp_path: Path, scheme: str) -> None:
+    words = [f"raw={tmp_path}", f"out={scheme}{tmp_path}/out", f"keyring={tmp_path}/out/ring.json"]
+    with pytest.raises(InputError, match=r"keyring .*ring.json lies inside out="):
+        load_identities(load_config(ImportConfig, [*words, "source=table", "ids=keyed"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_name_of_an_image_is_looked_up_in_one_import(
+    raw: Raw, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, ring = small(raw, tmp_path), f"keyring={tmp_path / 'ring.json'}"
+    code, said = run(["whois", "row 3", ring], capfd)
+    assert (code, "'row 3' is in every import; give data=DIR" in said) == (2, True)
+    assert run(["whois", "row 3", ring, f"data={out}"], capfd)[0] == 0
+    code, said = run(["whois", "file 3", ring, f"data={tmp_path / 'never'}"], capfd)
+    assert (code, f"no import into {tmp_path}/never got so far" in said) == (2, True)
 
 
 def small(raw: Raw, place: Path, *words: str) -> Path:

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert [case.images[0].file for case in read(raw, "patient=none").cases] == ["a/1.png", "a/2.png", "b/3.png"]
 
 
+def test_a_pipe_is_no_file_and_a_dead_link_is_told(tmp_path: Path) -> None:
+    raw = folder(tmp_path, "a/1.png", "b/2.png")
+    os.mkfifo(tmp_path / "a" / "3.png")
+    (tmp_path / "b" / "4.png").symlink_to(tmp_path / "gone.png")
+    assert [case.images[0].file for case in read(raw, "patient=none").cases] == ["a/1.png", "b/2.png", "b/4.png"]
+
+
+def test_a_short_patient_may_stand_in_the_name_of_a_class(tmp_path: Path) -> None:
+    files = [f"grade{grade}/{patient}_x.png" for grade in (1, 2) for patient in range(3)]
+    assert read(folder(tmp_path, *files), r"patient=/(\d)_").label_names == ("grade2",)
+
+
 def test_a_url_is_read_like_a_folder(tmp_path: Path) -> None:
     import fsspec
 
@@ -136,6 +149,21 @@ def test_a_url_is_read_like_a_folder(tmp_path: Path) -> None:
             "file 1 and file 2 are of one case and lie in two",
         ),
         ((f"{CANARY}/1.png", "Q/2.png"), ["patient=([A-Z]+)/"], "each of the 2 sub-folders of"),
+        (
+            ("P1x/1.png", "P2x/1.png", "P3x/1.png", "nv/P5_1.png", "nv/P6_1.png"),
+            [r"patient=(P\d)", "ids=source"],
+            "3 of the 4 sub-folders of",
+        ),
+        (
+            (f"{CANARY}/1.png", "b/Q1_1.png", f"{CANARY}/R1_2.png", "b/R2_2.png"),
+            [rf"patient=({CANARY}|[QR]\d)"],
+            "patient= finds the patient of file 1 (in the order of the paths) in the name of its sub-folder",
+        ),
+        (
+            (f"Dr {CANARY}/{CANARY}_1.png", f"Dr {CANARY}/Q_1.png", "b/Q_1.png", "b/R_2.png"),
+            [r"patient=/([^/]+)_\d"],
+            "patient= finds the patient of file 2 (in the order of the paths) in the name of its sub-folder",
+        ),
         (("train/a/1.png", "test/a/2.png", "more/3.png"), ["patient=none"], "has test, train and 1 other folders"),
         (("val/a/1.png", "valid/a/2.png", "train/b/3.png"), ["patient=none"], "one split under two names (val, valid)"),
         (("notes.txt",), ["patient=none"], "has no images (.jpg, "),

@@ -1,6 +1,7 @@
 """Tables of raw data: what is read, what is refused in one line, and what becomes a label or an attribute."""
 
 import math
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from clusters.config import InputError, load_config
 from clusters.storage import Folder
 from data.attributes import attribute
-from data.cases import RawDataset
+from data.cases import RawDataset, RawFile
 from data.labels import read_labels
 from data.sources import table as source
 from data.tables import Table, read_table
@@ -94,6 +95,26 @@ def test_headers_are_not_listed_for_they_may_be_the_first_row(tmp_path: Path) ->
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("asked", ["patientid", "PATIENT ID", "patient-id", "patients_id"])
+def test_a_header_is_told_where_it_is_the_same_but_for_its_spelling(asked: str) -> None:
+    with pytest.raises(InputError, match=r"nearest: Patient_ID"):
+        table_of(Patient_ID=["x"], **{"1.png": ["y"]}).column(asked)
+
+
+@pytest.mark.parametrize("beside", ["17", "a/b", "a.png", "a\\b"])
+def test_a_first_row_that_may_be_no_header_is_not_told(beside: str) -> None:
+    with pytest.raises(InputError, match=r"nearest: patient"):
+        table_of(patient=["x"], site=["y"]).column("patent")
+    with pytest.raises(InputError, match="none of the 2 headers") as caught:
+        table_of(**{f"{SECRET}a": ["x"], beside: ["y"]}).column(f"{SECRET}bc")
+    assert f"{SECRET}a" not in str(caught.value)
+
+
+def test_whole_numbers_with_gaps_are_spelt_as_whole_numbers(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"n": [12.0, None, -1.0, 0.5]}), tmp_path / "t.parquet")
+    assert read_table(Folder(str(tmp_path)), "t.parquet").columns == {"n": ["12", "", "-1", "0.5"]}
+
+
 def test_a_parquet_table_spells_cells_as_a_csv_would(tmp_path: Path) -> None:
     columns = {"text": [" x ", None], "number": [1, 2], "real": [0.5, float("nan")], "bytes": [b"y", None]}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
@@ -128,6 +149,28 @@ def test_one_column_with_minus_one_is_binary_with_doubt() -> None:
     table = table_of(edema=["1", "0", "-1", ""])
     labels = read_labels(table, singly(table), "edema")
     assert (labels.task, labels.names, labels.uncertain) == ("binary", ("edema",), {"c2": {"edema"}})
+
+
+def test_one_column_of_one_and_minus_one_needs_a_word() -> None:
+    table = table_of(sick=["1", "-1", "-1.0", "1.0", ""])
+    with pytest.raises(InputError, match=r"'sick' of t.csv holds 1 and -1 and no 0, .*give positive=1 if -1 means no"):
+        read_labels(table, singly(table), "sick")
+    labels = read_labels(table, singly(table), "sick", (), "1")
+    assert (labels.task, labels.names, labels.uncertain) == ("binary", ("sick",), {})
+    assert repr([case["sick"] for case in labels.of_case.values()]) == repr([1.0, 0.0, 0.0, 1.0, math.nan])
+
+
+@pytest.mark.parametrize("word", ["NA", "NaN", "none", "NULL", "N/A"])
+def test_a_word_for_nothing_is_no_class_unless_it_is_declared(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_of(dx=["mel", "nv", word], who=["a", "a", "b"])
+    labels = read_labels(table, {"a": [0], "b": [1], "c": [2], "d": [0, 2]}, "dx")
+    assert (labels.task, labels.names) == ("binary", ("nv",))
+    assert repr([case["nv"] for case in labels.of_case.values()]) == repr([0.0, 1.0, math.nan, 0.0])
+    assert "t.csv: 1 cells of dx say" in capsys.readouterr().err
+    assert read_labels(table, singly(table), "dx", ("mel", "nv", word)).of_case["c2"][word] == 1
+    table = table_of(a=["1", word], b=["0", "1"])
+    assert math.isnan(read_labels(table, singly(table), "a,b").of_case["c1"]["a"])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_column_whose_header_has_a_comma_is_one_column() -> None:
@@ -175,6 +218,39 @@ def test_findings_go_through_the_source(tmp_path: Path) -> None:
     assert [case.images[0].attributes for case in found.cases] == [{"sex": "f"}, {"sex": "m"}]
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "None", "null", "n/a", "Unknown", ""])
+def test_a_word_for_nothing_is_no_patient(tmp_path: Path, word: str) -> None:
+    (tmp_path / "t.csv").write_text(f"file,who\na.png,p\nb.png,{word}\n")
+    with pytest.raises(InputError, match="row 3 has no patient in 'who'"):
+        read_source(tmp_path, "patient=who")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        (["a/b.png,", "a-b.png,"], ["ids=source"], "row 2 and row 3 would be one case"),
+        (["x.png,", "x.jpg,"], ["ids=source"], "row 2 and row 3 would be one case"),
+        (["x.png,", "X.png,"], ["ids=source"], "row 2 and row 3 would be one case"),
+        (["a.png,", "x.png,", "a.png,"], [], "row 2 and row 4 have the same file in 'file'"),
+        (["a.png,l1", "x.png,", "a.png,"], ["case=lesion"], "row 2 and row 4 have the same file in 'file'"),
+        (["x.png,", "b.png,x"], ["case=lesion", "ids=source"], "row 3 and row 2 would be one case"),
+        (["x.png,", "b.png,x.png", "c.png,x"], ["case=lesion"], "row 3 and row 2 would be one case"),
+    ],
+)
+def test_rows_do_not_become_one_case_by_their_names(
+    tmp_path: Path, rows: list[str], words: list[str], message: str
+) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["file,lesion", *rows]))
+    with pytest.raises(InputError, match=message):
+        read_source(tmp_path, "patient=none", *words)
+
+
+@pytest.mark.parametrize("rows", [["x.png,", "x.jpg,"], ["x.png,", "b.png,x"], ["a.png,l1", "a.png,l1", "b.png,b"]])
+def test_with_keyed_ids_names_are_kept_apart(tmp_path: Path, rows: list[str]) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(["file,lesion", *rows]))
+    assert len(read_source(tmp_path, "patient=none", "case=lesion").cases) == 2
+
+
 def read_source(folder: Path, *words: str) -> RawDataset:
     places = ["source=table", f"raw={folder / 't.csv'}", "out=/nowhere", "image=file"]
     return source.read(load_config(source.Options, [*places, *words]))
@@ -183,7 +259,21 @@ def read_source(folder: Path, *words: str) -> RawDataset:
 # --- attributes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("header", ["age", "Age", "age_approx", "patient age", "PatientAge", "age at visit"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "age",
+        "Age",
+        "age_approx",
+        "patient age",
+        "PatientAge",
+        "age at visit",
+        "PATIENTAGE",
+        "Alter",
+        "ageyears",
+        "Patientenalter",
+    ],
+)
 def test_an_age_becomes_a_band(header: str) -> None:
     ages = {"45": "40-49", "89.9": "80-89", "90": "90+", "104": "90+", "058Y": "50-59", "7 years": "0-9"}
     ages |= {"40-49": "40-49", "85-89": "85-89", "91-95": "90+", "90+": "90+", "95+": "90+", "": "", "unknown": ""}
@@ -212,7 +302,23 @@ def test_an_attribute_with_groups_is_kept(cell: str) -> None:
     assert attribute(table_of(group=["", cell]), "group", ()) == ["", cell]
 
 
-@pytest.mark.parametrize("header", ["name", "PatientName", "patient_id", "date of birth", "MRN", "zip", "StudyUID"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "name",
+        "PatientName",
+        "patient_id",
+        "date of birth",
+        "MRN",
+        "zip",
+        "StudyUID",
+        "patientname",
+        "PATIENTID",
+        "Nachname",
+        "casenr",
+        "Geburtsdatum",
+    ],
+)
 def test_an_attribute_that_names_people_by_its_header_is_refused(header: str) -> None:
     with pytest.raises(InputError, match=f"the header '{header}' means that it tells who somebody is"):
         attribute(table_of(**{header: ["x"]}), header, ())
@@ -225,8 +331,26 @@ def test_an_attribute_in_which_rows_differ_is_refused() -> None:
     assert attribute(table_of(x=[str(row % 50) for row in range(2000)]), "x", ())[51] == "1"
 
 
+@pytest.mark.parametrize("header", ["stage", "TUMORSTAGE", "agent", "thyroid", "fluid", "covid", "mrna", "percentage"])
+def test_a_header_that_only_sounds_like_an_age_or_id_is_kept(header: str) -> None:
+    assert attribute(table_of(**{header: ["12", "3"]}), header, ()) == ["12", "3"]
+
+
+def test_an_attribute_that_nearly_tells_the_patient_is_refused() -> None:
+    table = table_of(site=[str(row % 12) for row in range(100)])
+    assert attribute(table, "site", (), 25)[13] == "1"
+    with pytest.raises(InputError, match="12 different values for 24 patients, so it nearly tells who"):
+        attribute(table, "site", (), 24)
+
+
 def test_the_patient_and_free_text_are_no_attributes() -> None:
     with pytest.raises(InputError, match="'who' tells the patient, case or image; leave 'who' out of attrs="):
         attribute(table_of(who=["x"]), "who", ("file", "who"))
     with pytest.raises(InputError, match="row 2: 'note' is free text"):
         attribute(table_of(note=["word " * 20]), "note", ())
+
+
+def test_a_pipe_among_the_images_is_absent_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FileNotFoundError):
+        RawFile(Folder(tmp_path), "pipe.png")()

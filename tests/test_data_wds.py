@@ -22,9 +22,11 @@ from data.__main__ import main
 from data.adopt import adopt
 from data.dataset import Dataset, open_dataset
 from data.images import decode, decode_stored
+from data.shards import write_dataset
 from data.sources import wds
 from data.tars import Tar, Wanted, scan
 from data.verify import verify
+from tests.drawn_cases import Drawn, cases, config
 
 
 def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (40, 30), **options: Any) -> bytes:
@@ -501,6 +503,7 @@ def test_the_same_pixels_under_two_patients_are_refused(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [(f"{number}.png", picture(number % 3, "PNG")) for number in range(4)])
     line = refusal(tmp_path)
     assert "a.tar: member 1 (0.png)" in line and "a.tar: member 4 (3.png)" in line
+    assert "write the tars again" in line and "table" not in line
     assert adopt(options(tmp_path, "duplicates=keep")).manifest.duplicates["across_patients"] == 1
 
 
@@ -514,3 +517,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["verify", str(tmp_path)])
     assert "OK" in capsys.readouterr().out
     assert open_dataset(str(tmp_path)).manifest.shards == {0: "train/lesions-0000.tar"}
+
+
+def test_the_shards_of_an_import_that_was_killed_are_not_adopted(tmp_path: Path) -> None:
+    raw = cases(9, lambda seed: Drawn(seed, "/nowhere" if seed == 40 else ""))
+    with pytest.raises(RuntimeError):
+        write_dataset(raw, config(tmp_path, images_per_shard=4))
+    assert list(tmp_path.glob("*.tar"))
+    assert "unfinished import (source=drawn)" in refusal(tmp_path)

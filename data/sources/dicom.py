@@ -8,6 +8,8 @@ through. Everything else (names, dates, UIDs, private tags) stays behind. Labels
 joined by a tag.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -86,7 +88,7 @@ def read(config: Options) -> RawDataset:
     if bool(config.labels) != bool(config.label):
         raise InputError("labels= (the table) and label= (its column) go together; give both or neither")
     folder = Folder(config.raw)
-    headers, unreadable = _sorted_out(config, list(_headers(config, folder)))
+    headers, unreadable = _sorted_out(config, folder, list(_headers(config, folder)))
     _refuse_burned_in(config, headers)
     groups: dict[str, list[Header]] = {}
     for header in headers:
@@ -102,7 +104,8 @@ def read(config: Options) -> RawDataset:
     for header in unreadable:
         name = file_name(config, header.number, header.file)
         image = SourceImage(name, Unreadable(header.reason), {}, header.file)
-        nobody = f"unreadable-{header.number + 1}"
+        # Not by its number, which changes with every other file that comes or goes.
+        nobody = f"unreadable-{hashlib.sha256(header.file.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
         cases.append(Case(nobody, nobody, (image,), dict.fromkeys(labels.names, float("nan"))))
     return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASES[config.case])
 
@@ -119,15 +122,11 @@ def _headers_of(folder: Folder, max_pixels: int, files: Sequence[tuple[int, str]
     return [header_of(folder, max_pixels, number, file) for number, file in files]
 
 
-def _sorted_out(config: Options, found: list[Header]) -> tuple[list[Header], list[Header]]:
+def _sorted_out(config: Options, folder: Folder, found: list[Header]) -> tuple[list[Header], list[Header]]:
     """The images and the unreadable files; what else lies there is counted and said."""
-    images: dict[tuple[str, str], Header] = {}
-    copies = 0
-    for header in found:
-        if header.kind != "image":
-            continue
-        known = images.setdefault((header.patient, header.instance or header.file), header)
-        copies += known is not header
+    all_images = [header for header in found if header.kind == "image"]
+    images = _without_copies(folder, all_images)
+    copies = len(all_images) - len(images)
     unreadable = [header for header in found if header.kind == "unreadable"]
     counts = {kind: sum(header.kind == kind for header in found) for kind in ("not DICOM", "without pixels")}
     if not images and not unreadable:
@@ -139,7 +138,32 @@ def _sorted_out(config: Options, found: list[Header]) -> tuple[list[Header], lis
     left_out += [f"{copies:,} copies of an image"] if copies else []
     if left_out:
         say(config, f"{len(images):,} images; left out {', '.join(left_out)}")
-    return list(images.values()), unreadable
+    return images, unreadable
+
+
+def _without_copies(folder: Folder, headers: list[Header]) -> list[Header]:
+    """The files but those that lie there a second time, byte for byte.
+
+    UIDs alone do not tell: some converters write the same one into every file. So only where they agree are files
+    compared, by size and then by hash.
+    """
+
+    def uids(header: Header) -> tuple[str, ...]:
+        return header.patient, header.study, header.series, header.instance or header.file
+
+    times = Counter(map(uids, headers))
+    sizes = {header.file: folder.size(header.file) for header in headers if times[uids(header)] > 1}
+    alike = Counter((uids(header), sizes[header.file]) for header in headers if header.file in sizes)
+    known = set()
+    kept = []
+    for header in headers:
+        if header.file in sizes and alike[same := (uids(header), sizes[header.file])] > 1:
+            content = (*same, folder.sha256(header.file))
+            if content in known:
+                continue
+            known.add(content)
+        kept.append(header)
+    return kept
 
 
 def _refuse_burned_in(config: Options, headers: list[Header]) -> None:

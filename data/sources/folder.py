@@ -33,6 +33,8 @@ SUFFIXES = (
     *(".pgm", ".ppm", ".pnm", ".dcm", ".dicom"),
 )
 CLASS = "class"
+FEWEST_CHARACTERS = 3  # of a patient's id that cannot stand in a class's name by chance
+NO_CLASSES = "give labels=none, or raw= a folder whose sub-folders are the classes, with the patients inside of them"
 
 
 class Options(ImportConfig):
@@ -70,7 +72,7 @@ def read(config: Options) -> RawDataset:
     """The images, by case.
 
     Raises InputError naming the file's number: no images, a path in which no patient is found, images in no class
-    beside images in classes, a case in two classes, class folders that are patients.
+    beside images in classes, a case in two classes, class folders that are patients or named after them.
     """
     folder = Folder(config.raw)
     files = _image_files(config, folder)
@@ -82,6 +84,7 @@ def read(config: Options) -> RawDataset:
         patient = case if config.patient == "none" else _found(config, "patient", number, file)
         groups.setdefault((patient, case), []).append(number)
     _check_classes(config, files, groups, classes)
+    _check_names(config, files, inside, groups, classes)
 
     keys = {group: _key(config, group) for group in groups}
     labels = _labels(config, classes, {keys[group]: numbers for group, numbers in groups.items()})
@@ -171,12 +174,41 @@ def _check_classes(
                 "or let case= tell them apart"
             )
         patients.setdefault(classes[numbers[0]], set()).add(patient)
-    whose = [next(iter(found)) for found in patients.values() if len(found) == 1]
-    if config.patient != "none" and len(patients) > 1 and len(set(whose)) == len(patients):
+    if config.patient == "none" or len(patients) < 2:
+        return
+    whose = {next(iter(found)) for found in patients.values() if len(found) == 1}
+    if len(whose) == len(patients) or (len(whose) >= 3 and len(whose) > len(patients) / 2):
+        many = "each" if len(whose) == len(patients) else f"{len(whose):,}"
         raise InputError(
-            f"each of the {len(patients):,} sub-folders of {config.raw} holds one patient, so they seem to be patients "
-            "and not classes; give labels=none"
+            f"{many} of the {len(patients):,} sub-folders of {config.raw} holds one patient, so they seem to be "
+            f"patients and not classes; {NO_CLASSES}"
         )
+
+
+def _check_names(
+    config: Options, files: list[str], inside: list[str], groups: dict[tuple[str, str], list[int]], classes: list[str]
+) -> None:
+    """Refuse, with keyed ids, a class whose name tells a patient in it: what patient= finds in the folder's name.
+
+    Short finds elsewhere in the path are compared as a whole: a patient 1 in the class `grade1` says nothing.
+    """
+    if config.ids != "keyed" or config.patient == "none":
+        return
+    for (patient, _), numbers in groups.items():
+        whose = patient.lower()
+        for number in numbers:
+            name, file = classes[number].lower(), files[number]
+            if not name:
+                continue
+            match = re.search(config.patient, file)
+            start = len(file) - len(inside[number])  # of the class's name, behind the folder of the split
+            within = match is not None and match.start(1) < start + len(name) and match.end(1) > start
+            if within or name == whose or (len(whose) >= FEWEST_CHARACTERS and whose in name):
+                raise InputError(
+                    f"patient= finds the patient of {file_name(config, number, file)} (in the order of the paths) in "
+                    "the name of its sub-folder, and classes are published by name: it would tell who the patient is; "
+                    f"{NO_CLASSES}"
+                )
 
 
 def _two(config: Options, files: list[str], numbers: list[int], values: list[str] | list[str | None]) -> list[str]:

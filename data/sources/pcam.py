@@ -49,8 +49,13 @@ class Patch:
     index: int
 
     def __call__(self) -> NDArray[np.uint8]:
-        """Pixels, uint8 `(96, 96, 3)` RGB. Raises FileNotFoundError, or OSError where the file is damaged."""
-        return _patches(self.path, os.getpid())[self.index]
+        """Pixels, uint8 `(96, 96, 3)` RGB. Raises FileNotFoundError, and InputError where the file is damaged."""
+        try:
+            return _patches(self.path, os.getpid())[self.index]
+        except FileNotFoundError:
+            raise
+        except OSError:
+            raise InputError(f"{Path(self.path).name} is damaged at patch {self.index}; fetch the file again") from None
 
 
 @lru_cache(maxsize=len(PARTS))

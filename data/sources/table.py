@@ -15,6 +15,7 @@ from data.attributes import attribute
 from data.cases import Case, RawDataset
 from data.config import ImportConfig
 from data.labels import read_labels
+from data.published import UNKNOWN
 from data.tables import Table, read_table, row_image
 
 TITLE = "any CSV or parquet table with the columns named here; ids are keyed by default"
@@ -78,7 +79,7 @@ def read(config: Options) -> RawDataset:
 
     Raises InputError naming column and row: a column that is not there, a row without image or patient,
     rows of one case that disagree in patient, label or split, a label with one value or too many or outside the
-    declared classes, an attribute that could tell people apart.
+    declared classes, an attribute that could tell people apart, names of images that make two cases one.
     """
     parent, _, name = config.raw.rpartition("/")
     folder = Folder(parent or "/")
@@ -94,7 +95,8 @@ def read(config: Options) -> RawDataset:
     labels = read_labels(table, groups, config.label, config.classes, config.positive)
     splits = _splits(table, config, groups)
     identifying = (config.image, config.patient, config.case)
-    attributes = {name: attribute(table, name, identifying) for name in config.attrs}
+    num_patients = len(set(patients.values()))
+    attributes = {name: attribute(table, name, identifying, num_patients) for name in config.attrs}
     cases = []
     for case_id, rows in groups.items():
         images = tuple(
@@ -108,14 +110,41 @@ def read(config: Options) -> RawDataset:
 
 
 def _case_ids(table: Table, config: Options, files: list[str]) -> list[str]:
-    """The case column; a row without one is a case of its own, named after its file."""
+    """The case column; a row without one is a case of its own, named after its file.
+
+    Raises InputError naming both rows where the file of such a row stands twice, or its name is already a case's.
+    """
     named = table.column(config.case) if config.case else [""] * table.num_rows
     own = [file.rpartition(".")[0] or file for file in files]
     if config.ids == "source":
         own = [stem.strip("/").replace("/", "-") for stem in own]
-    elif len(set(own)) != len(set(files)):
+    elif len(set(own)) != len(set(files)) or not set(own).isdisjoint(named):
         own = files
+    _refuse_merged(table, config, files, named, own)
     return [case or stem for case, stem in zip(named, own)]
+
+
+def _refuse_merged(table: Table, config: Options, files: list[str], named: list[str], own: list[str]) -> None:
+    """Refuse a row without a case whose file stands in another row, or whose own name is the case of another."""
+    if config.ids == "source":  # published ids are lower-cased in the end
+        named, own = [case.lower() for case in named], [stem.lower() for stem in own]
+    cases: dict[str, int] = {}
+    for row, case in enumerate(named):
+        if case:
+            cases.setdefault(case, row)
+    by_file: dict[str, int] = {}
+    for row, (case, file, stem) in enumerate(zip(named, files, own)):
+        first = by_file.setdefault(file, row)
+        if first != row and not (case and named[first]):
+            raise InputError(
+                f"{table.row(first)} and row {row + 2} have the same file in '{config.image}' and no case= that they "
+                "share; delete one of them"
+            )
+        if not case and cases.setdefault(stem, row) != row:
+            raise InputError(
+                f"{table.row(cases[stem])} and row {row + 2} would be one case: without case= an image's name is its "
+                "case, and theirs is the same; rename one, give case= or ids=keyed"
+            )
 
 
 def _patients(table: Table, config: Options, groups: dict[str, list[int]]) -> dict[str, str]:
@@ -123,7 +152,7 @@ def _patients(table: Table, config: Options, groups: dict[str, list[int]]) -> di
         return {case: case for case in groups}
     values = table.column(config.patient)
     for row, value in enumerate(values):
-        if not value:
+        if value.lower() in UNKNOWN or value.lower() == "null":
             raise InputError(
                 f"{table.row(row)} has no patient in '{config.patient}'; fill it in, for a patient must not "
                 "stand in two splits"

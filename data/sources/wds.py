@@ -161,7 +161,8 @@ def cases_of(config: Options, tars: Sequence[Tar]) -> RawDataset:
     label = config.label if config.label == "cls" else ",".join(field_names(config.label))
     labels = read_labels(table, groups, label)
     identifying = tuple(field_names(place)[0] for place in (config.patient, config.case) if place.startswith(JSON))
-    attributes = {name: attribute(table, name, identifying) for name in config.attrs}
+    num_patients = len(set(patients.values()))
+    attributes = {name: attribute(table, name, identifying, num_patients) for name in config.attrs}
     folder = Folder(config.raw)
     cases = []
     for key, rows in groups.items():
