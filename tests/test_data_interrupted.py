@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from clusters.config import InputError
@@ -186,12 +187,10 @@ def test_a_caller_that_wants_no_more_leaves_no_process_behind() -> None:
     others = multiprocessing.active_children()
     results = in_processes(slow_square, range(40), 2)
     assert next(results) == 0
-    children = [child for child in multiprocessing.active_children() if child not in others]
+    children = [psutil.Process(child.pid) for child in multiprocessing.active_children() if child not in others]
     assert children
     results.close()
-    for child in children:
-        child.join(60)
-        assert child.exitcode is not None
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def slow_square(number: int) -> int:
