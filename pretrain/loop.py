@@ -1,11 +1,13 @@
-"""The training loop of one stage, from its newest checkpoint to its encoder."""
+"""The training loop of one stage, from its newest checkpoint to its encoder.
 
-import time
+Shapes: V views, B samples on this rank, C colours, H and W pixels, G kinds of group.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clusters import distributed
 from clusters.checkpoint import Checkpoints
@@ -15,18 +17,16 @@ from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
 from data.combined import AnyDataset, parts_of, samples_of_parts, shares
 from data.loader import training_batches
-from data.order import keyed_generator
 from pretrain.batches import ViewBatches, finished_views
 from pretrain.config import PretrainConfig
-from pretrain.encoder import create_encoder, load_encoder, load_weights, read_seen
+from pretrain.encoder import read_seen
 from pretrain.export import export_encoder, origins, seen_in
+from pretrain.meter import DIVERGED, Meter
 from pretrain.methods import METHODS
+from pretrain.methods.method import Output
 from pretrain.monitor import probe, probe_dataset
-from pretrain.optim import build_optimizer, learning_rate
 from pretrain.stage import Rows, Samples
-
-PROJECTION = "projection.safetensors"
-DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
+from pretrain.training import Training, build_module, write_heads
 
 
 def run_stage(
@@ -40,132 +40,130 @@ def run_stage(
 ) -> None:
     """Train stage `number` on these rows, starting from the previous stage's weights; resumes by itself.
 
-    Leaves `encoder/`, the projection head and, last, `finished.json`. Every rank runs this.
+    Leaves `encoder/`, the heads and, last, `finished.json`. Every rank runs this.
     """
-    stage, views = config.stages[number], config.stage_views(number)
-    name, device = config.stage_name(number), distributed.device()
+    stage, name = config.stages[number], config.stage_name(number)
 
     # Samples: images or cases, by method
-    method = METHODS[stage.method]
-    samples = method.samples(dataset, rows)
+    samples = METHODS[stage.method].samples(dataset, rows)
     total_steps = stage.num_steps(len(samples))
     for line in _passes(dataset, samples, total_steps * stage.batch_size):
         say(f"{name}: {line}")
 
-    # Model, from the seed or from the stage before
-    module, lineage, seen = _build(config, number, previous, total_steps, dataset, rows)
-    distributed.global_batch_norm(module)
-    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(module, stage.optim)
-
-    # Newest intact checkpoint
+    # Model, from the seed or from the stage before, and its newest intact checkpoint
+    module, lineage = build_module(config, number, previous)
+    training = Training(config, number, module, total_steps)
     checkpoints = Checkpoints(folder, config.checkpoint)
     restored = checkpoints.restore()
     first_step = restored.step if restored else 0
     if restored:
-        module.load_state_dict(restored.state["module"])
-        optimizer.load_state_dict(restored.state["optimizer"])
+        training.load_state(restored.state)
         say(f"{name}: resumed at step {first_step} of {total_steps}")
     tracker.start_section(folder, name)
     tracker.rewind(first_step)
 
-    # Batches from that position on
-    in_loader = config.augment == "loader"
-    make = ViewBatches(
-        dataset, samples, method.pair, views, config.seed, number, stage.batch_size,
-        distributed.rank(), distributed.world_size(), augment=in_loader,
-    )  # fmt: skip
-    batches = training_batches(make, first_step, total_steps, config.loader)
-    parallel = distributed.data_parallel(module)
-    progress = Progress(name, total_steps, config.tracking, first_step)
-    meter = _Meter(stage.batch_size)
-    probed = probe_dataset(dataset, config.probe.dataset)
-    probe_every = config.probe.every_steps or max(1, total_steps // 10)
-
+    # Steps from there on
+    batches = _batches(config, number, dataset, samples, first_step, total_steps)
+    watch = _Watch(config, number, dataset, training, tracker, first_step, len(samples))
     for step in range(first_step, total_steps):
-        meter.begin()
-        batch = next(batches)
-        meter.got_batch()
-
-        # Networks that draw numbers (stochastic depth) draw the same after a resume
-        torch.manual_seed(int(keyed_generator("step", config.seed, number, step, distributed.rank()).random_raw() >> 1))
-        rate = learning_rate(stage.optim, step, total_steps, stage.batch_size)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images_VBCHW = finished_views(batch, views, device, in_loader)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = parallel(images_VBCHW, batch.samples_B.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        meter.add(loss)
-
+        watch.meter.begin()
+        views_VBCHW, groups_VBG = next(batches)
+        watch.meter.got_batch()
+        output = training.step(step, views_VBCHW, groups_VBG)
         done = step + 1
-        probing = done % probe_every == 0 or done == total_steps
-        if done % config.tracking.every_steps == 0 or done == total_steps:
-            metrics = meter.flush(name, done) | {"lr": rate, "epoch": done * stage.batch_size / len(samples)}
-            tracker.log(done, metrics)
-            progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s")})
-            report(metrics)
-        if probing:
-            _refuse_broken_weights(module, name, done)
-            scores = probe(module.encoder, probed, config, views)
-            if scores:
-                tracker.log(done, scores)
-                say(f"{name}  step {done}/{total_steps}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        watch.after_step(done, output)
         if checkpoints.due(done) or done == total_steps:
             if distributed.is_main():
-                _refuse_broken_weights(module, name, done)
-            checkpoints.save(done, {"module": module.state_dict(), "optimizer": optimizer.state_dict()})
+                refuse_broken_weights(module, name, done)
+            checkpoints.save(done, training.state())
 
     # Encoder for the next stage and for everybody else
     if distributed.is_main():
-        projection = {k: v.detach().cpu().contiguous() for k, v in module.projection.state_dict().items()}
-        folder.write(PROJECTION, safetensors.torch.save(projection))
+        write_heads(module, folder)
+        seen = seen_in(dataset, rows, read_seen(str(previous)) if previous else None)
+        lineage.append(_lineage(config, number, total_steps, dataset, rows))
+        views = config.stage_views(number)
         fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen)
         folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
     distributed.barrier()
 
 
-def _build(
-    config: PretrainConfig,
-    number: int,
-    previous: Folder | None,
-    total_steps: int,
-    dataset: AnyDataset,
-    rows: Rows,
-) -> tuple[Any, list[dict[str, Any]], Any]:
-    """The method's module with the weights it starts from, its lineage, and what it will have seen."""
+def _batches(
+    config: PretrainConfig, number: int, dataset: AnyDataset, samples: Samples, first_step: int, total_steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised views and groups of this rank's share of each step, on the device."""
+    stage, views, device = config.stages[number], config.stage_views(number), distributed.device()
+    in_loader = config.augment == "loader"
+    make = ViewBatches(
+        dataset, samples, METHODS[stage.method].pair, views, config.seed, number, stage.batch_size,
+        distributed.rank(), distributed.world_size(), augment=in_loader,
+    )  # fmt: skip
+    for batch in training_batches(make, first_step, total_steps, config.loader):
+        groups_VBG = batch.samples_B.expand(2, -1)[:, :, None]
+        yield finished_views(batch, views, device, in_loader), groups_VBG.to(device)
+
+
+class _Watch:
+    """What is said, measured and probed while a stage trains."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        number: int,
+        dataset: AnyDataset,
+        training: Training,
+        tracker: Tracker,
+        first_step: int,
+        num_samples: int,
+    ) -> None:
+        self.config, self.training, self.tracker, self.num_samples = config, training, tracker, num_samples
+        self.name, self.views = config.stage_name(number), config.stage_views(number)
+        self.stage, self.total_steps = config.stages[number], training.total_steps
+        self.meter = Meter(self.stage.batch_size)
+        self.progress = Progress(self.name, self.total_steps, config.tracking, first_step)
+        self.probed = probe_dataset(dataset, config.probe.dataset)
+        self.probe_every = config.probe.every_steps or max(1, self.total_steps // 10)
+
+    def after_step(self, done: int, output: Output) -> None:
+        """After each step, with the number of steps that are done; every rank calls it."""
+        self.meter.add(output.loss)
+        last = done == self.total_steps
+        if last or done % self.config.tracking.every_steps == 0:
+            self._log(done)
+        if last or done % self.probe_every == 0:
+            self._probe(done)
+
+    def _log(self, done: int) -> None:
+        metrics = self.meter.flush(self.name, done)
+        metrics["lr"] = self.training.rate(done - 1)
+        metrics["epoch"] = done * self.stage.batch_size / self.num_samples
+        self.tracker.log(done, metrics)
+        self.progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s")})
+        report(metrics)
+
+    def _probe(self, done: int) -> None:
+        module = self.training.module
+        refuse_broken_weights(module, self.name, done)
+        scores = probe(module.encoder, self.probed, self.config, self.views)
+        if scores:
+            self.tracker.log(done, scores)
+            said = "  ".join(f"{k} {v:.3f}" for k, v in scores.items())
+            say(f"{self.name}  step {done}/{self.total_steps}  {said}")
+
+
+def _lineage(config: PretrainConfig, number: int, total_steps: int, dataset: AnyDataset, rows: Rows) -> dict[str, Any]:
+    """What the stage adds to the lineage of its encoder."""
     stage = config.stages[number]
-    torch.manual_seed(config.seed * 1000 + number)
-    lineage: list[dict[str, Any]] = []
-    if previous is None:
-        encoder: nn.Module = create_encoder(config.encoder)
-        before = None
-    else:
-        encoder, card = load_encoder(str(previous))
-        lineage, before = list(card.lineage), read_seen(str(previous))
-    module = METHODS[stage.method](stage, encoder, int(encoder.num_features))  # type: ignore[arg-type]
-    if previous is not None:
-        weights = safetensors.torch.load(previous.read(PROJECTION))
-        if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in module.projection.state_dict().items()}:
-            load_weights(module.projection, weights, previous.file(PROJECTION), "projection head")
-        else:
-            say(f"{config.stage_name(number)}: the projection head has another shape and starts anew")
-    lineage.append(
-        {
-            "stage": config.stage_name(number),
-            "method": stage.method,
-            "steps": total_steps,
-            "batch_size": stage.batch_size,
-            "config": stage.model_dump(mode="json"),
-            "seed": config.seed,
-            "weights": config.weights,
-            "datasets": origins(dataset, rows, config.splits),
-        }
-    )
-    # Only rank 0 writes it, and of a large dataset it takes much memory
-    return module, lineage, seen_in(dataset, rows, before) if distributed.is_main() else None
+    return {
+        "stage": config.stage_name(number),
+        "method": stage.method,
+        "steps": total_steps,
+        "batch_size": stage.batch_size,
+        "config": stage.model_dump(mode="json"),
+        "seed": config.seed,
+        "weights": config.weights,
+        "datasets": origins(dataset, rows, config.splits),
+    }
 
 
 def _passes(dataset: AnyDataset, samples: Samples, num_positions: int) -> list[str]:
@@ -181,40 +179,7 @@ def _passes(dataset: AnyDataset, samples: Samples, num_positions: int) -> list[s
     ]
 
 
-def _refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
+def refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
     """Raise InputError rather than probe weights that are not finite, or let them replace good checkpoints."""
     if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
         raise InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
-
-
-class _Meter:
-    """Loss, speed and the share of time spent waiting for data, since the last flush."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._reset()
-
-    def _reset(self) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._waited = 0.0
-        self._started = time.perf_counter()
-
-    def begin(self) -> None:
-        self._asked = time.perf_counter()
-
-    def got_batch(self) -> None:
-        self._waited += time.perf_counter() - self._asked
-
-    def add(self, loss: torch.Tensor) -> None:
-        self._losses.append(loss.detach())
-
-    def flush(self, name: str, step: int) -> dict[str, float]:
-        """Loss over ranks, speed and waiting since the last flush. Raises InputError where the loss is not finite."""
-        mean = distributed.sum_over_ranks(torch.stack(self._losses).float().mean()) / distributed.world_size()
-        if not torch.isfinite(mean):
-            raise InputError(f"{name}: the loss is {float(mean)} at step {step}; {DIVERGED}")
-        seconds = time.perf_counter() - self._started
-        speed = self._batch_size * len(self._losses) / seconds
-        metrics = {"loss": float(mean), "images_per_s": speed, "data_wait": self._waited / seconds}
-        self._reset()
-        return metrics

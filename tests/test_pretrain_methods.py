@@ -116,7 +116,7 @@ def test_loss_is_finite_and_its_gradient_reaches_every_layer(synthetic_dataset: 
     stage = TypeAdapter(AnyStage).validate_python({"method": method, "epochs": 1, "projection_hidden": 16})
     module = METHODS[method](stage, create_encoder(EncoderConfig(name="resnet18")), 512)
     batch = batches(synthetic_dataset, method)(0)
-    loss = module(batch.crops_VBCHW.float() / 255, batch.samples_B)
+    loss = module(batch.crops_VBCHW.float() / 255, batch.samples_B.expand(2, -1)[:, :, None]).loss
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in module.named_parameters():

@@ -1,6 +1,6 @@
 """SimCLR (Chen et al., 2020): two augmentations of one image are a positive pair.
 
-Shapes: V = 2 views, B samples on this rank, D projected features.
+Shapes: V = 2 views, B samples on this rank, N = V·B, F encoder features, D projected features, G kinds of group.
 """
 
 from typing import Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data.combined import AnyDataset
 from pretrain.losses import nt_xent
+from pretrain.methods.method import Method, Output, two_views
 from pretrain.stage import Rows, Samples, StageConfig
 
 
@@ -24,7 +25,7 @@ class SimCLRConfig(StageConfig):
     projection_dim: int = Field(default=128, ge=1, description="width of the projection, on which the loss works")
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """Encoder and projection head, trained by NT-Xent over the global batch."""
 
     def __init__(self, config: SimCLRConfig, encoder: nn.Module, num_features: int) -> None:
@@ -45,8 +46,9 @@ class SimCLR(nn.Module):
         """Both views come from the sample's one image."""
         return int(rows[0]), int(rows[0])
 
-    def forward(self, views_VBCHW: Tensor, samples_B: Tensor) -> Tensor:
+    def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:
         """The loss of this rank's share, both views through the network in one batch."""
-        projected_D = self.projection(self.encoder(views_VBCHW.flatten(0, 1)))
-        first_BD, second_BD = projected_D.chunk(2)
-        return nt_xent(first_BD, second_BD, self.temperature, samples_B)
+        features_NF = self.encoder(views_VBCHW.flatten(0, 1))
+        projected_VBD = two_views(self.projection(features_NF))
+        loss = nt_xent(projected_VBD[0], projected_VBD[1], self.temperature, groups_VBG.flatten(0, 1))
+        return Output(loss, two_views(features_NF).detach(), projected_VBD.detach())
