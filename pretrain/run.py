@@ -176,7 +176,7 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any) -> bool:
 
 def _stages_on_disk(run: Folder) -> dict[int, str]:
     """The stage folders that Manyview wrote, by their place."""
-    named = {name: re.fullmatch(r"([1-9]\d*)-[a-z0-9]+", name) for name in run.names()}
+    named = {name: re.fullmatch(r"([1-9]\d*)-[a-z0-9_]+", name) for name in run.names()}
     return {int(m[1]): name for name, m in named.items() if m and _is_ours(run / name, "identity")}
 
 

@@ -32,6 +32,7 @@ class Training:
         self.stage = config.stages[number]
         self.device = distributed.device()
         self.module = module
+        module.begin()
         distributed.global_batch_norm(module)
         module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(module, self.stage.optim)

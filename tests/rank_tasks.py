@@ -13,6 +13,7 @@ from finetune.run import work
 from pretrain.config import PretrainConfig
 from pretrain.losses import nt_xent
 from pretrain.run import train
+from pretrain.training import Training, build_module
 
 
 def share(rows: torch.Tensor) -> torch.Tensor:
@@ -89,3 +90,43 @@ def agree_on_a_checkpoint(location: str) -> tuple[int, float]:
     restored = Checkpoints(Folder(location), CheckpointConfig()).restore()
     assert restored is not None
     return restored.step, float(restored.state["weight"])
+
+
+def small_training(method: str, seed: int = 0, **stage: Any) -> Training:
+    """A method on a small ResNet, at its first of four steps; they are short, since rounding grows with each."""
+    optim = {"name": "sgd", "lr": 1e-3, "lr_scaling": "none", "warmup": 0}
+    heads = {"projection_hidden": 16, "projection_dim": 8}
+    values = {
+        "data": "/none",
+        "run": "/none",
+        "seed": seed,
+        "precision": "fp32",
+        "encoder": {"name": "test_resnet"},
+        "stages": [{"method": method, "steps": 4, "batch_size": 8, "optim": optim, **heads, **stage}],
+    }
+    config = PretrainConfig.model_validate(values)
+    module, _ = build_module(config, 0, None)
+    return Training(config, 0, module, total_steps=4)
+
+
+def distinct_views(count: int, seed: int) -> torch.Tensor:
+    """Two views each of images that differ much, or else batch norms would make their rounding large."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randn(count, 3, 4, 4, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    return 2 * blocks + torch.randn(2, count, 3, 32, 32, generator=generator)
+
+
+def small_step(training: Training, step: int) -> torch.Tensor:
+    """One step on this rank's share of a batch in which one sample stands twice; the loss over ranks."""
+    views = distinct_views(8, step)
+    samples = share(torch.tensor([1, 2, 3, 4, 5, 6, 1, 8]))
+    output = training.step(step, torch.stack([share(view) for view in views]), samples.expand(2, -1)[:, :, None])
+    return distributed.sum_over_ranks(output.loss) / distributed.world_size()
+
+
+def two_steps(method: str) -> dict[str, Any]:
+    """The losses of two steps, the gradient of the second, and all that they leave behind."""
+    training = small_training(method)
+    losses = torch.stack([small_step(training, step) for step in range(2)])
+    gradient = {f"gradient of {name}": values for name, values in gradients(training.module).items()}
+    return {"losses": losses, **gradient, **training.module.state_dict()}

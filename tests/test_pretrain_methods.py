@@ -1,26 +1,32 @@
 """The methods: which samples and pairs they form, and laws that hold for all of them."""
 
+import copy
+import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
-from clusters.config import InputError
+from clusters.config import InputError, load_config
 from data.dataset import Dataset
 from data.order import keyed_uniforms
 from pretrain.batches import ViewBatches
-from pretrain.encoder import EncoderConfig, create_encoder
-from pretrain.methods import METHODS, AnyStage
+from pretrain.config import PretrainConfig
+from pretrain.methods import METHODS
 from pretrain.methods.micle import MICLe
 from pretrain.methods.simclr import SimCLR
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig
+from tests.rank_tasks import small_step, small_training, two_steps
+from tests.ranks import Ranks
 
 VIEWS = ViewConfig(size_px=32)
+RECIPES = sorted((Path(__file__).parents[1] / "pretrain" / "recipes").glob("*.yaml"))
 
 
 def batches(dataset: Dataset, method: str, rank: int = 0, world_size: int = 1, batch_size: int = 8) -> ViewBatches:
@@ -111,20 +117,76 @@ def test_ranks_share_one_global_batch(synthetic_dataset: Dataset, method: str) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_loss_is_finite_and_its_gradient_reaches_every_layer(synthetic_dataset: Dataset, method: str) -> None:
-    torch.manual_seed(0)
-    stage = TypeAdapter(AnyStage).validate_python({"method": method, "epochs": 1, "projection_hidden": 16})
-    module = METHODS[method](stage, create_encoder(EncoderConfig(name="resnet18")), 512)
-    batch = batches(synthetic_dataset, method)(0)
-    loss = module(batch.crops_VBCHW.float() / 255, batch.samples_B.expand(2, -1)[:, :, None]).loss
-    loss.backward()
-    assert torch.isfinite(loss)
-    for name, parameter in module.named_parameters():
+def test_loss_is_finite_and_its_gradient_reaches_every_layer(method: str) -> None:
+    """Of what is trained, and the encoder is, whole. At the second step: residual branches begin at zero."""
+    training = small_training(method)
+    assert all(torch.isfinite(small_step(training, step)) for step in range(2))
+    trained = {name: p for name, p in training.module.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    first = next(iter(module.encoder.parameters()))
-    assert first.grad is not None
-    assert first.grad.abs().max() > 0
+    for name, _ in training.module.encoder.named_parameters(prefix="encoder"):
+        assert trained[name].grad.abs().max() > 0, name  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_learn_what_one_does(method: str, ranks: Ranks) -> None:
+    """Losses, gradients, weights, buffers; a sample that stands on both ranks included."""
+    one, (two, other) = two_steps(method), ranks.run("two_steps", method)
+    assert one.keys() == two.keys() == other.keys()
+    for name, expected in one.items():
+        assert torch.equal(two[name], other[name]), name
+        apart = (two[name].float() - expected.float()).norm()
+        assert apart <= 5e-4 * expected.float().norm() + 1e-6, f"{name}: {apart}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_state_goes_on_as_if_never_interrupted(method: str) -> None:
+    first = small_training(method)
+    small_step(first, 0)
+    saved = copy.deepcopy(first.state())
+    expected = small_step(first, 1)
+    second = small_training(method, seed=1)
+    second.load_state(saved)
+    assert torch.equal(small_step(second, 1), expected)
+    resumed = second.module.state_dict()
+    assert all(torch.equal(resumed[name], values) for name, values in first.module.state_dict().items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_encoder_that_is_handed_on_is_a_plain_timm_network_and_trained(method: str) -> None:
+    training = small_training(method)
+    small_step(training, 0)
+    theirs = timm.create_model("test_resnet", num_classes=0)
+    ours = training.module.encoder.state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    optimised = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in training.module.parameters() if p.requires_grad}
+    assert optimised >= {id(p) for p in training.module.encoder.parameters()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_collapsed_network_shows_the_loss_that_the_method_says(method: str) -> None:
+    module = small_training(method).module.eval()  # batch norms would magnify the rounding of equal rows
+    expected = module.collapsed_loss(8)
+    if expected is None:
+        pytest.skip("this loss does not tell a collapsed network")
+    views = torch.randn(3, 32, 32).expand(2, 8, 3, 32, 32)
+    loss = module(views, torch.arange(8).expand(2, 8)[:, :, None]).loss
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_method_has_a_recipe() -> None:
+    configs = [load_config(PretrainConfig, [str(path), "data=/none", "run=/none"]) for path in RECIPES]
+    assert {stage.method for config in configs for stage in config.stages} == set(METHODS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load_and_open_with_their_command_and_hardware(recipe: Path) -> None:
+    load_config(PretrainConfig, [str(recipe), "data=/none", "run=/none"])
+    head = "".join(itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text().splitlines(keepends=True)))
+    assert f"python -m pretrain pretrain/recipes/{recipe.name} data=" in head
+    assert "Hardware" in head
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,7 +5,12 @@ Shapes: V = 2 views, B samples on this rank, F encoder features, D projected fea
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from data.combined import AnyDataset
+from pretrain.stage import Rows, Samples
 
 
 class Output(NamedTuple):
@@ -20,11 +25,25 @@ class Method(nn.Module):
     """An encoder with all that trains it: heads, teachers, and the loss of this rank's share of a global batch.
 
     A subclass is one file. The mean of the ranks' losses, and of their gradients, must be that of one process with
-    the whole batch. Whatever it holds is saved in checkpoints, so a resumed run goes on exactly.
+    the whole batch. Whatever it holds is saved in checkpoints, so a resumed run goes on exactly. Of `encoder` the
+    weights are handed on; where a method has several, it is the one that the optimiser trains.
     """
 
     encoder: nn.Module
     projection: nn.Module
+
+    @staticmethod
+    def samples(dataset: AnyDataset, rows: Rows) -> Samples:
+        """One sample an image."""
+        return Samples.group(rows, rows, dataset.shard_of[rows])
+
+    @staticmethod
+    def pair(rows: Rows, uniforms: NDArray[np.float64]) -> tuple[int, int]:
+        """Both views come from the sample's one image."""
+        return int(rows[0]), int(rows[0])
+
+    def begin(self) -> None:
+        """What follows once the weights that the stage starts from are loaded, and before any step."""
 
     def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:
         """Loss of this rank's normalised views; rows that share a group are one and the same to the method."""
@@ -37,6 +56,10 @@ class Method(nn.Module):
     def heads(self) -> dict[str, nn.Module]:
         """What the next stage takes over, besides the encoder, where the shapes agree."""
         return {"projection": self.projection}
+
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        """The loss where all images have one and the same projection; none where the loss does not tell it."""
+        return None
 
 
 def two_views(flat_ND: Tensor) -> Tensor:

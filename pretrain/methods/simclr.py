@@ -3,17 +3,15 @@
 Shapes: V = 2 views, B samples on this rank, N = V·B, F encoder features, D projected features, G kinds of group.
 """
 
+import math
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.combined import AnyDataset
 from pretrain.losses import nt_xent
 from pretrain.methods.method import Method, Output, two_views
-from pretrain.stage import Rows, Samples, StageConfig
+from pretrain.stage import StageConfig
 
 
 class SimCLRConfig(StageConfig):
@@ -36,19 +34,13 @@ class SimCLR(Method):
         self.projection = SimCLRProjectionHead(num_features, config.projection_hidden, config.projection_dim)
         self.temperature = config.temperature
 
-    @staticmethod
-    def samples(dataset: AnyDataset, rows: Rows) -> Samples:
-        """One sample an image."""
-        return Samples.group(rows, rows, dataset.shard_of[rows])
-
-    @staticmethod
-    def pair(rows: Rows, uniforms: NDArray[np.float64]) -> tuple[int, int]:
-        """Both views come from the sample's one image."""
-        return int(rows[0]), int(rows[0])
-
     def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:
         """The loss of this rank's share, both views through the network in one batch."""
         features_NF = self.encoder(views_VBCHW.flatten(0, 1))
         projected_VBD = two_views(self.projection(features_NF))
         loss = nt_xent(projected_VBD[0], projected_VBD[1], self.temperature, groups_VBG.flatten(0, 1))
         return Output(loss, two_views(features_NF).detach(), projected_VBD.detach())
+
+    def collapsed_loss(self, batch_size: int) -> float:
+        """All other views equally likely to be the partner."""
+        return math.log(2 * batch_size - 1)
