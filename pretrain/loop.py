@@ -23,6 +23,7 @@ from pretrain.export import export_encoder, origins, seen_in
 from pretrain.methods import METHODS
 from pretrain.monitor import probe, probe_dataset
 from pretrain.optim import build_optimizer, learning_rate
+from pretrain.patient_mask import patient_mask
 from pretrain.stage import Rows, Samples
 
 PROJECTION = "projection.safetensors"
@@ -72,8 +73,8 @@ def run_stage(
     # Batches from that position on
     in_loader = config.augment == "loader"
     make = ViewBatches(
-        dataset, samples, method.pair, views, config.seed, number, stage.batch_size,
-        distributed.rank(), distributed.world_size(), augment=in_loader,
+        dataset, samples, method.pairing(stage, dataset, samples), views, config.seed, number, stage.batch_size,  # type: ignore[arg-type]
+        distributed.rank(), distributed.world_size(), augment=in_loader, mask=patient_mask(dataset, stage),
     )  # fmt: skip
     batches = training_batches(make, first_step, total_steps, config.loader)
     parallel = distributed.data_parallel(module)
@@ -94,7 +95,7 @@ def run_stage(
             group["lr"] = rate
         images_VBCHW = finished_views(batch, views, device, in_loader)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = parallel(images_VBCHW, batch.samples_B.to(device))
+            loss = parallel(images_VBCHW, batch.groups_VBG.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
