@@ -202,6 +202,15 @@ class MixedOrder:
                 samples[here] = self._starts[number] + order.at(nth[here])
         return samples
 
+    def epoch_of(self, positions: Integers) -> Integers:
+        """The epoch of its own dataset that each position lies in: how often its sample stood there before."""
+        epochs = np.empty_like(positions)
+        which, nth = self._turns.at(positions)
+        for number, order in enumerate(self._orders):
+            here = which == number
+            epochs[here] = order.epoch_of(nth[here])
+        return epochs
+
     def stream_of(self, positions: Integers) -> Integers:
         """The stream at each position, numbered dataset by dataset."""
         streams = np.empty_like(positions)

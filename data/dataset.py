@@ -155,6 +155,11 @@ class Dataset:
         return self._arrays["patient"]
 
     @property
+    def picture_of(self) -> NDArray[np.int64]:
+        """64 bits of the hash of each row's pixels, int64 `(num_images,)`, 0 where the index has none."""
+        return np.ascontiguousarray(self._arrays["pixel_sha256"][:, :8]).view("<i8")[:, 0]
+
+    @property
     def shard_of(self) -> NDArray[np.int32]:
         """Number of each row's shard, int32 `(num_images,)`, ascending; read-only."""
         return self._arrays["shard"]

@@ -24,7 +24,7 @@ Integers = NDArray[np.int64]
 
 # Raised with every change of what stands at a position (sample, pair, crop or record), so that a run that was begun
 # by an earlier version is refused instead of being continued otherwise.
-STREAM_VERSION = 2
+STREAM_VERSION = 3
 
 MAX_STREAMS = 64
 POOL_SAMPLES = 1 << 19
@@ -117,6 +117,10 @@ class Order:
             here = epochs == epoch
             samples[here] = self._at_epoch(int(epoch), places[here])
         return samples
+
+    def epoch_of(self, positions: Integers) -> Integers:
+        """The epoch that each position lies in: how often its sample stood in the stream before."""
+        return positions // self.num_samples
 
     def stream_of(self, positions: Integers) -> Integers:
         """The stream at each position: who keeps to few streams reads few shards at a time."""

@@ -207,7 +207,7 @@ def _in_loader() -> bool:
     return distributed.device().type == "cpu"
 
 
-def _the_image(rows: Rows, _: Any) -> tuple[int, ...]:
+def _the_image(sample: int, rows: Rows, turn: int, uniforms: Any) -> tuple[int, ...]:
     return (int(rows[0]),)
 
 

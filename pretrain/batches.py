@@ -1,9 +1,8 @@
 """A training batch as a pure function of its step: which samples, which pairs, which views.
 
-Shapes: V views, B samples on this rank, H and W pixels, K record columns.
+Shapes: V views, B samples on this rank, H and W pixels, K record columns, G kinds of group.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,8 @@ from data.combined import AnyDataset, order_of, parts_of
 from data.images import decode_stored
 from data.loader import crop_and_resize, positions_of
 from data.order import keyed_uniforms
-from pretrain.stage import Rows, Samples
+from pretrain.patient_mask import PatientMask
+from pretrain.stage import Pair, Rows, Samples
 from pretrain.views import BOX, COLUMNS, ViewConfig, apply, draw, normalise
 from pretrain.views_uint8 import apply_uint8
 
@@ -24,21 +24,23 @@ AVERAGED_FROM = 1.25
 """Crops that shrink less are bilinear: averaging over areas would cost as much as decoding."""
 LOOK_AHEAD_SAMPLES = 1 << 17
 Pixels = NDArray[np.uint8]
-Pair = Callable[[Rows, NDArray[np.float64]], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the loader hands to the training loop."""
+    """What the loader hands to the training loop.
 
-    samples_B: Tensor
+    `groups_VBG`: numbers that say of which views none is another's negative; column 0 is the sample's.
+    """
+
+    groups_VBG: Tensor
     rows_VB: Tensor
     crops_VBCHW: Tensor
     records_VBK: Tensor
 
     def pin_memory(self) -> "Batch":
         """For torch's DataLoader, where there is a GPU."""
-        pinned = (t.pin_memory() for t in (self.samples_B, self.rows_VB, self.crops_VBCHW, self.records_VBK))
+        pinned = (t.pin_memory() for t in (self.groups_VBG, self.rows_VB, self.crops_VBCHW, self.records_VBK))
         return Batch(*pinned)
 
 
@@ -61,13 +63,14 @@ class ViewBatches:
         rank: int,
         world_size: int,
         augment: bool,
+        mask: PatientMask | None = None,
     ) -> None:
         # The samples go to loader processes by way of the run's own cache.
         samples = replace(samples, cache=parts_of(dataset)[0].cache)
         self._dataset, self._samples, self._pair, self._views = dataset, samples, pair, views
         self._seed, self._stage = seed, stage
         self._share = (batch_size, rank, world_size)
-        self._augment = augment
+        self._augment, self._mask = augment, mask
         self._order = order_of(dataset, samples.shard_sizes, seed)
         # An order of its own, since each remembers the blocks that it was asked for last.
         self._later = order_of(dataset, samples.shard_sizes, seed) if dataset.is_remote else None
@@ -75,10 +78,10 @@ class ViewBatches:
     def __call__(self, step: int) -> Batch:
         """Read, decode and crop this rank's views of a step."""
         positions = positions_of(step, *self._share, self._order)
-        samples = self._order.at(positions)
+        samples, turns = self._order.at(positions), self._order.epoch_of(positions)
         rows_BV = [
-            self._pair(self._samples[sample], keyed_uniforms(4, "pair", self._seed, self._stage, position))
-            for sample, position in zip(samples.tolist(), positions.tolist())
+            self._pair(sample, self._samples[sample], turn, self._uniforms)
+            for sample, turn in zip(samples.tolist(), turns.tolist())
         ]
         self._dataset.announce(np.array(rows_BV).ravel(), now=True)
         self._announce_later(step)
@@ -96,11 +99,19 @@ class ViewBatches:
                     records_VBK[view, number] = record
                     self._crop(decoded[row], record, crops_VBHWC[view, number])
         return Batch(
-            torch.from_numpy(samples),
+            torch.from_numpy(self._groups(samples, np.array(rows_BV).T)),
             torch.tensor(rows_BV).T,
             torch.from_numpy(crops_VBHWC).permute(0, 1, 4, 2, 3),
             torch.from_numpy(records_VBK),
         )
+
+    def _uniforms(self, count: int, *key: int | str) -> NDArray[np.float64]:
+        return keyed_uniforms(count, "pair", self._seed, self._stage, *key)
+
+    def _groups(self, samples_B: Rows, rows_VB: Rows) -> Rows:
+        """The numbers of each view's sample and, with a mask, of its patient and picture, (V, B, G)."""
+        samples_VB1 = np.broadcast_to(samples_B, rows_VB.shape)[:, :, None]
+        return samples_VB1.copy() if self._mask is None else np.concatenate([samples_VB1, self._mask(rows_VB)], axis=2)
 
     def _announce_later(self, step: int) -> None:
         """Have the shards fetched that the order needs in a while: it may take that long."""

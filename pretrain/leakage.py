@@ -92,8 +92,8 @@ def find_overlap(dataset: AnyDataset, splits: Sequence[str], others: Sequence[Da
     """
     parts = parts_of(dataset)
     datasets = (*parts, *others)
-    person = _numbered([d.column("patient") for d in datasets], [ids_scheme(d) for d in datasets])
-    image = _numbered([d.column("pixel_sha256") for d in datasets], [""] * len(datasets))
+    person = numbered([d.column("patient") for d in datasets], [ids_scheme(d) for d in datasets])
+    image = numbered([d.column("pixel_sha256") for d in datasets], [""] * len(datasets))
     starts = np.cumsum([0, *(d.num_images for d in datasets)])
     learned = np.concatenate([start + part.rows(splits) for start, part in zip(starts, parts)])
     kept = np.concatenate([start + _in_splits(d, splits) for start, d in zip(starts, datasets)])
@@ -118,7 +118,7 @@ def find_overlap(dataset: AnyDataset, splits: Sequence[str], others: Sequence[Da
     )
 
 
-def _numbered(columns: Sequence[NDArray[Any]], kinds: Sequence[str]) -> Rows:
+def numbered(columns: Sequence[NDArray[Any]], kinds: Sequence[str]) -> Rows:
     """A number for each text of the columns laid end to end; equal texts of one kind have equal ones."""
     texts = pa.chunked_array([pa.array(column, pa.string()) for column in columns]).combine_chunks()
     codes = texts.dictionary_encode().indices.to_numpy().astype(np.int64)

@@ -25,6 +25,7 @@ from pretrain.meter import DIVERGED, Meter
 from pretrain.methods import METHODS
 from pretrain.methods.method import Output
 from pretrain.monitor import probe, probe_dataset
+from pretrain.patient_mask import patient_mask
 from pretrain.stage import Rows, Samples
 from pretrain.training import Training, build_module, write_heads
 
@@ -94,13 +95,13 @@ def _batches(
     """Normalised views and groups of this rank's share of each step, on the device."""
     stage, views, device = config.stages[number], config.stage_views(number), distributed.device()
     in_loader = config.augment == "loader"
+    pairing = METHODS[stage.method].pairing(stage, dataset, samples)  # type: ignore[arg-type]
     make = ViewBatches(
-        dataset, samples, METHODS[stage.method].pair, views, config.seed, number, stage.batch_size,
-        distributed.rank(), distributed.world_size(), augment=in_loader,
+        dataset, samples, pairing, views, config.seed, number, stage.batch_size,
+        distributed.rank(), distributed.world_size(), augment=in_loader, mask=patient_mask(dataset, stage),
     )  # fmt: skip
     for batch in training_batches(make, first_step, total_steps, config.loader):
-        groups_VBG = batch.samples_B.expand(2, -1)[:, :, None]
-        yield finished_views(batch, views, device, in_loader), groups_VBG.to(device)
+        yield finished_views(batch, views, device, in_loader), batch.groups_VBG.to(device)
 
 
 class _Watch:

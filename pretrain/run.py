@@ -19,6 +19,7 @@ from pretrain.leakage import check_leakage, pretraining_rows
 from pretrain.loop import run_stage
 from pretrain.methods import METHODS
 from pretrain.monitor import probe_dataset
+from pretrain.patient_mask import check_patient_mask
 from pretrain.stage import Rows
 
 
@@ -108,7 +109,11 @@ def _check(config: PretrainConfig) -> Any:
     _check_probe(dataset, config)
     rows = pretraining_rows(dataset, config)
     for number, stage in enumerate(config.stages):
-        samples = METHODS[stage.method].samples(dataset, rows)
+        method = METHODS[stage.method]
+        samples = method.samples(dataset, rows)
+        for line in method.remarks(stage, dataset, samples):  # type: ignore[arg-type]
+            say(f"{config.stage_name(number)}: {line}")
+        check_patient_mask(dataset, samples, stage, f"stages.{number}.patient_mask")
         if stage.batch_size > len(samples):
             raise InputError(
                 f"stages.{number}.batch_size: {stage.batch_size} is more than the {len(samples)} samples of "

@@ -1,7 +1,9 @@
 """What every stage of a recipe has, whatever its method, and how images form its samples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +11,20 @@ from pydantic import Field, model_validator
 
 from clusters.config import Config, InputError
 from data.cache import CachePlace
-from data.mapped import open_arrays, share_arrays
+from data.mapped import Arrays, open_arrays, share_arrays
 from pretrain.optim import OptimConfig
 from pretrain.views import ViewConfig
 
 Rows = NDArray[np.int64]
 INLINE_BYTES = 1 << 20
+
+Uniforms = Callable[..., NDArray[np.float64]]
+"""`uniforms(count, *key)`: numbers in [0, 1) that depend on the run's seed, the stage and this key alone."""
+Pair = Callable[[int, Rows, int, Uniforms], tuple[int, ...]]
+"""`pair(sample, rows, turn, uniforms)`: which of a sample's rows become views, when it has its turn for that time.
+
+`turn` counts from 0: how often the sample stood in the stream before. Goes to loader processes, so it can be pickled.
+"""
 
 
 class StageConfig(Config):
@@ -66,9 +76,7 @@ class Samples:
 
     def __reduce__(self) -> tuple[object, ...]:
         arrays = {"rows": self.rows, "starts": self.starts, "shard_sizes": self.shard_sizes}
-        if sum(array.nbytes for array in arrays.values()) < INLINE_BYTES:
-            return Samples, (*arrays.values(), self.cache)
-        return _mapped, (str(share_arrays(self.cache.sub_folder("samples"), arrays)), self.cache)
+        return reduced(Samples, arrays, self.cache)
 
     def __getitem__(self, number: int) -> Rows:
         return self.rows[self.starts[number] : self.starts[number + 1]]
@@ -79,8 +87,19 @@ class Samples:
         return int((np.diff(self.starts) > 1).sum())
 
 
-def _mapped(path: str, cache: CachePlace) -> Samples:
+def reduced(kind: Callable[..., Any], arrays: Arrays, cache: CachePlace) -> tuple[object, ...]:
+    """For `__reduce__` of `kind(**arrays, cache=cache)`: where the arrays are large they travel as a file's name."""
+    if sum(array.nbytes for array in arrays.values()) < INLINE_BYTES:
+        return _made, (kind, dict(arrays), cache)
+    return _mapped, (kind, str(share_arrays(cache.sub_folder("samples"), arrays)), cache)
+
+
+def _made(kind: Callable[..., Any], arrays: Arrays, cache: CachePlace) -> Any:
+    return kind(**arrays, cache=cache)
+
+
+def _mapped(kind: Callable[..., Any], path: str, cache: CachePlace) -> Any:
     arrays = open_arrays(Path(path))
     if arrays is None:
         raise InputError(f"{path} is gone or damaged; leave the cache alone during a run, and run the command again")
-    return Samples(**arrays, cache=cache)
+    return kind(**arrays, cache=cache)

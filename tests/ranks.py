@@ -1,30 +1,28 @@
-"""Two real gloo processes, started once for a test session, that run named tasks of rank_tasks.py."""
+"""Real gloo processes, started once for a test session or module, that run the tasks of a module by name."""
 
 import importlib
 import multiprocessing
+import os
 import tempfile
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-WORLD_SIZE = 2
 
 
 class Ranks:
-    """`ranks.run("task", value)` runs rank_tasks.task(value) on every rank and returns the ranks' answers."""
+    """`ranks.run("task", value)` runs task(value) of a module on every rank and returns the ranks' answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, world_size: int = 2, tasks: str = "tests.rank_tasks") -> None:
         context = multiprocessing.get_context("spawn")
         store = Path(tempfile.mkdtemp()) / "store"
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for rank in range(WORLD_SIZE):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, str(store), theirs), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        pipes = [context.Pipe() for _ in range(world_size)]
+        self._pipes = [ours for ours, _ in pipes]
+        self._process = context.Process(
+            target=serve_all, args=(str(store), tasks, [theirs for _, theirs in pipes]), daemon=True
+        )
+        self._process.start()
 
     def run(self, task: str, value: Any) -> list[Any]:
         for pipe in self._pipes:
@@ -38,19 +36,33 @@ class Ranks:
         return answers
 
     def close(self) -> None:
-        for process in self._processes:
-            process.kill()
+        for pipe in self._pipes:
+            pipe.close()
+        self._process.join()
 
 
-def serve(rank: int, store: str, pipe: Connection) -> None:
+def serve_all(store: str, tasks: str, pipes: list[Connection]) -> None:
+    """Import what all need once, and fork: the last rank is this process."""
+    module = importlib.import_module(tasks)
+    for rank, pipe in enumerate(pipes):
+        if rank == len(pipes) - 1:
+            serve(rank, len(pipes), store, module, pipe)
+        elif os.fork() == 0:
+            serve(rank, len(pipes), store, module, pipe)
+            os._exit(0)
+
+
+def serve(rank: int, world_size: int, store: str, tasks: ModuleType, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=WORLD_SIZE)
-    tasks = importlib.import_module("tests.rank_tasks")
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world_size)
     while True:
-        task, value = pipe.recv()
+        try:
+            task, value = pipe.recv()
+        except EOFError:  # whoever asked has gone
+            return
         try:
             answer = (None, getattr(tasks, task)(value))
         except Exception:

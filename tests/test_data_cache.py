@@ -20,7 +20,7 @@ from clusters.storage import Folder
 from data.cache import CachePlace, ShardCache
 from data.dataset import Dataset, open_dataset
 from pretrain.batches import ViewBatches
-from pretrain.methods.simclr import SimCLR
+from pretrain.methods.simclr import SimCLR, one_image
 from pretrain.views import ViewConfig
 
 VIEWS = ViewConfig(size_px=16)
@@ -101,7 +101,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]
 
 def batches_of(dataset: Dataset, rank: int = 0, world_size: int = 1) -> ViewBatches:
     samples = SimCLR.samples(dataset, np.arange(dataset.num_images))
-    return ViewBatches(dataset, samples, SimCLR.pair, VIEWS, 0, 0, 8, rank, world_size, True)
+    return ViewBatches(dataset, samples, one_image, VIEWS, 0, 0, 8, rank, world_size, True)
 
 
 def test_two_epochs_ask_for_each_shard_once_and_give_the_local_batches(

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,18 @@ def test_a_position_does_not_depend_on_what_was_asked_before(sizes, seed, start,
     assert [int(fresh.at(positions[[p]])[0]) for p in shuffled[:40]] == expected[shuffled[:40]].tolist()
     assert np.array_equal(pickle.loads(pickle.dumps(fresh)).stream_of(positions), streams)
     assert 0 <= streams.min() <= streams.max() < order.num_streams
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, st.integers(0, 9))
+def test_the_epoch_of_a_position_is_how_often_its_sample_stood_before(sizes, seed) -> None:
+    order = MixedOrder([np.array(part) for part in sizes], list(range(1, len(sizes) + 1)), seed)
+    positions, seen = np.arange(400), Counter[int]()
+    for sample, epoch in zip(order.at(positions).tolist(), order.epoch_of(positions).tolist()):
+        assert epoch == seen[sample]
+        seen[sample] += 1
+    some = positions[::-7]
+    assert np.array_equal(order.epoch_of(some), order.epoch_of(positions)[some])
 
 
 def test_by_size_an_epoch_of_all_has_every_sample_once() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from clusters.checkpoint import Checkpoints
 from clusters.config import InputError, load_config
@@ -23,7 +24,7 @@ from pretrain.batches import ViewBatches
 from pretrain.config import PretrainConfig
 from pretrain.encoder import hash64, load_encoder, read_seen
 from pretrain.leakage import find_overlap, pretraining_rows
-from pretrain.methods import METHODS
+from pretrain.methods import METHODS, AnyStage
 from pretrain.monitor import probe_dataset
 from pretrain.run import pretrain
 from pretrain.views import ViewConfig
@@ -151,7 +152,10 @@ def test_a_batch_holds_both_and_the_right_images(synthetic_dataset: Dataset, oth
     both = CombinedDataset([synthetic_dataset, other], [1, 3])
     for method in ("simclr", "micle"):
         samples = METHODS[method].samples(both, both.rows(["train"]))
-        make = ViewBatches(both, samples, METHODS[method].pair, ViewConfig(size_px=32), 0, 0, 32, 0, 1, augment=True)
+        pair = METHODS[method].pairing(
+            TypeAdapter(AnyStage).validate_python({"method": method, "steps": 1}), both, samples
+        )
+        make = ViewBatches(both, samples, pair, ViewConfig(size_px=32), 0, 0, 32, 0, 1, augment=True)
         rows = np.concatenate([make(step).rows_VB.numpy() for step in range(2)], axis=1)
         assert set(both.column("split")[rows.ravel()]) == {"train"}
         assert (both.case_of[rows[0]] == both.case_of[rows[1]]).all()

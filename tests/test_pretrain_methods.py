@@ -2,8 +2,8 @@
 
 import copy
 import itertools
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from clusters.config import InputError, load_config
+from clusters.config import load_config
 from data.dataset import Dataset
-from data.order import keyed_uniforms
 from pretrain.batches import ViewBatches
 from pretrain.config import PretrainConfig
-from pretrain.methods import METHODS
+from pretrain.methods import METHODS, AnyStage
 from pretrain.methods.micle import MICLe
 from pretrain.methods.simclr import SimCLR
 from pretrain.stage import Samples
@@ -29,31 +29,15 @@ VIEWS = ViewConfig(size_px=32)
 RECIPES = sorted((Path(__file__).parents[1] / "pretrain" / "recipes").glob("*.yaml"))
 
 
+def stage_of(method: str) -> Any:
+    return TypeAdapter(AnyStage).validate_python({"method": method, "epochs": 1, "projection_hidden": 16})
+
+
 def batches(dataset: Dataset, method: str, rank: int = 0, world_size: int = 1, batch_size: int = 8) -> ViewBatches:
     kind = METHODS[method]
     samples = kind.samples(dataset, dataset.rows(["train"]))
-    return ViewBatches(dataset, samples, kind.pair, VIEWS, 0, 0, batch_size, rank, world_size, augment=True)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(2, 9), st.integers(0, 10**9))
-def test_micle_takes_two_distinct_images_of_a_case(count: int, position: int) -> None:
-    rows = np.arange(100, 100 + count)
-    first, second = MICLe.pair(rows, keyed_uniforms(4, "pair", 0, 0, position))
-    assert first != second
-    assert {first, second} <= set(rows.tolist())
-
-
-def test_micle_takes_every_ordered_pair_equally_often() -> None:
-    """Algorithm 1 of the paper: two images of the bag, drawn at random."""
-    pairs = Counter(MICLe.pair(np.arange(4), keyed_uniforms(4, "pair", 0, 0, p)) for p in range(12_000))
-    assert set(pairs) == {(a, b) for a in range(4) for b in range(4) if a != b}
-    assert max(pairs.values()) / min(pairs.values()) < 1.2
-
-
-def test_a_case_of_one_image_gives_two_views_of_it() -> None:
-    assert MICLe.pair(np.array([7]), np.zeros(4)) == (7, 7)
-    assert SimCLR.pair(np.array([7]), np.zeros(4)) == (7, 7)
+    pair = kind.pairing(stage_of(method), dataset, samples)
+    return ViewBatches(dataset, samples, pair, VIEWS, 0, 0, batch_size, rank, world_size, augment=True)
 
 
 def test_samples_are_images_for_simclr_and_cases_for_micle(synthetic_dataset: Dataset) -> None:
@@ -66,27 +50,6 @@ def test_samples_are_images_for_simclr_and_cases_for_micle(synthetic_dataset: Da
     for number in range(len(cases)):
         assert len(set(keys[cases[number]])) == 1
     assert np.array_equal(np.concatenate([cases[n] for n in range(len(cases))]), rows)
-
-
-def test_micle_is_refused_where_no_case_has_two_images(synthetic_dataset: Dataset) -> None:
-    rows = synthetic_dataset.rows(["train"])
-    one_each = rows[np.unique(synthetic_dataset.case_of[rows], return_index=True)[1]]
-    with pytest.raises(InputError, match="none of its"):
-        MICLe.samples(synthetic_dataset, one_each)
-
-
-def test_micle_batches_pair_images_of_one_case_once_a_batch(synthetic_dataset: Dataset) -> None:
-    make = batches(synthetic_dataset, "micle")
-    different = 0
-    for step in range(4):
-        first, second = make(step).rows_VB
-        cases = synthetic_dataset.case_of[first.numpy()]
-        assert np.array_equal(cases, synthetic_dataset.case_of[second.numpy()])
-        assert len(set(cases.tolist())) == len(cases)
-        sizes = np.array([(synthetic_dataset.case_of == case).sum() for case in cases])
-        assert np.array_equal((first != second).numpy(), sizes > 1)
-        different += int((first != second).sum())
-    assert different > 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,13 +65,13 @@ def test_both_views_are_augmented_and_differ(synthetic_dataset: Dataset, method:
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_share_one_global_batch(synthetic_dataset: Dataset, method: str) -> None:
     whole = batches(synthetic_dataset, method)(3)
-    place = {sample: number for number, sample in enumerate(whole.samples_B.tolist())}
-    assert len(place) == len(whole.samples_B)
+    place = {sample: number for number, sample in enumerate(whole.groups_VBG[0, :, 0].tolist())}
+    assert len(place) == whole.groups_VBG.shape[1]
     for world_size in (2, 4):
         taken = []
         for rank in range(world_size):
             part = batches(synthetic_dataset, method, rank, world_size)(3)
-            mine = [place[sample] for sample in part.samples_B.tolist()]
+            mine = [place[sample] for sample in part.groups_VBG[1, :, 0].tolist()]
             assert len(mine) == len(place) // world_size
             assert torch.equal(part.crops_VBCHW, whole.crops_VBCHW[:, mine])
             assert torch.equal(part.records_VBK, whole.records_VBK[:, mine])

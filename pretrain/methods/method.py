@@ -3,14 +3,12 @@
 Shapes: V = 2 views, B samples on this rank, F encoder features, D projected features, G kinds of group.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.combined import AnyDataset
-from pretrain.stage import Rows, Samples
+from pretrain.stage import Pair, Rows, Samples, Uniforms
 
 
 class Output(NamedTuple):
@@ -38,9 +36,14 @@ class Method(nn.Module):
         return Samples.group(rows, rows, dataset.shard_of[rows])
 
     @staticmethod
-    def pair(rows: Rows, uniforms: NDArray[np.float64]) -> tuple[int, int]:
+    def pairing(config: Any, dataset: AnyDataset, samples: Samples) -> Pair:
         """Both views come from the sample's one image."""
-        return int(rows[0]), int(rows[0])
+        return one_image
+
+    @staticmethod
+    def remarks(config: Any, dataset: AnyDataset, samples: Samples) -> list[str]:
+        """What a person should know of these samples before the stage starts. Raises InputError for bad ones."""
+        return []
 
     def begin(self) -> None:
         """What follows once the weights that the stage starts from are loaded, and before any step."""
@@ -60,6 +63,11 @@ class Method(nn.Module):
     def collapsed_loss(self, batch_size: int) -> float | None:
         """The loss where all images have one and the same projection; none where the loss does not tell it."""
         return None
+
+
+def one_image(sample: int, rows: Rows, turn: int, uniforms: Uniforms) -> tuple[int, int]:
+    """The first row twice."""
+    return int(rows[0]), int(rows[0])
 
 
 def two_views(flat_ND: Tensor) -> Tensor:

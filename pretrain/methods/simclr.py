@@ -19,6 +19,11 @@ class SimCLRConfig(StageConfig):
 
     method: Literal["simclr"] = Field(default="simclr", description="two augmentations of one image")
     temperature: float = Field(default=0.1, ge=0.01, le=1, description="of NT-Xent")
+    patient_mask: bool | Literal["even_slides"] = Field(
+        default=False,
+        description="leave other images of the same patient, and copies of the same picture, out of the negatives; "
+        "refused where patients are slides of many patches, unless it is even_slides",
+    )
     projection_hidden: int = Field(default=2048, ge=1, description="width of the projection head's hidden layer")
     projection_dim: int = Field(default=128, ge=1, description="width of the projection, on which the loss works")
 

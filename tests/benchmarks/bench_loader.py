@@ -14,7 +14,7 @@ from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw
 from pretrain.batches import ViewBatches
-from pretrain.methods.simclr import SimCLR
+from pretrain.methods.simclr import SimCLR, one_image
 from pretrain.views import ViewConfig
 
 NUM_IMAGES, BATCH, ROUNDS, SIDE = 128, 32, 3, 256
@@ -29,7 +29,7 @@ def run() -> list[dict[str, Any]]:
         rows = np.arange(dataset.num_images)
         samples = SimCLR.samples(dataset, rows)
         batches = {
-            augment: ViewBatches(dataset, samples, SimCLR.pair, ViewConfig(), 0, 0, BATCH, 0, 1, augment)
+            augment: ViewBatches(dataset, samples, one_image, ViewConfig(), 0, 0, BATCH, 0, 1, augment)
             for augment in (True, False)
         }
         shards = [str(path) for path in sorted(Path(dataset.location).glob("*.tar"))]
