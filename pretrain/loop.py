@@ -18,8 +18,10 @@ from data.loader import training_batches
 from data.order import keyed_generator
 from pretrain.batches import ViewBatches, finished_views
 from pretrain.config import PretrainConfig
-from pretrain.encoder import create_encoder, load_encoder, load_weights, read_seen
+from pretrain.encoder_folder import load_backbone, load_weights, read_seen
 from pretrain.export import export_encoder, origins, seen_in
+from pretrain.heads import first_layers
+from pretrain.initial_weights import Start, start
 from pretrain.methods import METHODS
 from pretrain.monitor import probe, probe_dataset
 from pretrain.optim import build_optimizer, learning_rate
@@ -92,7 +94,7 @@ def run_stage(
         rate = learning_rate(stage.optim, step, total_steps, stage.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images_VBCHW = finished_views(batch, views, device, in_loader)
+        images_VBCHW = finished_views(batch, views, device, in_loader, config.encoder.channels)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = parallel(images_VBCHW, batch.samples_B.to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -122,7 +124,8 @@ def run_stage(
     if distributed.is_main():
         projection = {k: v.detach().cpu().contiguous() for k, v in module.projection.state_dict().items()}
         folder.write(PROJECTION, safetensors.torch.save(projection))
-        fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen)
+        head = first_layers(module.projection, stage.keep_projection_layers)
+        fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen, head)
         folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
     distributed.barrier()
 
@@ -136,16 +139,16 @@ def _build(
     rows: Rows,
 ) -> tuple[Any, list[dict[str, Any]], Any]:
     """The method's module with the weights it starts from, its lineage, and what it will have seen."""
-    stage = config.stages[number]
+    stage, views = config.stages[number], config.stage_views(number)
     torch.manual_seed(config.seed * 1000 + number)
-    lineage: list[dict[str, Any]] = []
     if previous is None:
-        encoder: nn.Module = create_encoder(config.encoder)
-        before = None
+        begun = start(config.encoder, views)
     else:
-        encoder, card = load_encoder(str(previous))
-        lineage, before = list(card.lineage), read_seen(str(previous))
-    module = METHODS[stage.method](stage, encoder, int(encoder.num_features))  # type: ignore[arg-type]
+        encoder, card = load_backbone(str(previous), views.size_px)
+        begun = Start(encoder, list(card.lineage), read_seen(str(previous)), None)
+    lineage, before = begun.lineage, begun.seen
+    module = METHODS[stage.method](stage, begun.encoder, int(begun.encoder.num_features))  # type: ignore[arg-type]
+    first_layers(module.projection, stage.keep_projection_layers)  # refused now rather than at the end
     if previous is not None:
         weights = safetensors.torch.load(previous.read(PROJECTION))
         if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in module.projection.state_dict().items()}:
@@ -162,6 +165,7 @@ def _build(
             "seed": config.seed,
             "weights": config.weights,
             "datasets": origins(dataset, rows, config.splits),
+            **({"starts_from": begun.starts_from} if begun.starts_from else {}),
         }
     )
     # Only rank 0 writes it, and of a large dataset it takes much memory

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from data.combined import AnyDataset
+from pretrain.heads import projection_head
 from pretrain.losses import nt_xent
 from pretrain.stage import Rows, Samples, StageConfig
 
@@ -20,19 +21,26 @@ class SimCLRConfig(StageConfig):
 
     method: Literal["simclr"] = Field(default="simclr", description="two augmentations of one image")
     temperature: float = Field(default=0.1, ge=0.01, le=1, description="of NT-Xent")
-    projection_hidden: int = Field(default=2048, ge=1, description="width of the projection head's hidden layer")
+    projection_layers: Literal[2, 3] = Field(default=2, description="of the projection head; 3 as in SimCLR v2")
+    projection_hidden: int = Field(default=2048, ge=1, description="width of the projection head's hidden layers")
     projection_dim: int = Field(default=128, ge=1, description="width of the projection, on which the loss works")
+
+    @model_validator(mode="after")
+    def _enough_layers(self) -> "SimCLRConfig":
+        if self.keep_projection_layers > self.projection_layers:
+            raise ValueError(f"keep_projection_layers: the projection head has {self.projection_layers} layers")
+        return self
 
 
 class SimCLR(nn.Module):
     """Encoder and projection head, trained by NT-Xent over the global batch."""
 
     def __init__(self, config: SimCLRConfig, encoder: nn.Module, num_features: int) -> None:
-        from lightly.models.modules.heads import SimCLRProjectionHead
-
         super().__init__()
         self.encoder = encoder
-        self.projection = SimCLRProjectionHead(num_features, config.projection_hidden, config.projection_dim)
+        self.projection = projection_head(
+            num_features, config.projection_hidden, config.projection_dim, config.projection_layers
+        )
         self.temperature = config.temperature
 
     @staticmethod
