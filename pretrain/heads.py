@@ -59,9 +59,9 @@ def describe_layers(head: nn.Module) -> list[dict[str, Any]]:
     for module in head.layers:  # type: ignore[union-attr]
         if isinstance(module, nn.Linear):
             layer = {"inputs": module.in_features, "outputs": module.out_features, "bias": module.bias is not None}
-            found.append({**layer, "batch_norm": False, "relu": False})
+            found.append({**layer, "batch_norm": None, "relu": False})
         elif isinstance(module, _BatchNorm):
-            found[-1]["batch_norm"] = True
+            found[-1]["batch_norm"] = {"eps": module.eps, "affine": module.affine}
         elif isinstance(module, nn.ReLU):
             found[-1]["relu"] = True
         else:
@@ -78,7 +78,7 @@ def head_of(layers: Sequence[dict[str, Any]]) -> "ProjectionHead":
             (
                 layer["inputs"],
                 layer["outputs"],
-                nn.BatchNorm1d(layer["outputs"]) if layer["batch_norm"] else None,
+                nn.BatchNorm1d(layer["outputs"], **layer["batch_norm"]) if layer["batch_norm"] else None,
                 nn.ReLU() if layer["relu"] else None,
                 layer["bias"],
             )
