@@ -131,10 +131,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A ` (nearest: …)` hint, or an empty string where nothing is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (nearest: {close[0]})" if close else ""
+def nearest(name: str, known: Sequence[str], count: int = 1) -> str:
+    """A ` (nearest: …)` hint of at most so many names, or an empty string where nothing is close."""
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    return f" (nearest: {', '.join(close)})" if close else ""
 
 
 def _read_yaml(location: str) -> dict[str, Any]:

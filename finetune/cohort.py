@@ -15,8 +15,9 @@ from data.dataset import Dataset
 from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
 from finetune.tasks import Task, study_of
-from pretrain.encoder import Seen, encoder_folder, hash64, read_card, read_seen
+from pretrain.encoder_folder import encoder_folder, read_card, read_seen
 from pretrain.export import ids_scheme
+from pretrain.leakage import seen_of
 
 Rows = NDArray[np.int64]
 SPLITS = ("train", "val", "test")
@@ -127,17 +128,21 @@ def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
     Returns warnings, also for validation, on which models are chosen. Raises InputError with the numbers found in
     test, unless `on_leak` is `warn`. All images of a split count, labelled or not.
     """
-    seen, dataset = read_seen(location), cohort.dataset
-    name = f"encoder {read_card(location).fingerprint[:12]}"
+    seen, card, dataset = read_seen(location), read_card(location), cohort.dataset
+    name = f"encoder {card.fingerprint[:12]}"
     scheme = ids_scheme(dataset)
     warnings = []
+    if card.began_elsewhere:
+        warnings.append(
+            f"{name} started from weights of others, of which nobody knows whether they were trained on test images"
+        )
     others = sorted(seen.ids - {scheme})
     if others or scheme not in seen.ids:
         warnings.append(
             f"whether {name} saw test patients is unknown for ids of scheme {', '.join(others) or 'none'}: the "
             f"dataset's are of {scheme}; images were compared by their pixels"
         )
-    patients, images = _seen_of(dataset, "test", seen)
+    patients, images = seen_of(dataset, dataset.rows(["test"]), seen)
     if patients or images:
         found = f"was pretrained on {patients} test patients and {images} test images"
         if on_leak == "refuse":
@@ -147,21 +152,13 @@ def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
                 "(on_leak=warn goes on here and says so)"
             )
         warnings.append(f"LEAKAGE: {name} {found}; the test figures do not show how it does on new patients")
-    patients, images = _seen_of(dataset, "val", seen)
+    patients, images = seen_of(dataset, dataset.rows(["val"]), seen)
     if patients or images:
         warnings.append(
             f"{name} was pretrained on {patients} validation patients and {images} validation images; what is chosen "
             "on validation may favour it"
         )
     return warnings
-
-
-def _seen_of(dataset: Dataset, split: str, seen: Seen) -> tuple[int, int]:
-    """How many patients and images of a split an encoder has seen."""
-    rows = dataset.rows([split])
-    patients = {hash64(str(p)) for p in set(dataset.column("patient")[rows])}
-    images = {hash64(str(h)) for h in set(dataset.column("pixel_sha256")[rows])}
-    return len(patients & seen.patients.get(ids_scheme(dataset), frozenset())), len(images & seen.images)
 
 
 def _check_patients(dataset: Dataset, patients: NDArray[Any]) -> None:

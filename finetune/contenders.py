@@ -42,13 +42,13 @@ def contenders(config: FinetuneConfig) -> list[Contender]:
     Raises InputError for a location that holds no encoder, or the same baseline twice.
     """
     from clusters.config import InputError
-    from pretrain.encoder import read_card
+    from pretrain.encoder_folder import read_card
 
     found = [_pretrained("pretrained", config.encoder, config)]
     for baseline in config.baselines:
         if baseline == "untrained":
             card = read_card(config.encoder)
-            what = f"untrained:{card.config.name}:{card.config.stem}:{config.seed}"
+            what = f"untrained:{card.structure}:{config.seed}"
             title = f"{card.architecture}, untrained"
             found.append(
                 Contender("untrained", title, "untrained", config.encoder, what, card.architecture, [], config.head)
@@ -68,18 +68,21 @@ def contenders(config: FinetuneConfig) -> list[Contender]:
 
 def load(contender: Contender, config: FinetuneConfig) -> tuple["nn.Module", Any]:
     """The encoder's network with its weights, and the card of its input."""
-    from pretrain.encoder import load_encoder, read_card, untrained_like
+    from pretrain.encoder_folder import load_encoder, read_card, untrained_like
 
     if contender.kind == "untrained":
         card = read_card(contender.location)
-        return untrained_like(card, config.seed), card
-    return load_encoder(contender.location)
+        return untrained_like(card, config.seed, config.size_px), card
+    return load_encoder(contender.location, config.size_px)
 
 
 def _pretrained(name: str, location: str, config: FinetuneConfig) -> Contender:
-    from pretrain.encoder import read_card
+    from pretrain.encoder import check_encoder
+    from pretrain.encoder_folder import read_card
 
     card = read_card(location)
+    if config.size_px is not None:
+        check_encoder(card.config, config.size_px)
     methods = " → ".join(str(stage["method"]) for stage in card.lineage) or "weights given"
     title = f"{card.architecture}, {methods}"
     return Contender(name, title, "encoder", location, card.fingerprint, card.architecture, card.lineage, config.head)

@@ -24,7 +24,7 @@ from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, load
 from finetune.linear import case_auroc
 from pretrain.batches import ViewBatches, finished_views
-from pretrain.encoder import EncoderCard
+from pretrain.encoder_folder import EncoderCard
 from pretrain.optim import build_optimizer, learning_rate
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig, normalise
@@ -58,6 +58,7 @@ def train_full(
     """
     settings, device, title = config.full, distributed.device(), f"{contender.name}, full"
     model, card, views = _build(contender, cohort, config)
+    channels = card.config.channels
     finished = folder.read_json(FINISHED) if folder.exists(FINISHED) else None
     if distributed.broadcast_object(finished) is not None:
         return _with_best_weights(model, folder), card
@@ -96,7 +97,7 @@ def train_full(
             group["lr"] = rate
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits_BK = parallel(finished_views(batch, views, device, _in_loader())[0])
+            logits_BK = parallel(finished_views(batch, views, device, _in_loader(), channels)[0])
         weight_B = torch.from_numpy(weight_of[rows_B]).to(device)
         losses_B = cohort.task.loss(logits_BK, torch.from_numpy(class_of[rows_B]).to(device))
         # A weighted mean over the global batch; the data-parallel mean divides by the number of ranks.
@@ -167,7 +168,8 @@ def images_to_numbers(model: nn.Module, card: EncoderCard, config: FinetuneConfi
 
     @torch.no_grad()
     def compute(pixels_BCHW: Any) -> Any:
-        images = normalise(torch.from_numpy(pixels_BCHW).to(device).float() / 255, card.mean, card.std)
+        pixels = torch.from_numpy(pixels_BCHW).to(device).float() / 255
+        images = normalise(pixels, card.mean, card.std, card.config.channels)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             numbers = model(images.contiguous(memory_format=torch.channels_last))
         return numbers.float().cpu().numpy()

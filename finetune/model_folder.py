@@ -50,12 +50,13 @@ def write_model(
             "classes": list(cohort.task.class_names),
             "threshold": judged.threshold,
             "pooling": "mean of the probabilities of a case's images",
-            "encoder": card.config.model_dump(mode="json"),
+            "encoder": card.config.structure(),
+            "projection": card.projection,
             "input": {
                 "size_px": config.size_px or card.size_px,
                 "crop": "largest centred square",
-                "mean": list(card.mean),
-                "std": list(card.std),
+                "mean": list(card.mean[: card.config.channels]),
+                "std": list(card.std[: card.config.channels]),
             },
             "made_from": {
                 "encoder": contender.fingerprint,

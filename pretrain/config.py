@@ -13,6 +13,7 @@ from data.order import STREAM_VERSION
 from pretrain.encoder import EncoderConfig
 from pretrain.methods import AnyStage, SimCLRConfig
 from pretrain.views import ViewConfig
+from pretrain.weights_source import weights_fingerprint
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -99,7 +100,8 @@ class PretrainConfig(Config):
         return {
             "stage": self.stages[number].model_dump(mode="json", exclude={"views"}),
             "views": self.stage_views(number).model_dump(mode="json"),
-            "encoder": self.encoder.model_dump(mode="json"),
+            "encoder": self.encoder.structure(),
+            "initial_weights": weights_fingerprint(self.encoder) if number == 0 else None,
             "precision": self.precision,
             "seed": self.seed,
             "splits": self.splits,

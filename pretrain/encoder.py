@@ -1,192 +1,181 @@
-"""Encoders: image to feature vector, by timm name, and the folder in which one is handed on.
+"""Encoders: image to feature vector, by name.
 
-An encoder folder has the layout that timm and the Hugging Face hub load (`model.safetensors`,
-`config.json`, `README.md`) and `seen.parquet`, which says whom and what it was pretrained on.
+Shapes: B images, C = 1 or 3 channels, H and W pixels.
 """
 
-import hashlib
-import io
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
-import pyarrow.parquet as pq
-import safetensors.torch
 import timm
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from clusters.config import Config, InputError, nearest
-from clusters.storage import Folder
 
-WEIGHTS, CONFIG, CARD, SEEN = "model.safetensors", "config.json", "README.md", "seen.parquet"
+SIMCLR_RESNETS = {
+    "resnet50_1x": ("resnetv2_50", 1),
+    "resnet50_2x": ("resnetv2_50", 2),
+    "resnet50_4x": ("resnetv2_50", 4),
+    "resnet152_1x": ("resnetv2_152", 1),
+    "resnet152_2x": ("resnetv2_152", 2),
+}
+"""SimCLR's networks (Chen et al., 2020, section 4.1) by timm's network and the factor of every layer's width.
+
+Post-activation ones, as SimCLR's are; timm's wide_resnet50_2 is another network, of wide inner layers only.
+"""
 
 
 class EncoderConfig(Config):
     """Which network turns an image into features."""
 
-    name: str = Field(default="resnet50", description="any timm backbone, e.g. resnet18, resnet50, convnext_tiny")
+    name: str = Field(
+        default="resnet50",
+        description="SimCLR's resnet50_1x, resnet50_2x, resnet50_4x, resnet152_1x, resnet152_2x (every layer so many "
+        "times as wide), or any timm backbone: resnet50, convnext_tiny, timm:vit_small_patch16_224",
+    )
+    channels: Literal[1, 3] = Field(default=3, description="3: RGB input; 1: grey input")
     stem: Literal["standard", "small"] = Field(
         default="standard",
         description="small: 3x3 first convolution, stride 1, no pooling; for images under 48 px",
     )
+    weights: str = Field(
+        default="none",
+        description="what the first stage starts from: none (at random, from the seed); a run or encoder folder; a "
+        ".safetensors file with timm's or torchvision's names; a folder in timm's layout; timm:default, timm's own "
+        "weights, those of a tag as in name=resnet50.tv_in1k",
+    )
 
-
-@dataclass(frozen=True)
-class EncoderCard:
-    """What a user of the encoder must know: its input, its identity and where it comes from.
-
-    `mean` and `std` are per colour of pixels in 0..1; `size_px` is the side it was pretrained at.
-    """
-
-    config: EncoderConfig
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    size_px: int
-    fingerprint: str
-    lineage: list[dict[str, Any]]
+    @field_validator("name")
+    @classmethod
+    def _without_prefix(cls, name: str) -> str:
+        return name.removeprefix("timm:")
 
     @property
-    def architecture(self) -> str:
-        """The timm name."""
-        return self.config.name
-
-
-@dataclass(frozen=True)
-class Seen:
-    """64-bit hashes of what an encoder was pretrained on: patients by the scheme of their ids, and images."""
-
-    patients: Mapping[str, frozenset[int]]
-    images: frozenset[int]
+    def timm_name(self) -> str:
+        """The network's name in timm, without the tag of weights."""
+        return SIMCLR_RESNETS.get(self.name, (self.name, 1))[0].split(".")[0]
 
     @property
-    def ids(self) -> frozenset[str]:
-        """Whose patient ids they are."""
-        return frozenset(self.patients)
+    def model_args(self) -> dict[str, Any]:
+        """What timm must be told besides the name."""
+        width = SIMCLR_RESNETS.get(self.name, (self.name, 0))[1]
+        return {"preact": False, "width_factor": width} if width else {}
+
+    def structure(self) -> dict[str, Any]:
+        """All that determines the network; where its first weights came from does not."""
+        return self.model_dump(mode="json", exclude={"weights"})
 
 
-def hash64(text: str) -> int:
-    """A 64-bit hash of an id, for seen.parquet."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def create_encoder(config: EncoderConfig, size_px: int | None = None) -> nn.Module:
+    """A network without classifier: normalised images (B, C, H, W) to features (B, num_features).
 
-
-def create_encoder(config: EncoderConfig) -> nn.Module:
-    """A timm network without classifier: normalised images (B, 3, H, W) to features (B, num_features).
-
-    Raises InputError for a name that timm does not have, or a small stem on a network without one to fit.
+    A network that fixes its image size is made for `size_px`, else for the size that it was published with.
+    Raises InputError for a name that timm does not have, a network that cannot be made so, or a small stem on
+    a network without one to fit.
     """
-    if not timm.is_model(config.name):
-        raise InputError(f"encoder.name: timm has no '{config.name}'{nearest(config.name, timm.list_models())}")
-    model = timm.create_model(config.name, num_classes=0)
+    if not timm.is_model(config.timm_name):
+        known = [*SIMCLR_RESNETS, *timm.list_models()]
+        raise InputError(f"encoder.name: timm has no '{config.name}'{nearest(config.name, known, count=3)}")
+    known = timm.list_pretrained(f"{config.timm_name}.*")
+    if "." in config.name and config.name not in known:
+        raise InputError(f"encoder.name: timm has no weights '{config.name}'{nearest(config.name, known, count=3)}")
+    size = {"img_size": size_px} if size_px and fixes_size(config) else {}
+    name = config.timm_name if config.model_args else config.name
+    with _told(config, f"channels={config.channels}" + (f" and images of {size_px} px" if size else "")):
+        model = timm.create_model(name, num_classes=0, in_chans=config.channels, **size, **config.model_args)
     # timm's num_features is the width before its own head's hidden layer, where a network has one.
     model.num_features = getattr(model, "head_hidden_size", model.num_features)
     if config.stem == "small":
-        _fit_small_stem(model, config.name)
+        _fit_small_stem(model, config)
     return model
 
 
-def untrained_like(card: EncoderCard, seed: int) -> nn.Module:
-    """The same architecture with fresh weights that depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return create_encoder(card.config)
+def fixes_size(config: EncoderConfig) -> bool:
+    """Whether the network is made for one image size, as most transformers are."""
+    known = timm.get_pretrained_cfg(config.timm_name)
+    return known is not None and bool(known.fixed_input_size)
 
 
-def encoder_folder(location: str) -> Folder:
-    """The encoder folder at a location: itself, or `encoder/` in a run or stage folder."""
-    folder = Folder(location)
-    for candidate in (folder, folder / "encoder"):
-        if candidate.exists(CONFIG) and candidate.exists(WEIGHTS):
-            return candidate
-    raise InputError(f"{location}: no {WEIGHTS} and {CONFIG} here; give a finished run or its encoder folder")
+def native_size_px(config: EncoderConfig) -> int:
+    """The image side that timm's network of this name was published with, px."""
+    known = timm.get_pretrained_cfg(config.name if "." in config.name else config.timm_name)
+    return int(known.input_size[-1]) if known is not None else 224
 
 
-def read_card(location: str) -> EncoderCard:
-    """Read an encoder's card. Raises InputError where the folder is not one that Manyview wrote."""
-    folder = encoder_folder(location)
-    try:
-        config = folder.read_json(CONFIG)
-        ours, pretrained = config["manyview"], config["pretrained_cfg"]
-        return EncoderCard(
-            config=EncoderConfig(**ours["encoder"]),
-            mean=_three(pretrained["mean"]),
-            std=_three(pretrained["std"]),
-            size_px=int(pretrained["input_size"][-1]),
-            fingerprint=ours["fingerprint"],
-            lineage=[_with_datasets(stage) for stage in ours["lineage"]],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder.file(CONFIG)}: not written by Manyview, or damaged ({type(error).__name__}: {error}); "
-            "copy the encoder folder again"
-        ) from None
+def can_change_size(model: nn.Module) -> bool:
+    """Whether `change_size` works for it."""
+    return hasattr(model, "set_input_size")
 
 
-def load_encoder(location: str) -> tuple[nn.Module, EncoderCard]:
-    """An encoder with its weights, verified by hash, and its card.
+def change_size(model: nn.Module, config: EncoderConfig, size_px: int) -> None:
+    """Fit a network that fixes its image size to another one, by resampling its position embedding.
 
-    Raises InputError where weights are damaged or belong to another architecture.
+    Raises InputError where timm cannot do that for this network.
     """
-    folder, card = encoder_folder(location), read_card(location)
-    content = folder.read(WEIGHTS)
-    if hashlib.sha256(content).hexdigest() != card.fingerprint:
-        raise InputError(f"{folder.file(WEIGHTS)}: altered since its export; copy it again from its run")
-    model = create_encoder(card.config)
-    load_weights(model, safetensors.torch.load(content), folder.file(WEIGHTS), card.architecture)
-    return model, card
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str, architecture: str) -> None:
-    """Load weights that must fit exactly. Raises InputError naming the first that does not."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        name = next(n for n in sorted(expected.keys() | found.keys()) if expected.get(n) != found.get(n))
+    if not can_change_size(model):
         raise InputError(
-            f"{where}: not the weights of {architecture}: {name} is {found.get(name, 'absent')}, "
-            f"expected {expected.get(name, 'absent')}; copy the folder again, its files do not belong together"
+            f"{config.name} is made for one image size and cannot be fitted to {size_px} px; keep to the size that it "
+            "was pretrained at"
         )
-    model.load_state_dict(weights)
+    with _told(config, f"images of {size_px} px"):
+        cast(Any, model).set_input_size(img_size=(size_px, size_px))
 
 
-def read_seen(location: str) -> Seen:
-    """Whom and what an encoder was pretrained on."""
-    folder = encoder_folder(location)
-    try:
-        table = pq.read_table(io.BytesIO(folder.read(SEEN)))
-        kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
-        ids = json.loads(table.schema.metadata[b"ids"])
-        # Encoders of before named the schemes without saying whose id is whose: then each may be of any.
-        schemes = table.column("ids").to_pylist() if "ids" in table.column_names else [None] * len(kinds)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def check_encoder(config: EncoderConfig, size_px: int) -> None:
+    """Try one image of this side, px, without computing anything.
+
+    Raises InputError where the network does not exist, cannot take the image, would leave a part of it out, or
+    does not make one feature vector of it.
+    """
+    with torch.device("meta"):
+        model = create_encoder(config, size_px).eval()
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+        patch = max(patch) if isinstance(patch, tuple) else patch
+        if fixes_size(config) and isinstance(patch, int) and size_px % patch:
+            below, above = size_px // patch * patch, -(-size_px // patch) * patch
+            raise InputError(
+                f"encoder.name: '{config.name}' cuts images into patches of {patch} px and would leave out the border "
+                f"of one of {size_px} px; set views.size_px={below or above} or {above if below else 2 * above}"
+            )
+        with _told(config, f"images of {size_px} px"), torch.no_grad():
+            shape = tuple(model(torch.zeros(1, config.channels, size_px, size_px)).shape)
+    if shape != (1, model.num_features):
         raise InputError(
-            f"{folder.file(SEEN)}: cannot be read ({type(error).__name__}), so nobody can tell whom this encoder "
-            "has seen; copy the encoder folder again"
+            f"encoder.name: '{config.name}' makes {shape} of an image, not one feature vector; choose another network"
+        )
+
+
+@contextmanager
+def _told(config: EncoderConfig, what: str) -> Iterator[None]:
+    """Networks refuse with errors of many kinds, each in its own words."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = re.sub(r"\s+", " ", str(error))[:160] or type(error).__name__
+        raise InputError(
+            f"encoder.name: '{config.name}' does not take {what} ({reason}); change views.size_px or encoder.channels, "
+            "or choose another network"
         ) from None
-    patients = [(number, scheme) for kind, number, scheme in zip(kinds, hashes, schemes) if kind == "patient"]
-    return Seen(
-        patients={name: frozenset(n for n, scheme in patients if scheme in (name, None)) for name in ids},
-        images=frozenset(number for kind, number in zip(kinds, hashes) if kind == "image"),
-    )
 
 
-def _fit_small_stem(model: nn.Module, name: str) -> None:
+def small_stem(config: EncoderConfig) -> tuple[str, str, str]:
+    """Where a ResNet's stem stands: the module, "" for the network itself, its convolution and its pooling."""
+    return ("stem", "conv", "pool") if config.timm_name.startswith("resnetv2") else ("", "conv1", "maxpool")
+
+
+def _fit_small_stem(model: nn.Module, config: EncoderConfig) -> None:
     """SimCLR's CIFAR variant (Chen et al., 2020, appendix B.9) of a timm ResNet."""
-    first = getattr(model, "conv1", None)
-    if not isinstance(first, nn.Conv2d) or not hasattr(model, "maxpool"):
-        raise InputError(f"encoder.stem: '{name}' has no ResNet stem to fit; use encoder.stem=standard")
-    model.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(cast(nn.Conv2d, model.conv1).weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-
-
-def _with_datasets(stage: dict[str, Any]) -> dict[str, Any]:
-    """A stage of the lineage; encoders of before had one dataset each and named it `dataset`."""
-    return stage if "datasets" in stage else {**stage, "datasets": [stage["dataset"]]}
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+    where, conv, pool = small_stem(config)
+    stem = model.get_submodule(where)
+    first = getattr(stem, conv, None)
+    if type(first) is not nn.Conv2d or not hasattr(stem, pool):
+        raise InputError(f"encoder.stem: '{config.name}' has no ResNet stem to fit; use encoder.stem=standard")
+    fitted = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(fitted.weight, mode="fan_out", nonlinearity="relu")
+    setattr(stem, conv, fitted)
+    setattr(stem, pool, nn.Identity())

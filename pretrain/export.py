@@ -1,6 +1,5 @@
 """The hand-off: an encoder folder that anyone can use, with its card and what it has seen."""
 
-import hashlib
 import io
 import json
 from typing import Any
@@ -15,7 +14,9 @@ from clusters.storage import Folder
 from data.combined import AnyDataset, parts_of
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
-from pretrain.encoder import CARD, CONFIG, SEEN, WEIGHTS, Seen, hash64
+from pretrain.encoder import fixes_size, small_stem
+from pretrain.encoder_folder import CARD, CONFIG, PROJECTION, SEEN, WEIGHTS, Seen, fingerprint_of, hash64
+from pretrain.heads import describe_layers
 from pretrain.stage import Rows
 from pretrain.views import ViewConfig
 
@@ -30,22 +31,31 @@ def export_encoder(
     views: ViewConfig,
     lineage: list[dict[str, Any]],
     seen: Seen,
+    head: nn.Module | None = None,
 ) -> str:
-    """Write an encoder folder; returns its fingerprint. `config.json` is written last: it is the commit."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    fingerprint = hashlib.sha256(weights).hexdigest()
+    """Write an encoder folder; returns its fingerprint. `config.json` is written last: it is the commit.
+
+    `head` are the layers of the projection head that go along.
+    """
+    weights = _serialised(encoder)
+    layers, projection = (describe_layers(head), _serialised(head)) if head is not None else ([], b"")
+    fingerprint = fingerprint_of(weights, projection)
     folder.write(WEIGHTS, weights)
+    if layers:
+        folder.write(PROJECTION, projection)
     folder.write(SEEN, _seen_table(seen))
-    folder.write(CARD, _card(config, views, lineage, fingerprint).encode())
-    folder.write_json(CONFIG, _timm_config(encoder, config, views, lineage, fingerprint))
+    folder.write(CARD, _card(config, views, lineage, fingerprint, layers).encode())
+    told = _timm_config(encoder, config, views)
+    ours = {"encoder": config.encoder.structure(), "fingerprint": fingerprint, "lineage": lineage, "projection": layers}
+    folder.write_json(CONFIG, {**told, "manyview": ours})
     return fingerprint
 
 
 def copy_encoder(source: Folder, target: Folder) -> None:
     """Copy an encoder folder, its commit last."""
-    for name in (WEIGHTS, SEEN, CARD, CONFIG):
-        target.write(name, source.read(name))
+    for name in (WEIGHTS, PROJECTION, SEEN, CARD, CONFIG):
+        if name != PROJECTION or source.exists(name):
+            target.write(name, source.read(name))
 
 
 def seen_in(dataset: AnyDataset, rows: Rows, before: Seen | None) -> Seen:
@@ -105,39 +115,43 @@ def _seen_table(seen: Seen) -> bytes:
     return buffer.getvalue()
 
 
-def _timm_config(
-    encoder: nn.Module,
-    config: PretrainConfig,
-    views: ViewConfig,
-    lineage: list[dict[str, Any]],
-    fingerprint: str,
-) -> dict[str, Any]:
+def _serialised(module: nn.Module) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+
+def _timm_config(encoder: nn.Module, config: PretrainConfig, views: ViewConfig) -> dict[str, Any]:
+    """What timm and the hub read."""
     known: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
+    channels, pool = config.encoder.channels, getattr(encoder, "global_pool", None)
     return {
-        "architecture": config.encoder.name,
+        "architecture": config.encoder.timm_name,
         "num_classes": 0,
         "num_features": encoder.num_features,
-        "global_pool": known.get("pool", "avg"),
+        "global_pool": pool if isinstance(pool, str) else "avg",
+        "model_args": config.encoder.model_args,
         "pretrained_cfg": {
             "tag": "manyview",
-            "input_size": [3, views.size_px, views.size_px],
-            "mean": list(views.mean),
-            "std": list(views.std),
+            "input_size": [channels, views.size_px, views.size_px],
+            "fixed_input_size": fixes_size(config.encoder),
+            "mean": list(views.mean[:channels]),
+            "std": list(views.std[:channels]),
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "num_classes": 0,
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
         },
-        "manyview": {
-            "encoder": config.encoder.model_dump(mode="json"),
-            "fingerprint": fingerprint,
-            "lineage": lineage,
-        },
     }
 
 
-def _card(config: PretrainConfig, views: ViewConfig, lineage: list[dict[str, Any]], fingerprint: str) -> str:
+def _card(
+    config: PretrainConfig,
+    views: ViewConfig,
+    lineage: list[dict[str, Any]],
+    fingerprint: str,
+    layers: list[dict[str, Any]],
+) -> str:
     datasets = {dataset["fingerprint"]: dataset for entry in lineage for dataset in entry["datasets"]}.values()
     data_lines = "\n".join(
         f"- {d['name']}: {d['images']} images of splits {', '.join(d['splits'])}; licence {d['licence']}; "
@@ -145,6 +159,7 @@ def _card(config: PretrainConfig, views: ViewConfig, lineage: list[dict[str, Any
         for d in datasets
     )
     stage_lines = "\n".join(f"- {entry['stage']}: {entry['steps']} steps of {entry['batch_size']}" for entry in lineage)
+    channels = config.encoder.channels
     return f"""---
 library_name: timm
 tags: [image-feature-extraction, medical, self-supervised]
@@ -152,20 +167,21 @@ license: other
 ---
 # {config.encoder.name}, pretrained by {" → ".join(entry["method"] for entry in lineage)}
 
-An image encoder: {views.size_px} px RGB images to features. It gives no diagnosis by itself.
+An image encoder: {views.size_px} px {"RGB" if channels == 3 else "grey"} images to features. It gives no diagnosis by
+itself.
 
 ## Use
 {_usage(config)}
-Input: pixels in 0..1, minus mean {list(views.mean)}, divided by std {list(views.std)}.
-
+Input: pixels in 0..1, minus mean {list(views.mean[:channels])}, divided by std {list(views.std[:channels])}.
+{_kept(layers)}
 ## Made from
 {data_lines}
 
 Stages:
 {stage_lines}
-
-Weights SHA-256 `{fingerprint}`. `seen.parquet` holds 64-bit hashes of every patient and image it was
-pretrained on, so that an evaluation on them can be refused.
+{_beginnings(lineage)}
+Weights SHA-256 `{fingerprint}`{f" (of {WEIGHTS} followed by {PROJECTION})" if layers else ""}. `seen.parquet` holds
+64-bit hashes of every patient and image it was pretrained on, so that an evaluation on them can be refused.
 
 ## Intended use and limits
 Research on images like those above. Not a medical device. Images from other devices, hospitals, skin tones or
@@ -178,10 +194,35 @@ of identifiable patients deserve the protection of the images themselves.
 def _usage(config: PretrainConfig) -> str:
     if config.encoder.stem == "standard":
         return '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True, num_classes=0)\n```'
+    arguments = {"num_classes": 0, "in_chans": config.encoder.channels, **config.encoder.model_args}
+    shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    stem, conv, pool = small_stem(config.encoder)
+    stem = f"model.{stem}" if stem else "model"
     return f"""The first convolution was fitted to small images, which timm's names cannot say:
 ```python
-model = timm.create_model("{config.encoder.name}", num_classes=0)
-model.conv1 = torch.nn.Conv2d(3, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
-model.maxpool = torch.nn.Identity()
-model.load_state_dict(safetensors.torch.load_file("model.safetensors"))
+model = timm.create_model("{config.encoder.timm_name}", {shown})
+first = {stem}.{conv}
+{stem}.{conv} = torch.nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+{stem}.{pool} = torch.nn.Identity()
+model.load_state_dict(safetensors.torch.load_file("{WEIGHTS}"))
 ```"""
+
+
+def _kept(layers: list[dict[str, Any]]) -> str:
+    if not layers:
+        return ""
+    return (
+        f"`{PROJECTION}` holds the first {len(layers)} layers of the projection head, from which Manyview's "
+        f"fine-tuning goes on: {layers[-1]['outputs']} features. timm loads the encoder without them.\n"
+    )
+
+
+def _beginnings(lineage: list[dict[str, Any]]) -> str:
+    """Which weights the first stages started from, and whether it is known whom those had seen."""
+    lines = []
+    for entry in lineage:
+        origin = entry.get("starts_from")
+        if origin:
+            unknown = "; whom these weights have seen is unknown" if origin["seen"] == "unknown" else ""
+            lines.append(f"- {entry['stage']} starts from: {origin['weights']}, SHA-256 `{origin['sha256']}`{unknown}")
+    return "\n".join(["", *lines, ""]) if lines else ""

@@ -19,8 +19,10 @@ from clusters.tracking import say
 from data.combined import AnyDataset, parts_of
 from data.dataset import Dataset, open_dataset
 from pretrain.config import PretrainConfig
+from pretrain.encoder_folder import Seen, hash64, read_seen
 from pretrain.export import ids_scheme, rows_of_parts
 from pretrain.stage import Rows
+from pretrain.weights_source import NONE, find_weights
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,39 @@ def check_leakage(dataset: AnyDataset, config: PretrainConfig) -> None:
     for part, left_out in rows_of_parts(dataset, overlap.rows):
         if len(left_out) == len(part.rows(config.splits)):
             raise InputError(f"{part.location}: on_leak=exclude leaves none of its images; take it out of data")
+
+
+def check_seen_before(dataset: AnyDataset, config: PretrainConfig) -> None:
+    """Say what is unknown of the weights that are started from. Raises InputError where they saw who is held out."""
+    if config.encoder.weights == NONE:
+        return
+    source = find_weights(config.encoder)
+    if source.card is None or source.card.began_elsewhere:
+        say(f"encoder.weights: whom {source.title} was trained on is unknown, and so whether they are held out here")
+    if source.card is None:
+        return
+    seen = read_seen(source.folder.location)
+    for part in (*parts_of(dataset), *held_out_datasets(config)):
+        held = np.setdiff1d(np.arange(part.num_images), _in_splits(part, config.splits))
+        patients, images = seen_of(part, held, seen)
+        if patients or images:
+            raise InputError(
+                f"encoder.weights: {source.folder} was pretrained on {patients} patients and {images} images that "
+                f"{part.location} holds out for evaluation; start from other weights, or make these again with "
+                f"held_out=[{part.location}] on_leak=exclude"
+            )
+        if ids_scheme(part) not in seen.ids:
+            say(
+                f"encoder.weights: whether they saw patients that {part.location} holds out is unknown: the ids are of "
+                f"schemes {', '.join(sorted(seen.ids))} and {ids_scheme(part)}; images were compared by their pixels"
+            )
+
+
+def seen_of(dataset: Dataset, rows: Rows, seen: Seen) -> tuple[int, int]:
+    """How many patients and how many images of these rows an encoder has seen."""
+    patients = {hash64(str(p)) for p in set(dataset.column("patient")[rows])}
+    images = {hash64(str(h)) for h in set(dataset.column("pixel_sha256")[rows])}
+    return len(patients & seen.patients.get(ids_scheme(dataset), frozenset())), len(images & seen.images)
 
 
 def find_overlap(dataset: AnyDataset, splits: Sequence[str], others: Sequence[Dataset]) -> Overlap:

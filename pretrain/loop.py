@@ -19,8 +19,9 @@ from data.combined import AnyDataset, parts_of, samples_of_parts, shares
 from data.loader import training_batches
 from pretrain.batches import ViewBatches, finished_views
 from pretrain.config import PretrainConfig
-from pretrain.encoder import read_seen
 from pretrain.export import export_encoder, origins, seen_in
+from pretrain.heads import first_layers
+from pretrain.initial_weights import Start
 from pretrain.meter import DIVERGED, Meter
 from pretrain.methods import METHODS
 from pretrain.methods.method import Output
@@ -52,7 +53,7 @@ def run_stage(
         say(f"{name}: {line}")
 
     # Model, from the seed or from the stage before, and its newest intact checkpoint
-    module, lineage = build_module(config, number, previous)
+    module, begun = build_module(config, number, previous)
     training = Training(config, number, module, total_steps)
     checkpoints = Checkpoints(folder, config.checkpoint)
     restored = checkpoints.restore()
@@ -81,10 +82,11 @@ def run_stage(
     # Encoder for the next stage and for everybody else
     if distributed.is_main():
         write_heads(module, folder)
-        seen = seen_in(dataset, rows, read_seen(str(previous)) if previous else None)
-        lineage.append(_lineage(config, number, total_steps, dataset, rows))
+        seen = seen_in(dataset, rows, begun.seen)
+        lineage = [*begun.lineage, _lineage(config, number, begun, total_steps, dataset, rows)]
+        head = first_layers(module.projection, stage.keep_projection_layers)
         views = config.stage_views(number)
-        fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen)
+        fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen, head)
         folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
     distributed.barrier()
 
@@ -101,7 +103,7 @@ def _batches(
         distributed.rank(), distributed.world_size(), augment=in_loader, mask=patient_mask(dataset, stage),
     )  # fmt: skip
     for batch in training_batches(make, first_step, total_steps, config.loader):
-        yield finished_views(batch, views, device, in_loader), batch.groups_VBG.to(device)
+        yield finished_views(batch, views, device, in_loader, config.encoder.channels), batch.groups_VBG.to(device)
 
 
 class _Watch:
@@ -152,7 +154,9 @@ class _Watch:
             say(f"{self.name}  step {done}/{self.total_steps}  {said}")
 
 
-def _lineage(config: PretrainConfig, number: int, total_steps: int, dataset: AnyDataset, rows: Rows) -> dict[str, Any]:
+def _lineage(
+    config: PretrainConfig, number: int, begun: Start, total_steps: int, dataset: AnyDataset, rows: Rows
+) -> dict[str, Any]:
     """What the stage adds to the lineage of its encoder."""
     stage = config.stages[number]
     return {
@@ -164,6 +168,7 @@ def _lineage(config: PretrainConfig, number: int, total_steps: int, dataset: Any
         "seed": config.seed,
         "weights": config.weights,
         "datasets": origins(dataset, rows, config.splits),
+        **({"starts_from": begun.starts_from} if begun.starts_from else {}),
     }
 
 

@@ -20,7 +20,13 @@ Features = NDArray[np.float32]
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module, dataset: AnyDataset, rows: Rows, views: ViewConfig, precision: str, batch_size: int = 256
+    encoder: nn.Module,
+    dataset: AnyDataset,
+    rows: Rows,
+    views: ViewConfig,
+    precision: str,
+    channels: int = 3,
+    batch_size: int = 256,
 ) -> Features:
     """Features (len(rows), D) of whole images, each computed once by one rank, on every rank.
 
@@ -32,7 +38,7 @@ def extract_features(
     mine = np.arange(distributed.rank(), len(rows), distributed.world_size())
     parts = []
     for _, pixels_BCHW in evaluation_batches(dataset, rows[mine], views.size_px, batch_size):
-        images = normalise(pixels_BCHW.to(device).float() / 255, views.mean, views.std)
+        images = normalise(pixels_BCHW.to(device).float() / 255, views.mean, views.std, channels)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             parts.append(encoder(images).float().cpu().numpy())
@@ -74,7 +80,8 @@ def probe(encoder: nn.Module, dataset: AnyDataset, config: PretrainConfig, views
     train, val = _labelled(dataset, "train", config), _labelled(dataset, "val", config)
     if not len(train) or not len(val):
         return {}
-    features = extract_features(encoder, dataset, np.concatenate([train, val]), views, config.precision)
+    rows = np.concatenate([train, val])
+    features = extract_features(encoder, dataset, rows, views, config.precision, config.encoder.channels)
     if not distributed.is_main() or not np.isfinite(features).all():
         return {}  # a diverged run is stopped by its loss
     from sklearn.metrics import roc_auc_score

@@ -13,14 +13,16 @@ from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
 from pretrain.config import PretrainConfig
-from pretrain.encoder import create_encoder
+from pretrain.encoder import check_encoder
 from pretrain.export import copy_encoder
-from pretrain.leakage import check_leakage, pretraining_rows
+from pretrain.initial_weights import check_start
+from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows
 from pretrain.loop import run_stage
 from pretrain.methods import METHODS
 from pretrain.monitor import probe_dataset
 from pretrain.patient_mask import check_patient_mask
 from pretrain.stage import Rows
+from pretrain.weights_source import with_absolute_weights
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -32,6 +34,7 @@ def pretrain(config: PretrainConfig) -> None:
         "data": [absolute(location) for location in config.locations],
         "held_out": [absolute(location) for location in config.held_out],
         "run": absolute(config.run),
+        "encoder": with_absolute_weights(config.encoder),
     }
     config = config.model_copy(update=locations)
     run = Folder(config.run)
@@ -103,9 +106,11 @@ def _check(config: PretrainConfig) -> Any:
                 f"stages.{number}.batch_size: {stage.batch_size} cannot be divided equally among "
                 f"{config.cluster.num_workers} workers; choose a multiple"
             )
-    create_encoder(config.encoder)
+        check_encoder(config.encoder, config.stage_views(number).size_px)
+    check_start(config.encoder, config.stage_views(0))
     dataset = open_datasets(config.locations, config.weights, config.loader.place)
     check_leakage(dataset, config)
+    check_seen_before(dataset, config)
     _check_probe(dataset, config)
     rows = pretraining_rows(dataset, config)
     for number, stage in enumerate(config.stages):

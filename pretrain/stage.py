@@ -37,6 +37,12 @@ class StageConfig(Config):
     batch_size: int = Field(default=512, ge=2, description="samples in the global batch, divided among the workers")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and learning rate")
     views: ViewConfig | None = Field(default=None, description="views of this stage; none: the recipe's")
+    keep_projection_layers: int = Field(
+        default=0,
+        ge=0,
+        description="so many first layers of the projection head go along with the encoder, and fine-tuning goes on "
+        "from there (SimCLR v2); 0: none",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "StageConfig":

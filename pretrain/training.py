@@ -14,7 +14,9 @@ from clusters.storage import Folder
 from clusters.tracking import say
 from data.order import keyed_generator
 from pretrain.config import PretrainConfig
-from pretrain.encoder import create_encoder, load_encoder, load_weights
+from pretrain.encoder_folder import load_backbone, load_weights, read_seen
+from pretrain.heads import first_layers
+from pretrain.initial_weights import Start, start
 from pretrain.methods import METHODS
 from pretrain.methods.method import Method, Output
 from pretrain.optim import build_optimizer, learning_rate
@@ -67,23 +69,31 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build_module(config: PretrainConfig, number: int, previous: Folder | None) -> tuple[Method, list[dict[str, Any]]]:
-    """The module with the weights that it starts from, drawn or of the stage before, and where those come from."""
-    stage = config.stages[number]
+def build_module(config: PretrainConfig, number: int, previous: Folder | None) -> tuple[Method, Start]:
+    """The module with the weights that it starts from: drawn, given, or of the stage before; and whence those come."""
+    stage, views = config.stages[number], config.stage_views(number)
     torch.manual_seed(config.seed * 1000 + number)
     if previous is None:
-        encoder = create_encoder(config.encoder)
-        return METHODS[stage.method](stage, encoder, int(encoder.num_features)), []  # type: ignore[arg-type]
-    encoder, card = load_encoder(str(previous))
-    module = METHODS[stage.method](stage, encoder, int(encoder.num_features))  # type: ignore[arg-type]
+        begun = start(config.encoder, views)
+    else:
+        encoder, card = load_backbone(str(previous), views.size_px)
+        seen = read_seen(str(previous)) if distributed.is_main() else None  # only rank 0 writes it
+        begun = Start(encoder, list(card.lineage), seen, None)
+    module = METHODS[stage.method](stage, begun.encoder, int(begun.encoder.num_features))  # type: ignore[arg-type]
+    first_layers(module.projection, stage.keep_projection_layers)  # refused now rather than at the end
+    if previous is not None:
+        _load_heads(module, previous, config.stage_name(number))
+    return module, begun
+
+
+def _load_heads(module: Method, previous: Folder, stage_name: str) -> None:
     for name, head in module.heads.items():
         file = f"{name}.safetensors"
         weights = safetensors.torch.load(previous.read(file)) if previous.exists(file) else {}
         if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in head.state_dict().items()}:
             load_weights(head, weights, previous.file(file), f"{name} head")
         else:
-            say(f"{config.stage_name(number)}: the {name} head has another shape than before and starts anew")
-    return module, list(card.lineage)
+            say(f"{stage_name}: the {name} head has another shape than before and starts anew")
 
 
 def write_heads(module: Method, folder: Folder) -> None:

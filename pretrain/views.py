@@ -89,7 +89,7 @@ def draw(
     return np.array([record[name] for name in COLUMNS], dtype=np.float32)
 
 
-def apply(config: ViewConfig, crops_BCHW: Tensor, records_BK: Tensor) -> Tensor:
+def apply(config: ViewConfig, crops_BCHW: Tensor, records_BK: Tensor, channels: int = 3) -> Tensor:
     """Flips, colour jitter in each view's own order, greyscale, blur, normalisation.
 
     `crops_BCHW` are uint8 crops, the result is float32 of the same shape. Each view has its own numbers;
@@ -102,11 +102,13 @@ def apply(config: ViewConfig, crops_BCHW: Tensor, records_BK: Tensor) -> Tensor:
     x = _jitter(x, record)
     x = torch.where(_flag(record["grey"]), _grey(x).expand_as(x), x)
     x = _blur(x, record["blur"], blur_taps(config.size_px))
-    return normalise(x, config.mean, config.std)
+    return normalise(x, config.mean, config.std, channels)
 
 
-def normalise(x_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x - mean) / std per colour, of pixels in 0..1."""
+def normalise(x_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], channels: int = 3) -> Tensor:
+    """(x - mean) / std per colour, of RGB pixels in 0..1; for one channel of their grey, by the first of each."""
+    if channels == 1:
+        return (_grey(x_BCHW) - mean[0]) / std[0]
     shape = (1, 3, 1, 1)
     return (x_BCHW - x_BCHW.new_tensor(mean).view(shape)) / x_BCHW.new_tensor(std).view(shape)
 

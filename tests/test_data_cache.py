@@ -20,7 +20,8 @@ from clusters.storage import Folder
 from data.cache import CachePlace, ShardCache
 from data.dataset import Dataset, open_dataset
 from pretrain.batches import ViewBatches
-from pretrain.methods.simclr import SimCLR, one_image
+from pretrain.methods.method import one_image
+from pretrain.methods.simclr import SimCLR
 from pretrain.views import ViewConfig
 
 VIEWS = ViewConfig(size_px=16)

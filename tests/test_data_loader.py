@@ -15,7 +15,7 @@ from clusters.config import InputError
 from data.dataset import Dataset
 from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, training_batches
 from pretrain.batches import ViewBatches
-from pretrain.methods.simclr import one_image
+from pretrain.methods.method import one_image
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig
 

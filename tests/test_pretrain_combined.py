@@ -22,7 +22,7 @@ from finetune.cohort import choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from pretrain.batches import ViewBatches
 from pretrain.config import PretrainConfig
-from pretrain.encoder import hash64, load_encoder, read_seen
+from pretrain.encoder_folder import hash64, load_encoder, read_seen
 from pretrain.leakage import find_overlap, pretraining_rows
 from pretrain.methods import METHODS, AnyStage
 from pretrain.monitor import probe_dataset

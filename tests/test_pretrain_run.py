@@ -16,7 +16,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
-from pretrain.encoder import hash64, load_encoder, read_seen
+from pretrain.encoder_folder import hash64, load_encoder, read_seen
 from pretrain.run import pretrain, where_views_are_finished
 
 OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}

@@ -6,9 +6,10 @@ Shapes: V = 2 views, B samples on this rank, N = V·B, F encoder features, D pro
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pretrain.heads import projection_head
 from pretrain.losses import nt_xent
 from pretrain.methods.method import Method, Output, two_views
 from pretrain.stage import StageConfig
@@ -24,19 +25,25 @@ class SimCLRConfig(StageConfig):
         description="leave other images of the same patient, and copies of the same picture, out of the negatives; "
         "refused where patients are slides of many patches, unless it is even_slides",
     )
-    projection_hidden: int = Field(default=2048, ge=1, description="width of the projection head's hidden layer")
+    projection_layers: Literal[2, 3] = Field(default=2, description="of the projection head; 3 as in SimCLR v2")
+    projection_hidden: int = Field(default=2048, ge=1, description="width of the projection head's hidden layers")
     projection_dim: int = Field(default=128, ge=1, description="width of the projection, on which the loss works")
+
+    @model_validator(mode="after")
+    def _enough_layers(self) -> "SimCLRConfig":
+        if self.keep_projection_layers > self.projection_layers:
+            raise ValueError(f"keep_projection_layers: the projection head has {self.projection_layers} layers")
+        return self
 
 
 class SimCLR(Method):
     """Encoder and projection head, trained by NT-Xent over the global batch."""
 
     def __init__(self, config: SimCLRConfig, encoder: nn.Module, num_features: int) -> None:
-        from lightly.models.modules.heads import SimCLRProjectionHead
-
         super().__init__()
         self.encoder = encoder
-        self.projection = SimCLRProjectionHead(num_features, config.projection_hidden, config.projection_dim)
+        hidden, dim = config.projection_hidden, config.projection_dim
+        self.projection = projection_head(num_features, hidden, dim, config.projection_layers)
         self.temperature = config.temperature
 
     def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:

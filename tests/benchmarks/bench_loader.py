@@ -14,7 +14,8 @@ from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw
 from pretrain.batches import ViewBatches
-from pretrain.methods.simclr import SimCLR, one_image
+from pretrain.methods.method import one_image
+from pretrain.methods.simclr import SimCLR
 from pretrain.views import ViewConfig
 
 NUM_IMAGES, BATCH, ROUNDS, SIDE = 128, 32, 3, 256

@@ -25,7 +25,8 @@ from data.mapped import Arrays, mapped_arrays
 from data.order import Order
 from data.splits import SPLITS
 from pretrain.batches import ViewBatches
-from pretrain.methods.simclr import SimCLR, one_image
+from pretrain.methods.method import one_image
+from pretrain.methods.simclr import SimCLR
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig
 from tests.benchmarks.bench_loader import write_images
