@@ -103,7 +103,7 @@ def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp
     """Few small steps at a mild temperature: rounding grows with each, as from any change of summation order."""
     stages = values(synthetic_dataset, tmp_path)["stages"]
     for stage in stages:
-        stage.update(steps=2, batch_size=16, temperature=0.5, patient_mask="even_slides", optim={**OPTIM, "lr": 1e-5})
+        stage.update(steps=2, batch_size=16, temperature=0.5, optim={**OPTIM, "lr": 1e-5})
     changed = {"stages": stages, "views": {"size_px": 64}}
     answers = ranks.run("pretrain_stage", values(synthetic_dataset, tmp_path / "two", **changed))
     assert answers[0] == answers[1]
