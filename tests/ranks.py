@@ -38,7 +38,8 @@ class Ranks:
     def close(self) -> None:
         for pipe in self._pipes:
             pipe.close()
-        self._process.join()
+        self._process.join(10)
+        self._process.kill()
 
 
 def serve_all(store: str, tasks: str, pipes: list[Connection]) -> None:

@@ -115,6 +115,14 @@ def test_pairs_depend_on_seed_stage_case_and_turn_alone(studies: Dataset) -> Non
     assert torch.equal(travelled(9).groups_VBG, here(9).groups_VBG)
 
 
+def test_pairs_are_the_same_for_ever() -> None:
+    """Golden values; if they change, raise STREAM_VERSION: a resumed run must find the pairs it was started with."""
+    rows, view = np.arange(5), np.array([[0], [0], [1], [0], [-1]], dtype=np.int32)
+    within = PairsWithin(("view",), (True,), view)
+    assert [two_images(3, rows, turn, uniforms) for turn in range(4, 9)] == [(0, 1), (2, 1), (0, 3), (4, 1), (4, 0)]
+    assert [within(3, rows, turn, uniforms) for turn in range(5)] == [(3, 1), (4, 4), (0, 3), (2, 2), (1, 3)]
+
+
 def test_over_epochs_every_image_of_every_case_is_used(studies: Dataset) -> None:
     """25 cases of at most four images: two epochs, by the stream itself."""
     make = batches(studies, batch_size=25)
