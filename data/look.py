@@ -31,14 +31,20 @@ def look(location: str, out: str = "") -> str:
     that is not there.
     """
     dataset = open_dataset(location)
-    target = Path(absolute(out or f"{_file_name(dataset.manifest.name)}-look.html"))
+    target = page_path(out or f"{_file_name(dataset.manifest.name)}-look.html")
+    overview = Overview(dataset)
+    Folder(target.parent).write(target.name, look_page(overview).encode())
+    return str(target)
+
+
+def page_path(out: str) -> Path:
+    """Where a page is to be written. Raises InputError where that is no local .html file, or its folder not there."""
+    target = Path(absolute(out))
     if "://" in out or target.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out={out}: the page is one local .html file; name it so")
     if not target.parent.is_dir():
         raise InputError(f"out={out}: there is no folder {target.parent}; make it, or name another one")
-    overview = Overview(dataset)
-    Folder(target.parent).write(target.name, look_page(overview).encode())
-    return str(target)
+    return target
 
 
 def look_page(overview: Overview) -> str:

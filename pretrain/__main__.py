@@ -1,4 +1,7 @@
-"""`python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]`: from images to an encoder."""
+"""`python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]`: from images to an encoder.
+
+`python -m pretrain preview RECIPE.yaml data=DIR [out=FILE.html]`: what it will see, on a page.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -10,21 +13,44 @@ def _help() -> str:
     from pretrain.config import PretrainConfig
 
     return f"""usage: python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]
+       python -m pretrain preview RECIPE.yaml data=DIR [out=preview.html] [num_cases=8] [key=value …]
 
 Learns an encoder from a dataset folder by the stages of a recipe (pretrain/recipes/*.yaml), each in its
 own sub-folder of the run. The same command continues an interrupted run at the exact next batch.
 
   python -m pretrain pretrain/recipes/ham10000.yaml data=/data/ham run=/runs/ham cluster.num_workers=2
 
+`preview` writes one page of sampled pairs and their views, as the first step of each stage would see them; it
+needs no run= and starts nothing.
+
 key                                  default          meaning
 {describe(PretrainConfig)}"""
 
 
-def _run(argv: Sequence[str]) -> None:
+def _pretrain(argv: Sequence[str]) -> None:
     from pretrain.config import PretrainConfig
     from pretrain.run import pretrain
 
     pretrain(load_config(PretrainConfig, argv))
+
+
+def _preview(argv: Sequence[str]) -> None:
+    from pretrain.preview import PreviewConfig, preview
+
+    print(preview(load_config(PreviewConfig, argv)))
+
+
+COMMANDS = {
+    "preview": _preview,
+}
+
+
+def _run(argv: Sequence[str]) -> None:
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        _pretrain(argv)
+    else:
+        command(argv[1:])
 
 
 if __name__ == "__main__":

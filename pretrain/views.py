@@ -1,74 +1,45 @@
 """Views: drawn per view as a record of numbers, applied by pure functions.
 
 A record depends on (seed, stage, position, view) and the image's size alone, never on a worker's state. The
-crop is cut in the loader from uint8 pixels; the rest is applied here to a whole batch of floats on any
-device. Chen et al., 2020 (SimCLR), appendix A.
-Shapes: B batch, C = 3 colours, H and W pixels, K record columns.
+crop is cut in the loader from uint8 pixels. The rest is applied either here, to a whole batch of floats on any
+device, or in the loader (views_uint8.py). In this order: crop, flips, quarter turns, rotation, colour jitter,
+greyscale, blur, solarisation, normalisation. Chen et al., 2020 (SimCLR), appendix A.
+Shapes: B batch, H and W pixels, K record columns, N the views of a batch that one step is for.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from clusters.config import Config
 from data.order import keyed_uniforms
+from pretrain.colour_jitter import JITTER, greyscale, solarise
+from pretrain.policies import ViewConfig
+from pretrain.warps import blur, blur_taps, rotate
 
 BOX = ("top", "left", "height", "width")
-COLOUR = ("jitter", "order", "brightness", "contrast", "saturation", "hue", "grey", "blur")
-COLUMNS = (*BOX, "flip_horizontal", "flip_vertical", *COLOUR)
-ORDERS = list(itertools.permutations(range(4)))
+PLACE = ("flip_horizontal", "flip_vertical", "quarter_turns", "rotation_deg")
+COLOUR = ("jitter", "order", *JITTER, "grey", "blur", "solarise")
+COLUMNS = (*BOX, *PLACE, *COLOUR)
+ORDERS = list(itertools.permutations(range(len(JITTER))))
 CROP_TRIES = 10
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in torchvision
-
-
-Range = tuple[PositiveFloat, PositiveFloat]
-
-
-class ViewConfig(Config):
-    """How a view is made from an image. The defaults are SimCLR's, plus a vertical flip."""
-
-    size_px: int = Field(default=224, ge=8, description="side of a view, px")
-    crop_area: Range = Field(default=(0.08, 1.0), description="share of the image's area that a crop keeps")
-    crop_aspect: Range = Field(default=(3 / 4, 4 / 3), description="width / height of a crop")
-    flip_horizontal: float = Field(default=0.5, ge=0, le=1, description="probability")
-    flip_vertical: float = Field(default=0.5, ge=0, le=1, description="probability; lesions have no upright")
-    jitter: float = Field(default=0.8, ge=0, le=1, description="probability of colour jitter")
-    jitter_strength: float = Field(
-        default=1.0, ge=0, le=1.25, description="1: brightness, contrast, saturation 0.8, hue 0.2"
-    )
-    grey: float = Field(default=0.2, ge=0, le=1, description="probability of greyscale")
-    blur: float = Field(default=0.5, ge=0, le=1, description="probability of a Gaussian blur")
-    blur_sigma: Range = Field(default=(0.1, 2.0), description="px at 224 px, scaled with size_px")
-    mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="per colour, of pixels in 0..1")
-    std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="per colour, of pixels in 0..1")
-
-    @model_validator(mode="after")
-    def _low_to_high(self) -> "ViewConfig":
-        for name in ("crop_area", "crop_aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must go from low to high")
-        if self.crop_area[1] > 1:
-            raise ValueError("crop_area is a share of the image's area: at most 1")
-        return self
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601
+Chosen = dict[str | tuple[int, str], Tensor]
 
 
 def draw(
     config: ViewConfig, size: tuple[int, int], seed: int, stage: int, position: int, view: int
 ) -> NDArray[np.float32]:
     """The record (K,) of one view of an image of size (height, width) px."""
-    # A fixed number of draws a view, so that a change of one setting leaves the others' draws alone.
+    # A fixed number of draws a view, each for one thing, so that a change of one setting leaves the others alone.
     u = keyed_uniforms(2 * CROP_TRIES + 16, "view", seed, stage, position, view).tolist()
-    top, left, crop_height, crop_width = _draw_crop(config, *size, u[: 2 * CROP_TRIES], u[-2:])
-    jitter = 0.8 * config.jitter_strength
     rest = u[2 * CROP_TRIES :]
-    factors = [1 + jitter * (2 * rest[place] - 1) for place in (4, 5, 6)]
+    top, left, crop_height, crop_width = _draw_crop(config, *size, u[: 2 * CROP_TRIES], rest[14:16])
+    strength = config.jitter_strength
     low, high = config.blur_sigma
     record = {
         "top": top,
@@ -77,139 +48,136 @@ def draw(
         "width": crop_width,
         "flip_horizontal": rest[0] < config.flip_horizontal,
         "flip_vertical": rest[1] < config.flip_vertical,
+        "quarter_turns": int(4 * rest[12]) if config.quarter_turns else 0,
+        "rotation_deg": config.rotation_deg * (2 * rest[11] - 1),
         "jitter": rest[2] < config.jitter,
         "order": int(rest[3] * len(ORDERS)),
-        "brightness": max(0.0, factors[0]),
-        "contrast": max(0.0, factors[1]),
-        "saturation": max(0.0, factors[2]),
-        "hue": 0.2 * config.jitter_strength * (2 * rest[7] - 1),
+        "brightness": max(0.0, 1 + config.brightness * strength * (2 * rest[4] - 1)),
+        "contrast": max(0.0, 1 + config.contrast * strength * (2 * rest[5] - 1)),
+        "saturation": max(0.0, 1 + config.saturation * strength * (2 * rest[6] - 1)),
+        "hue": config.hue * strength * (2 * rest[7] - 1),
         "grey": rest[8] < config.grey,
         "blur": (low + (high - low) * rest[10]) * config.size_px / 224 if rest[9] < config.blur else 0.0,
+        "solarise": rest[13] < config.solarise,
     }
     return np.array([record[name] for name in COLUMNS], dtype=np.float32)
-
-
-def apply(config: ViewConfig, crops_BCHW: Tensor, records_BK: Tensor, channels: int = 3) -> Tensor:
-    """Flips, colour jitter in each view's own order, greyscale, blur, normalisation.
-
-    `crops_BCHW` are uint8 crops, the result is float32 of the same shape. Each view has its own numbers;
-    apart from float rounding it equals torchvision's v2 functions applied to it alone.
-    """
-    x = crops_BCHW.float() / 255
-    record = {name: records_BK[:, number] for number, name in enumerate(COLUMNS)}
-    x = torch.where(_flag(record["flip_horizontal"]), x.flip(3), x)
-    x = torch.where(_flag(record["flip_vertical"]), x.flip(2), x)
-    x = _jitter(x, record)
-    x = torch.where(_flag(record["grey"]), _grey(x).expand_as(x), x)
-    x = _blur(x, record["blur"], blur_taps(config.size_px))
-    return normalise(x, config.mean, config.std, channels)
-
-
-def normalise(x_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...], channels: int = 3) -> Tensor:
-    """(x - mean) / std per colour, of RGB pixels in 0..1; for one channel of their grey, by the first of each."""
-    if channels == 1:
-        return (_grey(x_BCHW) - mean[0]) / std[0]
-    shape = (1, 3, 1, 1)
-    return (x_BCHW - x_BCHW.new_tensor(mean).view(shape)) / x_BCHW.new_tensor(std).view(shape)
 
 
 def _draw_crop(
     config: ViewConfig, height: int, width: int, tries: Sequence[float], place: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """A box of random area and aspect inside the image; the largest allowed centred one if none fits."""
+    """A box of random area and aspect inside the image, over its middle if that is kept.
+
+    Where none fits, it is the largest centred box of an allowed aspect.
+    """
     low, high = config.crop_area
     log_low, log_high = (math.log(limit) for limit in config.crop_aspect)
+    first_row, last_row = _middle(height, config.keep_centre)
+    first_column, last_column = _middle(width, config.keep_centre)
     for first, second in zip(tries[::2], tries[1::2]):
         area = height * width * (low + (high - low) * first)
         aspect = math.exp(log_low + (log_high - log_low) * second)
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(place[0] * (height - crop_height + 1))
-            left = int(place[1] * (width - crop_width + 1))
+        holds = crop_width >= last_column - first_column and crop_height >= last_row - first_row
+        if holds and 0 < crop_width <= width and 0 < crop_height <= height:
+            top = _begin(crop_height, height, first_row, last_row, place[0])
+            left = _begin(crop_width, width, first_column, last_column, place[1])
             return top, left, crop_height, crop_width
-    crop_width = min(width, round(height * config.crop_aspect[1]))
-    crop_height = min(height, round(width / config.crop_aspect[0]))
+    # Rounded outwards on both sides, so that a middle that is kept lies inside
+    crop_width = max(min(width, round(height * config.crop_aspect[1])), last_column - first_column)
+    crop_height = max(min(height, round(width / config.crop_aspect[0])), last_row - first_row)
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _jitter(x: Tensor, record: dict[str, Tensor]) -> Tensor:
-    orders = torch.tensor(ORDERS, device=x.device)[record["order"].long()]
-    steps = (_brightness, _contrast, _saturation, _hue)
-    factors = [record[name] for name in ("brightness", "contrast", "saturation", "hue")]
-    wanted = record["jitter"] > 0
-    x = x.clone()
-    for turn in range(4):
-        for number, (step, factor) in enumerate(zip(steps, factors)):
-            chosen = torch.nonzero(wanted & (orders[:, turn] == number)).flatten()
-            if len(chosen):
-                x[chosen] = step(x[chosen], factor[chosen].view(-1, 1, 1, 1))
-    return x
+def _middle(side: int, share: float) -> tuple[int, int]:
+    """The pixels, from and up to, of a centred share of a side; none of them (0, 0) for a share of 0."""
+    if not share:
+        return 0, 0
+    first = math.floor((side - share * side) / 2 + 1e-6)
+    return first, side - first
 
 
-def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp(0, 1)
+def _begin(crop: int, side: int, first: int, last: int, where: float) -> int:
+    """Where a crop begins on a side, so that it lies inside and holds what is kept; `where` in [0, 1) chooses."""
+    lowest, highest = max(0, last - crop), min(side - crop, first if last else side)
+    return lowest + int(where * (highest - lowest + 1))
 
 
-def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x).mean(dim=(1, 2, 3), keepdim=True), x, factor).clamp(0, 1)
+def apply(config: ViewConfig, crops_B3HW: Tensor, records_BK: Tensor, channels: int = 3) -> Tensor:
+    """Finish uint8 crops by their records: float32 (B, channels, H, W) on the crops' device.
+
+    Each view has its own numbers; apart from float rounding it equals torchvision's v2 functions applied to it
+    alone. The records lie on the host, which chooses there what is done to which view: nothing waits for the device.
+    """
+    assert records_BK.device.type == "cpu"
+    device = crops_B3HW.device
+    number = dict(zip(COLUMNS, records_BK.to(device, non_blocking=True).unbind(1)))
+    chosen = _chosen(records_BK.numpy(), device)
+    x = crops_B3HW.clone(memory_format=torch.contiguous_format)
+    _on_some(x, chosen.get("flip_horizontal"), lambda some: some.flip(3))
+    _on_some(x, chosen.get("flip_vertical"), lambda some: some.flip(2))
+    for turns in (1, 2, 3):
+        _on_some(x, chosen.get((turns, "quarter_turns")), lambda some, turns=turns: some.rot90(turns, (2, 3)))
+    x = x.float().div_(255)
+    _with_number(x, chosen.get("rotation_deg"), number["rotation_deg"], rotate)
+    for turn in range(len(JITTER)):
+        for name, step in JITTER.items():
+            _with_number(x, chosen.get((turn, name)), number[name], step)
+    _on_some(x, chosen.get("grey"), lambda some: greyscale(some).expand_as(some))
+    taps = blur_taps(config.size_px)
+    _with_number(x, chosen.get("blur"), number["blur"], lambda some, sigma: blur(some, sigma, taps))
+    _on_some(x, chosen.get("solarise"), solarise)
+    return normalise(x, config.mean, config.std, channels)
 
 
-def _saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x), x, factor).clamp(0, 1)
+def normalise(x_B3HW: Tensor, mean: Sequence[float], std: Sequence[float], channels: int = 3) -> Tensor:
+    """(x - mean) / std per colour, of pixels in 0..1; with channels=1, of their grey by the first mean and std."""
+    assert channels in (1, 3)
+    if channels == 1:
+        x_B3HW = _weighted(x_B3HW)
+    out = torch.empty_like(x_B3HW)
+    for channel in range(channels):  # by numbers of the host: a tensor of them would have to be copied first
+        torch.sub(x_B3HW[:, channel], mean[channel], out=out[:, channel]).div_(std[channel])
+    return out
 
 
-def _hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift` of the full circle, in HSV."""
-    red, green, blue = x.unbind(1)
-    value, minimum = x.amax(1), x.amin(1)
-    span = value - minimum
-    safe = torch.where(span == 0, torch.ones_like(span), span)
-    saturation = span / torch.where(value == 0, torch.ones_like(value), value)
-    from_red, from_green, from_blue = (value - red) / safe, (value - green) / safe, (value - blue) / safe
-    hue = torch.where(
-        red == value,
-        from_blue - from_green,
-        torch.where(green == value, 2 + from_red - from_blue, 4 + from_green - from_red),
-    )
-    hue = (hue / 6 + shift.squeeze(1)) % 1.0
-    # HSV → RGB, channel n: value - value·saturation·clamp(min(k, 4 - k), 0, 1), k = (n + 6·hue) mod 6.
-    n = x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    k = (n + 6 * hue.unsqueeze(1)) % 6
-    return value.unsqueeze(1) - (value * saturation).unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def _grey(x: Tensor) -> Tensor:
+def _weighted(x_B3HW: Tensor) -> Tensor:
+    """(B, 1, H, W) grey whose weights have the sum 1, so that equal colours stay as they are."""
     red, green, blue = GREY_WEIGHTS
-    return (red * x[:, 0] + green * x[:, 1] + blue * x[:, 2]).unsqueeze(1)
+    return (red * x_B3HW[:, 0] + green * x_B3HW[:, 1] + blue * x_B3HW[:, 2]).unsqueeze(1)
 
 
-def blur_taps(size_px: int) -> int:
-    """Kernel width: a tenth of the side, made odd (SimCLR)."""
-    return max(3, size_px // 10 // 2 * 2 + 1)
+def _chosen(records_BK: NDArray[np.float32], device: torch.device) -> Chosen:
+    """For each step the views that it is for, where there are any, as indices on the device: one copy of all."""
+    column = dict(zip(COLUMNS, records_BK.T))
+    masks: dict[str | tuple[int, str], NDArray[np.bool_]] = {
+        name: column[name] != 0
+        for name in ("flip_horizontal", "flip_vertical", "rotation_deg", "grey", "blur", "solarise")
+    }
+    masks |= {(turns, "quarter_turns"): column["quarter_turns"] == turns for turns in (1, 2, 3)}
+    step_at = np.array(ORDERS)[column["order"].astype(int)]
+    for place, (name, nothing) in enumerate(zip(JITTER, (1, 1, 1, 0))):
+        changes = (column["jitter"] != 0) & (column[name] != nothing)
+        masks |= {(turn, name): changes & (step_at[:, turn] == place) for turn in range(len(JITTER))}
+    indices = {step: np.flatnonzero(mask) for step, mask in masks.items() if mask.any()}
+    if not indices:
+        return {}
+    on_host = torch.from_numpy(np.concatenate(list(indices.values())))
+    if device.type == "cuda" and torch.cuda.is_available():
+        on_host = on_host.pin_memory()
+    there = on_host.to(device, non_blocking=True).split([len(index) for index in indices.values()])
+    return dict(zip(indices, there))
 
 
-def _blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
-    """A separable Gaussian of each view's own width, as two batched matrix products."""
-    chosen = torch.nonzero(sigma > 0).flatten()
-    if not len(chosen):
-        return x
-    rows, columns = (_blur_matrix(sigma[chosen], side, taps) for side in x.shape[2:])
-    x = x.clone()
-    x[chosen] = rows.unsqueeze(1) @ x[chosen] @ columns.unsqueeze(1).transpose(2, 3)
-    return x
+def _on_some(x_BCHW: Tensor, index_N: Tensor | None, step: Callable[[Tensor], Tensor]) -> None:
+    """Change some views in place."""
+    if index_N is not None:
+        x_BCHW.index_copy_(0, index_N, step(x_BCHW.index_select(0, index_N)))
 
 
-def _blur_matrix(sigma: Tensor, side: int, taps: int) -> Tensor:
-    """(B, side, side): row i holds the weights of pixel i's neighbours, borders reflected."""
-    offsets = torch.arange(taps, device=sigma.device) - taps // 2
-    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
-    weights = weights / weights.sum(1, keepdim=True)
-    neighbours = torch.arange(side, device=sigma.device).view(-1, 1) + offsets
-    neighbours = neighbours.abs()
-    neighbours = torch.where(neighbours >= side, 2 * (side - 1) - neighbours, neighbours)
-    matrix = sigma.new_zeros(len(sigma), side, side)
-    return matrix.scatter_add_(2, neighbours.expand(len(sigma), -1, -1), weights[:, None, :].expand(-1, side, -1))
-
-
-def _flag(column: Tensor) -> Tensor:
-    return (column > 0).view(-1, 1, 1, 1)
+def _with_number(
+    x_BCHW: Tensor, index_N: Tensor | None, number_B: Tensor, step: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Change some views in place, each by its own number."""
+    if index_N is not None:
+        _on_some(x_BCHW, index_N, lambda some: step(some, number_B.index_select(0, index_N)))

@@ -8,28 +8,45 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.views import COLUMNS, GREY_WEIGHTS, ORDERS, ViewConfig, blur_taps
+from pretrain.policies import ViewConfig
+from pretrain.views import COLUMNS, GREY_WEIGHTS, ORDERS
+from pretrain.warps import blur_taps
 
 Pixels = NDArray[np.uint8]
 LEVELS = np.arange(256, dtype=np.float32)
 LEVELS_UINT8 = np.arange(256, dtype=np.uint8).reshape(1, -1)
+SOLARISED = np.where(LEVELS_UINT8 > 127, 255 - LEVELS_UINT8, LEVELS_UINT8)
+TURNS = (cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 
 
 def apply_uint8(config: ViewConfig, crop_HWC: Pixels, record_K: NDArray[np.float32]) -> Pixels:
-    """Flips, colour jitter in the view's own order, greyscale and blur of one RGB crop."""
+    """Finish one RGB crop by its record, all but the normalisation."""
     record: dict[str, float] = dict(zip(COLUMNS, record_K.tolist()))
     x = crop_HWC
     if record["flip_horizontal"]:
         x = cv2.flip(x, 1)
     if record["flip_vertical"]:
         x = cv2.flip(x, 0)
+    if record["quarter_turns"]:
+        x = cv2.rotate(x, TURNS[int(record["quarter_turns"]) - 1])
+    if record["rotation_deg"]:
+        x = _rotate(np.asarray(x, dtype=np.uint8), record["rotation_deg"])
     if record["jitter"]:
         x = _jitter(np.asarray(x, dtype=np.uint8), record)
     if record["grey"]:
         x = cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if record["blur"]:
         x = _blur(np.asarray(x, dtype=np.uint8), record["blur"], blur_taps(config.size_px))
+    if record["solarise"]:
+        x = cv2.LUT(x, SOLARISED)
     return np.asarray(x, dtype=np.uint8)
+
+
+def _rotate(x: Pixels, degrees: float) -> Pixels:
+    """Counter-clockwise about the centre, bilinear, black from outside."""
+    height, width = x.shape[:2]
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    return np.asarray(cv2.warpAffine(x, turn, (width, height), flags=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def _jitter(x: Pixels, record: dict[str, float]) -> Pixels:
@@ -39,10 +56,10 @@ def _jitter(x: Pixels, record: dict[str, float]) -> Pixels:
         elif number == 1:
             red, green, blue = cv2.mean(x)[:3]
             x = _levels(x, record["contrast"], float(np.dot((red, green, blue), GREY_WEIGHTS)))
-        elif number == 2:
+        elif number == 2 and record["saturation"] != 1:
             grey = cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
             x = np.asarray(cv2.addWeighted(x, record["saturation"], grey, 1 - record["saturation"], 0), np.uint8)
-        else:
+        elif number == 3 and record["hue"]:
             x = _turn_hue(x, record["hue"])
     return x
 
