@@ -12,6 +12,7 @@ from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
+from pretrain.compute import checkpoint_activations, ranks_per_group
 from pretrain.config import PretrainConfig
 from pretrain.encoder import create_encoder
 from pretrain.export import copy_encoder
@@ -102,7 +103,11 @@ def _check(config: PretrainConfig) -> Any:
                 f"stages.{number}.batch_size: {stage.batch_size} cannot be divided equally among "
                 f"{config.cluster.num_workers} workers; choose a multiple"
             )
-    create_encoder(config.encoder)
+        num_ranks = max(1, config.cluster.num_workers)
+        ranks_per_group(config.compute.batch_norm_group, stage.batch_size, num_ranks, f"stages.{number}")
+    encoder = create_encoder(config.encoder)
+    if config.compute.checkpoint_activations:
+        checkpoint_activations(encoder, config.encoder.name)
     dataset = open_datasets(config.locations, config.weights, config.loader.place)
     check_leakage(dataset, config)
     _check_probe(dataset, config)
