@@ -89,13 +89,15 @@ class GlobalBatchNorm(_BatchNorm):
 class GlobalBatchNormAct(GlobalBatchNorm):
     """timm's BatchNormAct2d, a batch norm with its dropping and activation, over ranks."""
 
-    def __init__(self, other: BatchNormAct2d, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, other: _BatchNorm, group: dist.ProcessGroup | None = None) -> None:
         super().__init__(other, group)
-        self.drop, self.act = other.drop, other.act
+        self.drop: Any = other.drop
+        self.act: Any = other.act
 
     def forward(self, x_NC: Tensor) -> Tensor:
         """Normalise (N, C, H, W), drop, activate."""
-        return self.act(self.drop(super().forward(x_NC)))
+        y_NC = super().forward(x_NC)  # type: ignore[call-arg]
+        return self.act(self.drop(y_NC))
 
 
 class RunningStatistics:
@@ -107,8 +109,9 @@ class RunningStatistics:
 
     def __init__(self, module: nn.Module) -> None:
         layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        means_and_variances = [b for layer in layers for b in (layer.running_mean, layer.running_var)]
-        self._buffers = [means_and_variances, [layer.num_batches_tracked for layer in layers]] if layers else []
+        floats: list[Any] = [b for layer in layers for b in (layer.running_mean, layer.running_var)]
+        counters: list[Any] = [layer.num_batches_tracked for layer in layers]
+        self._buffers = [floats, counters] if layers else []
 
     def copy(self) -> list[Tensor]:
         """Their present values."""

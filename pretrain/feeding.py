@@ -47,8 +47,8 @@ def keys_of_batch(config: PretrainConfig, number: int, dataset: AnyDataset, samp
 
 
 def prefetched(
-    batches: Iterator[T], finish: Callable[[T], tuple[Tensor, ...]], device: torch.device
-) -> Iterator[tuple[Tensor, ...]]:
+    batches: Iterator[T], finish: Callable[[T], tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """`finish(batch)` of each batch in order, the next one begun as soon as the caller has queued its step.
 
     On a GPU that runs on a stream of its own, while the step before still runs on the caller's: nothing here waits

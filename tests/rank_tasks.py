@@ -115,9 +115,9 @@ def tiny_network(kind: str) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     if kind == "plain":
-        return ResNet(BasicBlock, (1, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=0)  # type: ignore[arg-type]
+        return ResNet(BasicBlock, [1, 1, 1, 1], channels=(8, 8, 16, 16), num_classes=0)  # type: ignore[arg-type]
     if kind == "fused":
-        return ResNetV2((1, 1), (16, 32), num_classes=0, stem_chs=8, preact=False, norm_layer=BatchNormAct2d)
+        return ResNetV2([1, 1], (16, 32), num_classes=0, stem_chs=8, preact=False, norm_layer=BatchNormAct2d)
     if kind == "one_layer":
         return OneLayer()
     return VisionTransformer(32, 16, num_classes=0, embed_dim=16, depth=2, num_heads=2)

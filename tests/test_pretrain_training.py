@@ -9,20 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch._inductor import config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clusters.batch_norm import RunningStatistics
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.storage import Folder
+from data.dataset import Dataset
 from data.loader import positions_of
 from data.order import Order
 from pretrain.averaging import Averages
 from pretrain.compute import checkpoint_activations, ranks_per_group
+from pretrain.config import PretrainConfig
 from pretrain.feeding import prefetched
 from pretrain.losses import nt_xent
 from pretrain.nonfinite import NotFinite
+from pretrain.run import pretrain
 from pretrain.training import Training
 from tests.rank_tasks import (
     a_step_that_one_rank_spoils,
@@ -34,6 +39,7 @@ from tests.rank_tasks import (
     views_of,
 )
 
+NAMES = ["1-simclr", "2-simclr"]
 OPTIMIZERS = ["lars", "sgd", "adamw"]
 OPTIM = {"lr": 0.1, "lr_scaling": "none", "warmup": 0}
 
@@ -100,6 +106,7 @@ def test_a_group_of_batch_norm_is_the_same_samples_for_any_number_of_ranks() -> 
         groups = {}
         for num_ranks in (4, 8, 16):
             size = ranks_per_group(8, 32, num_ranks, "stages.0")
+            assert size is not None
             assert size == num_ranks // 4
             shares = [positions_of(step, 32, rank, num_ranks, order).tolist() for rank in range(num_ranks)]
             groups[num_ranks] = [set(itertools.chain(*shares[g * size : (g + 1) * size])) for g in range(4)]
@@ -226,10 +233,10 @@ def test_a_nan_on_one_rank_stays_every_rank(ranks) -> None:
 
 
 def test_a_step_that_was_not_taken_is_named_with_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def watched(policy: Any, taken: list[float]) -> NotFinite:
+    def watched(policy: Any, taken: list[int]) -> NotFinite:
         watch = NotFinite("1-simclr", policy, Folder(tmp_path), lambda step: [f"case-{step}-{n}" for n in range(8)])
         for step, flag in enumerate(taken):
-            watch.add(step, torch.tensor(flag))
+            watch.add(step, torch.tensor(float(flag)))
         return watch
 
     with pytest.raises(InputError, match=r"not finite at step 2, .*case-1-0, case-1-1.*compute.on_nonfinite=skip"):
@@ -289,7 +296,7 @@ def test_averages_follow_their_equation_and_leave_the_weights_alone() -> None:
 def test_a_compiled_encoder_takes_the_same_step_under_plain_names() -> None:
     eager, compiled = (tiny_training({"network": "one_layer", "compute": {"compile": on}}) for on in (False, True))
     counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    with torch._inductor.config.patch(compile_threads=1):
+    with inductor.patch(compile_threads=1):
         for training in (eager, compiled):
             take(training, 0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > counted, "nothing was compiled"
@@ -367,3 +374,33 @@ def test_only_what_is_handed_on_is_averaged() -> None:
     training: Training = tiny_training({"network": "vit", "stage": {"ema": 0.5}})
     names = {name.split("/", 2)[2] for name in flat(training.state()) if name.startswith("/averages")}
     assert {name.split(".")[0] for name in names} == {"encoder", "projection"}
+
+
+def test_averages_are_what_is_exported_and_what_the_next_stage_starts_from(
+    synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    stage = {"method": "simclr", "batch_size": 8, "projection_hidden": 16, "projection_dim": 8, "steps": 3, "ema": 0.9}
+    still = {**stage, "steps": 1, "optim": {"lr": 1e-30}}
+    values = {
+        "data": synthetic_dataset.location,
+        "run": str(tmp_path / "run"),
+        "precision": "fp32",
+        "encoder": {"name": "resnet10t"},
+        "views": {"size_px": 32},
+        "stages": [{**stage, "optim": {"name": "sgd", **OPTIM}}, still],
+        "tracking": {"wandb": "disabled"},
+    }
+    pretrain(PretrainConfig.model_validate(values))
+    first, second = (load_file(tmp_path / "run" / name / "encoder/model.safetensors") for name in NAMES)
+    (checkpoint,) = (tmp_path / "run/1-simclr/checkpoints").glob("step-*/state.safetensors")
+    state = load_file(checkpoint)
+    moved = 0
+    for name, tensor in first.items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, state[f"/averages/encoder.{name}"]), name
+            moved += not torch.equal(tensor, state[f"/module/encoder.{name}"])
+            if "running" not in name:
+                assert torch.equal(tensor, second[name]), name
+    assert moved > 0
+    head = load_file(tmp_path / "run/1-simclr/projection.safetensors")
+    assert all(torch.equal(t, state[f"/averages/projection.{n}"]) for n, t in head.items() if t.is_floating_point())
