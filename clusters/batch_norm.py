@@ -46,6 +46,7 @@ def _over_ranks(layer: _BatchNorm, group: dist.ProcessGroup | None) -> nn.Module
             "(cluster.num_workers=0), or choose an encoder with plain batch norm such as resnet50"
         )
     if device().type == "cuda":
+        # torch's own kernels, which wait for the device once a layer to drop empty ranks, of which there are none
         return convert_sync_batchnorm(layer, group).train(layer.training)
     kind = GlobalBatchNormAct if isinstance(layer, BatchNormAct2d) else GlobalBatchNorm
     return kind(layer, group)

@@ -14,6 +14,7 @@ from clusters import distributed
 from data.combined import AnyDataset, order_of
 from data.loader import positions_of, training_batches
 from pretrain.batches import Batch, ViewBatches, finished_views
+from pretrain.compute import refused_where_memory_is_short
 from pretrain.config import PretrainConfig
 from pretrain.methods import METHODS
 from pretrain.stage import Samples
@@ -33,8 +34,9 @@ def fed_batches(
     )  # fmt: skip
 
     def finish(batch: Batch) -> tuple[Tensor, Tensor]:
-        groups_B = batch.samples_B.to(device, non_blocking=True)
-        return finished_views(batch, views, device, in_loader), groups_B.expand(2, -1)[:, :, None]
+        with refused_where_memory_is_short(f"{config.stage_name(number)}: a batch of views", device):
+            groups_B = batch.samples_B.to(device, non_blocking=True)
+            return finished_views(batch, views, device, in_loader), groups_B.expand(2, -1)[:, :, None]
 
     return prefetched(training_batches(make, first_step, total_steps, config.loader), finish, device)
 

@@ -39,7 +39,7 @@ def run(dataset: Dataset, folder: Path, *words: str, **stage: Any) -> None:
         (["compute.batch_norm_group=1"], "greater than or equal to 2"),
         (["stages.0.ema=1"], "ema' in .*: .*less than 1"),
         (["compute.on_nonfinite=ignore"], "'stop' or 'skip'"),
-        (["compute.checkpoint_activations=true", "encoder.name=vgg11"], "timm cannot checkpoint 'vgg11'"),
+        (["compute.checkpoint_activations=true", "encoder.name=dla46_c"], "timm cannot checkpoint 'dla46_c'"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_started(
