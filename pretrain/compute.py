@@ -30,6 +30,7 @@ class ComputeConfig(Config):
     compile: bool = Field(
         default=False, description="torch.compile the encoder for training; needs a C++ compiler, differs by rounding"
     )
+    # Off: ResNet-18, bf16, 8 images of 224 px on one CPU core took 1.08 s compiled and 1.01 s as it is (best of 6).
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="where a loss or gradient is not finite, whose step is never taken; stop: end the run and name the "
