@@ -1,7 +1,7 @@
 """Ranks and the collectives that make N workers compute what one process with the whole batch would.
 
 Everything here works without a process group too (world size 1), so that one code path serves a
-laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features, C channels.
+laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features.
 """
 
 import warnings
@@ -10,11 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-
-from clusters.config import InputError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -120,63 +116,6 @@ def data_parallel(module: M) -> M | DistributedDataParallel:
         )
 
 
-def global_batch_norm(module: nn.Module) -> nn.Module:
-    """Make every batch norm in the module use the statistics of the global batch, in place.
-
-    The state dict's names and shapes stay those of the plain batch norm. Raises InputError for a layer that
-    does more than normalise (timm's BatchNormAct2d holds an activation too): replaced by a plain global
-    batch norm, the network would silently be another one.
-    """
-    if world_size() == 1:
-        return module
-    for name, child in module.named_children():
-        if not isinstance(child, _BatchNorm):
-            global_batch_norm(child)
-        elif type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
-            raise InputError(
-                f"this network's {type(child).__name__} has no global form yet; train it on one worker "
-                "(cluster.num_workers=0), or choose an encoder with plain batch norm such as resnet50"
-            )
-        else:
-            whole = (
-                nn.SyncBatchNorm.convert_sync_batchnorm(child)
-                if device().type == "cuda"
-                else GlobalBatchNorm.like(child)
-            )
-            setattr(module, name, whole)
-    return module
-
-
-class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over all ranks' rows, for any backend (Ioffe & Szegedy, 2015, algorithm 1)."""
-
-    @classmethod
-    def like(cls, other: _BatchNorm) -> "GlobalBatchNorm":
-        """The same layer, sharing its parameters and buffers."""
-        new = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
-        new.load_state_dict(other.state_dict())
-        new.weight, new.bias = other.weight, other.bias
-        return new.train(other.training)
-
-    def forward(self, x_NC: Tensor) -> Tensor:
-        """Normalise (N, C, …) by the global batch's mean and variance when training."""
-        if not self.training:
-            return super().forward(x_NC)
-        y_NC, mean_C, var_C, count = _GlobalNormalise.apply(x_NC, self.weight, self.bias, self.eps)  # type: ignore[misc]
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            with torch.no_grad():
-                self.running_mean.lerp_(mean_C, momentum)
-                self.running_var.lerp_(var_C * (count / (count - 1)), momentum)
-        return y_NC
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected (N, C, …), got {tuple(input.shape)}")
-
-
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_ND: Tensor) -> Tensor:
@@ -188,46 +127,3 @@ class _GatherWithGradient(torch.autograd.Function):
         total = all_ND.contiguous()
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
-
-
-class _GlobalNormalise(torch.autograd.Function):
-    """One gather of (mean, variance, count) forward, one all-reduce of two sums backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-        dims = [0, *range(2, x.dim())]
-        var_C, mean_C = torch.var_mean(x.float(), dim=dims, correction=0)
-        local = torch.cat([mean_C, var_C, mean_C.new_tensor([x.numel() / x.shape[1]])])
-        gathered = [torch.empty_like(local) for _ in range(world_size())]
-        if world_size() > 1:
-            dist.all_gather(gathered, local)
-        else:
-            gathered = [local]
-        stats = torch.stack(gathered)
-        means, variances, counts = stats[:, : x.shape[1]], stats[:, x.shape[1] : -1], stats[:, -1:]
-        count = counts.sum()
-        mean_C = (means * counts).sum(0) / count
-        # Combining centred moments keeps the precision that E[x²] - E[x]² would lose.
-        var_C = ((variances + (means - mean_C) ** 2) * counts).sum(0) / count
-        ctx.save_for_backward(x, weight, mean_C, torch.rsqrt(var_C + eps), count)
-        ctx.mark_non_differentiable(mean_C, var_C, count)
-        return F.batch_norm(x, mean_C, var_C, weight, bias, training=False, eps=eps), mean_C, var_C, count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, mean_C, invstd_C, count = ctx.saved_tensors
-        gradient = gradients[0].float()
-        dims = [0, *range(2, x.dim())]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        centred = (x.float() - mean_C.view(shape)) * invstd_C.view(shape)
-        sum_gradient_C = gradient.sum(dims)
-        sum_product_C = (gradient * centred).sum(dims)
-        totals = torch.stack([sum_gradient_C, sum_product_C])
-        if world_size() > 1:
-            dist.all_reduce(totals)
-        scale_C = invstd_C if weight is None else invstd_C * weight.float()
-        inner = gradient - (totals[0] / count).view(shape) - centred * (totals[1] / count).view(shape)
-        gradient_x = (inner * scale_C.view(shape)).to(x.dtype)
-        if weight is None:
-            return gradient_x, None, None, None
-        return gradient_x, sum_product_C.to(weight.dtype), sum_gradient_C.to(weight.dtype), None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clusters import distributed
+from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import Checkpoints
 from clusters.config import InputError
 from clusters.launch import report
@@ -62,7 +63,7 @@ def train_full(
     finished = folder.read_json(FINISHED) if folder.exists(FINISHED) else None
     if distributed.broadcast_object(finished) is not None:
         return _with_best_weights(model, folder), card
-    distributed.global_batch_norm(model)
+    global_batch_norm(model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, settings.optim)
 

@@ -10,6 +10,7 @@ from clusters.launch import ClusterConfig
 from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
 from data.order import STREAM_VERSION
+from pretrain.compute import ComputeConfig
 from pretrain.encoder import EncoderConfig
 from pretrain.methods import AnyStage, SimCLRConfig
 from pretrain.views import ViewConfig
@@ -55,6 +56,7 @@ class PretrainConfig(Config):
     seed: int = Field(default=0, ge=0, description="of weights, order and views")
     splits: list[str] = Field(default=["train"], description="whose images are learned from; never test")
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="bf16: autocast; the loss in float32")
+    compute: ComputeConfig = Field(default=ComputeConfig(), description="memory, speed and sizes of a step")
     augment: Literal["auto", "loader", "device"] = Field(
         default="auto", description="where views are finished; auto: on a GPU if there is one"
     )
@@ -103,6 +105,7 @@ class PretrainConfig(Config):
             "encoder": self.encoder.structure(),
             "initial_weights": weights_fingerprint(self.encoder) if number == 0 else None,
             "precision": self.precision,
+            "batch_norm_group": self.compute.batch_norm_group,
             "seed": self.seed,
             "splits": self.splits,
             "dataset": dataset_identity,

@@ -3,11 +3,11 @@
 Shapes: V views, B samples on this rank, C colours, H and W pixels, G kinds of group.
 """
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clusters import distributed
 from clusters.checkpoint import Checkpoints
@@ -16,17 +16,16 @@ from clusters.launch import report
 from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
 from data.combined import AnyDataset, parts_of, samples_of_parts, shares
-from data.loader import training_batches
-from pretrain.batches import ViewBatches, finished_views
 from pretrain.config import PretrainConfig
 from pretrain.export import export_encoder, origins, seen_in
+from pretrain.feeding import fed_batches, keys_of_batch
 from pretrain.heads import first_layers
 from pretrain.initial_weights import Start
 from pretrain.meter import DIVERGED, Meter
 from pretrain.methods import METHODS
 from pretrain.methods.method import Output
 from pretrain.monitor import probe, probe_dataset
-from pretrain.patient_mask import patient_mask
+from pretrain.nonfinite import NotFinite
 from pretrain.stage import Rows, Samples
 from pretrain.training import Training, build_module, write_heads
 
@@ -65,45 +64,38 @@ def run_stage(
     tracker.rewind(first_step)
 
     # Steps from there on
-    batches = _batches(config, number, dataset, samples, first_step, total_steps)
+    batches = fed_batches(config, number, dataset, samples, first_step, total_steps)
+    not_finite = NotFinite(
+        name, config.compute.on_nonfinite, folder, partial(keys_of_batch, config, number, dataset, samples)
+    )
     watch = _Watch(config, number, dataset, training, tracker, first_step, len(samples))
     for step in range(first_step, total_steps):
         watch.meter.begin()
         views_VBCHW, groups_VBG = next(batches)
         watch.meter.got_batch()
         output = training.step(step, views_VBCHW, groups_VBG)
+        not_finite.add(step, training.health[1])
         done = step + 1
+        if done % config.tracking.every_steps == 0 or done == total_steps:
+            not_finite.check()
         watch.after_step(done, output)
         if checkpoints.due(done) or done == total_steps:
+            not_finite.check()
             if distributed.is_main():
                 refuse_broken_weights(module, name, done)
             checkpoints.save(done, training.state())
 
     # Encoder for the next stage and for everybody else
     if distributed.is_main():
-        write_heads(module, folder)
         seen = seen_in(dataset, rows, begun.seen)
         lineage = [*begun.lineage, _lineage(config, number, begun, total_steps, dataset, rows)]
-        head = first_layers(module.projection, stage.keep_projection_layers)
         views = config.stage_views(number)
-        fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen, head)
+        with training.averaged():
+            write_heads(module, folder)
+            head = first_layers(module.projection, stage.keep_projection_layers)
+            fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen, head)
         folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
     distributed.barrier()
-
-
-def _batches(
-    config: PretrainConfig, number: int, dataset: AnyDataset, samples: Samples, first_step: int, total_steps: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised views and groups of this rank's share of each step, on the device."""
-    stage, views, device = config.stages[number], config.stage_views(number), distributed.device()
-    in_loader = config.augment == "loader"
-    pairing = METHODS[stage.method].pairing(stage, dataset, samples)  # type: ignore[arg-type]
-    make = ViewBatches(
-        dataset, samples, pairing, views, config.seed, number, stage.batch_size,
-        distributed.rank(), distributed.world_size(), augment=in_loader, mask=patient_mask(dataset, stage),
-    )  # fmt: skip
-    for batch in training_batches(make, first_step, total_steps, config.loader):
-        yield finished_views(batch, views, device, in_loader, config.encoder.channels), batch.groups_VBG.to(device)
 
 
 class _Watch:
@@ -129,7 +121,7 @@ class _Watch:
 
     def after_step(self, done: int, output: Output) -> None:
         """After each step, with the number of steps that are done; every rank calls it."""
-        self.meter.add(output.loss)
+        self.meter.add(output.loss, self.training.health[1])
         last = done == self.total_steps
         if last or done % self.config.tracking.every_steps == 0:
             self._log(done)
@@ -141,13 +133,14 @@ class _Watch:
         metrics["lr"] = self.training.rate(done - 1)
         metrics["epoch"] = done * self.stage.batch_size / self.num_samples
         self.tracker.log(done, metrics)
-        self.progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s")})
+        self.progress.line(done, {k: metrics[k] for k in ("loss", "lr", "images_per_s") if k in metrics})
         report(metrics)
 
     def _probe(self, done: int) -> None:
         module = self.training.module
         refuse_broken_weights(module, self.name, done)
-        scores = probe(module.encoder, self.probed, self.config, self.views)
+        with self.training.averaged():
+            scores = probe(module.encoder, self.probed, self.config, self.views)
         if scores:
             self.tracker.log(done, scores)
             said = "  ".join(f"{k} {v:.3f}" for k, v in scores.items())

@@ -20,6 +20,7 @@ class Meter:
 
     def _reset(self) -> None:
         self._losses: list[Tensor] = []
+        self._taken: list[Tensor] = []
         self._waited = 0.0
         self._started = time.perf_counter()
 
@@ -31,17 +32,23 @@ class Meter:
         """The batch is there."""
         self._waited += time.perf_counter() - self._asked
 
-    def add(self, loss: Tensor) -> None:
-        """The loss of this rank's share, still on the device."""
-        self._losses.append(loss.detach())
+    def add(self, loss: Tensor, taken: Tensor) -> None:
+        """The loss of this rank's share, and 1 if the step was taken, else 0; both still on the device."""
+        self._losses.append(torch.where(taken > 0, loss.detach().float(), 0.0))
+        self._taken.append(taken)
 
     def flush(self, name: str, step: int) -> dict[str, float]:
-        """Loss over ranks, speed and waiting since the last flush. Raises InputError where the loss is not finite."""
-        mean = distributed.sum_over_ranks(torch.stack(self._losses).float().mean()) / distributed.world_size()
-        if not torch.isfinite(mean):
-            raise InputError(f"{name}: the loss is {float(mean)} at step {step}; {DIVERGED}")
+        """Loss over ranks, speed and waiting since the last flush; no loss where no step was taken.
+
+        Raises InputError where the loss of a step that was taken is not finite.
+        """
+        total = distributed.sum_over_ranks(torch.stack(self._losses).sum()) / distributed.world_size()
+        if not torch.isfinite(total):
+            raise InputError(f"{name}: the loss is {float(total)} at step {step}; {DIVERGED}")
+        num_taken = float(torch.stack(self._taken).sum())
         seconds = time.perf_counter() - self._started
         speed = self._batch_size * len(self._losses) / seconds
-        metrics = {"loss": float(mean), "images_per_s": speed, "data_wait": self._waited / seconds}
+        loss = {"loss": float(total) / num_taken} if num_taken else {}
+        metrics = {**loss, "images_per_s": speed, "data_wait": self._waited / seconds}
         self._reset()
         return metrics

@@ -25,19 +25,55 @@ class OptimConfig(Config):
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser over a module, with biases and normalisation free of decay and of LARS's adaptation."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    weights = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
+    """The optimiser over a module, with biases and normalisation free of decay and of LARS's adaptation.
+
+    So are what a network of timm's names as such: position embeddings and class tokens.
+
+    Where its attribute `found_inf` is a tensor of 1, a step changes nothing, without the host having to know: the
+    contract of torch's fused optimisers, which ours keeps too.
+    """
+    spared = _not_decayed(module)
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": config.weight_decay, "adapt": True},
-        {"params": others, "weight_decay": 0.0, "adapt": False},
+        {
+            "params": [p for name, p in named if p.ndim > 1 and name not in spared],
+            "weight_decay": config.weight_decay,
+            "adapt": True,
+        },
+        {"params": [p for name, p in named if p.ndim <= 1 or name in spared], "weight_decay": 0.0, "adapt": False},
     ]
+    optimizer: torch.optim.Optimizer
     if config.name == "lars":
-        return LARS(groups, momentum=config.momentum)
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0)
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
+        optimizer = LARS(groups, momentum=config.momentum)
+    elif config.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+        if config.momentum:
+            # Else a first step that is not taken would leave them uninitialised (torch 2.15).
+            for _, p in named:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    optimizer.register_load_state_dict_post_hook(_restore_layout)
+    return optimizer
+
+
+def _not_decayed(module: nn.Module) -> set[str]:
+    """Names of parameters that networks inside the module say should not be decayed."""
+    return {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, inner in module.named_modules()
+        if callable(getattr(inner, "no_weight_decay", None))
+        for name in inner.no_weight_decay()  # type: ignore[operator]
+    }
+
+
+@torch.no_grad()
+def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay loaded buffers out in memory as their parameters are: fused steps go by memory, and do not check."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, batch_size: int) -> float:
@@ -58,6 +94,8 @@ class LARS(torch.optim.Optimizer):
     tensors and none of it waits for the device.
     """
 
+    found_inf: Tensor | None = None
+
     def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.9, trust: float = 0.001) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "trust": trust, "adapt": True, "weight_decay": 0.0})
 
@@ -73,12 +111,19 @@ class LARS(torch.optim.Optimizer):
             if group["weight_decay"]:
                 updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
             if group["adapt"]:
-                updates = list(torch._foreach_mul(updates, self._ratios(parameters, updates, group["trust"])))
-            buffers = [self._buffer(p) for p in parameters]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, updates, alpha=group["lr"])
-            torch._foreach_sub_(parameters, buffers)
+                rates = self._ratios(parameters, updates, group["trust"]) * group["lr"]
+                updates = torch._foreach_mul(updates, list(rates.unbind()))
+            else:
+                updates = torch._foreach_mul(updates, group["lr"])
+            self._move(parameters, list(updates), group["momentum"])
         return loss
+
+    def _move(self, parameters: list[Tensor], updates: list[Tensor], momentum: float) -> None:
+        """In one pass v ← m·v + u, w ← w - v; nothing where `found_inf` is 1."""
+        torch._fused_sgd_(
+            parameters, updates, [self._buffer(p) for p in parameters], weight_decay=0.0, momentum=momentum, lr=1.0,
+            dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=self.found_inf,
+        )  # fmt: skip
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -87,8 +132,7 @@ class LARS(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
     @staticmethod
-    def _ratios(parameters: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
+    def _ratios(parameters: list[Tensor], updates: list[Tensor], trust: float) -> Tensor:
         weight_norms = torch.stack(torch._foreach_norm(parameters))
         update_norms = torch.stack(torch._foreach_norm(updates))
-        ratios = torch.where((weight_norms > 0) & (update_norms > 0), trust * weight_norms / update_norms, 1.0)
-        return list(ratios.unbind())
+        return torch.where((weight_norms > 0) & (update_norms > 0), trust * weight_norms / update_norms, 1.0)

@@ -12,8 +12,9 @@ from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
+from pretrain.compute import checkpoint_activations, ranks_per_group
 from pretrain.config import PretrainConfig
-from pretrain.encoder import check_encoder
+from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
 from pretrain.initial_weights import check_start
 from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows
@@ -107,7 +108,11 @@ def _check(config: PretrainConfig) -> Any:
                 f"{config.cluster.num_workers} workers; choose a multiple"
             )
         check_encoder(config.encoder, config.stage_views(number).size_px)
+        num_ranks = max(1, config.cluster.num_workers)
+        ranks_per_group(config.compute.batch_norm_group, stage.batch_size, num_ranks, f"stages.{number}")
     check_start(config.encoder, config.stage_views(0))
+    if config.compute.checkpoint_activations:
+        checkpoint_activations(create_encoder(config.encoder, config.stage_views(0).size_px), config.encoder.name)
     dataset = open_datasets(config.locations, config.weights, config.loader.place)
     check_leakage(dataset, config)
     check_seen_before(dataset, config)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clusters.config import Config, InputError
 from data.cache import CachePlace
@@ -34,8 +34,15 @@ class StageConfig(Config):
         default=None, gt=0, description="passes over the samples (as many as all datasets have); give this or steps"
     )
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
-    batch_size: int = Field(default=512, ge=2, description="samples in the global batch, divided among the workers")
+    batch_size: int = Field(default=512, description="samples in the global batch, divided among the workers")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and learning rate")
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay a step of a moving average of the weights, 0.9995 say, which is then what is probed, "
+        "exported and handed to the next stage; none: the weights themselves",
+    )
     views: ViewConfig | None = Field(default=None, description="views of this stage; none: the recipe's")
     keep_projection_layers: int = Field(
         default=0,
@@ -43,6 +50,13 @@ class StageConfig(Config):
         description="so many first layers of the projection head go along with the encoder, and fine-tuning goes on "
         "from there (SimCLR v2); 0: none",
     )
+
+    @field_validator("batch_size")
+    @classmethod
+    def _more_than_one(cls, batch_size: int) -> int:
+        if batch_size < 2:
+            raise ValueError("must be 2 or more, since a sample is told apart from the others of its batch")
+        return batch_size
 
     @model_validator(mode="after")
     def _one_length(self) -> "StageConfig":

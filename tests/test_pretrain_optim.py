@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pretrain.optim import LARS, OptimConfig, build_optimizer, learning_rate
@@ -51,6 +52,36 @@ def test_biases_and_normalisation_are_free_of_decay(name: str) -> None:
     for parameter_name, parameter in network.named_parameters():
         assert (id(parameter) in decayed) == (parameter_name in ("0.weight", "3.weight")), parameter_name
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw", "sgd"])
+def test_what_a_vision_transformer_spares_is_free_of_decay_and_adaptation(name: str) -> None:
+    network = nn.ModuleDict({"encoder": VisionTransformer(32, 16, num_classes=0, embed_dim=8, depth=1, num_heads=2)})
+    groups = build_optimizer(network, OptimConfig(name=name, weight_decay=0.1)).param_groups  # type: ignore[arg-type]
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    for parameter_name in ("encoder.pos_embed", "encoder.cls_token"):
+        parameter = network.get_parameter(parameter_name)
+        assert parameter.ndim > 1
+        assert id(parameter) in spared, parameter_name
+    assert id(network.get_parameter("encoder.patch_embed.proj.weight")) not in spared
+    assert all(group["adapt"] == bool(group["weight_decay"]) for group in groups)
+
+
+def test_lars_takes_no_step_where_it_is_told_not_to() -> None:
+    """By `found_inf`, on the device, as torch's fused optimisers are told."""
+    weight = nn.Parameter(torch.randn(3, 2))
+    lars = LARS([{"params": [weight], "adapt": True, "weight_decay": 0.1}])
+    lars.param_groups[0]["lr"] = 0.1
+    weight.grad = torch.ones(3, 2)
+    lars.step()
+    own, buffer = weight.detach().clone(), lars.state[weight]["momentum_buffer"].clone()
+    weight.grad, lars.found_inf = torch.full((3, 2), torch.nan), torch.ones(())
+    lars.step()
+    assert torch.equal(weight, own)
+    assert torch.equal(lars.state[weight]["momentum_buffer"], buffer)
+    weight.grad, lars.found_inf = torch.ones(3, 2), torch.zeros(())
+    lars.step()
+    assert not torch.equal(weight, own)
 
 
 def test_schedule_rises_then_falls_to_zero() -> None:

@@ -274,7 +274,7 @@ def test_the_next_stage_starts_from_the_weights_before(
 def test_a_loss_that_is_not_finite_stops_with_its_step(synthetic_dataset: Dataset, tmp_path: Path) -> None:
     stages = values(synthetic_dataset, tmp_path)["stages"][:1]
     stages[0]["optim"] = {**OPTIM, "lr": 1e30}
-    with pytest.raises(InputError, match=r"1-simclr: (the loss is nan|weights are not finite) at step"):
+    with pytest.raises(InputError, match=r"1-simclr: the loss or its gradient is not finite at step 2"):
         run(synthetic_dataset, tmp_path / "run", stages=stages)
     assert Folder(tmp_path / "run/1-simclr").exists("config.json")
     assert not (tmp_path / "run/encoder").exists()

@@ -52,8 +52,12 @@ class Method(nn.Module):
         """Loss of this rank's normalised views; rows that share a group are one and the same to the method."""
         raise NotImplementedError
 
-    def after_step(self, progress: float) -> None:
-        """What follows an optimiser step, a momentum encoder say; `progress` is the share of the stage that is done."""
+    def after_step(self, progress: float, taken: Tensor) -> None:
+        """What follows an optimiser step, a momentum encoder say.
+
+        `progress` is the share of the stage that is done; `taken` is 0, on the device, where the step was left out
+        because its gradient was not finite, else 1.
+        """
 
     @property
     def heads(self) -> dict[str, nn.Module]:

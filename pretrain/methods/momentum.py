@@ -50,11 +50,13 @@ class MomentumMethod(Method):
         """(V, B, D) by the averaged network, without gradient."""
         return torch.stack([self.target(view_BCHW) for view_BCHW in views_VBCHW])
 
-    def after_step(self, progress: float) -> None:
+    @torch.no_grad()
+    def after_step(self, progress: float, taken: Tensor) -> None:
         """The target goes towards the trained network, ever less: m·target + (1 - m)·trained, parameters alone."""
-        from lightly.models.utils import update_momentum
-
-        update_momentum(self._averaged(), self.target, cosine_momentum(self.momentum, progress))
+        share = taken * (1 - cosine_momentum(self.momentum, progress))
+        target: list[Tensor] = list(self.target.parameters())
+        trained: list[Tensor] = list(self._averaged().parameters())
+        torch._foreach_lerp_(target, trained, [share] * len(target))
 
     @property
     def heads(self) -> dict[str, nn.Module]:
