@@ -5,6 +5,7 @@ laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features, 
 """
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,10 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from clusters.config import InputError
+from clusters.stopwatch import Stopwatch
 
 M = TypeVar("M", bound=nn.Module)
 
 _device: torch.device | None = None
+_stopwatch: Stopwatch | None = None
 
 
 def rank() -> int:
@@ -51,6 +54,16 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def time_collectives(stopwatch: Stopwatch | None) -> None:
+    """From now on the collectives of loss, global batch norm and metrics count there as `communication`.
+
+    That includes waiting for slower ranks. The gradient's all-reduce, which runs beside the backward pass, and torch's
+    own SyncBatchNorm are not in it.
+    """
+    global _stopwatch
+    _stopwatch = stopwatch
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
@@ -80,7 +93,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone()
-    dist.all_reduce(total)
+    with _timed():
+        dist.all_reduce(total)
     return total
 
 
@@ -89,7 +103,8 @@ def gather(local_N: Tensor) -> Tensor:
     if world_size() == 1:
         return local_N
     gathered = [torch.empty_like(local_N) for _ in range(world_size())]
-    dist.all_gather(gathered, local_N.contiguous())
+    with _timed():
+        dist.all_gather(gathered, local_N.contiguous())
     return torch.cat(gathered)
 
 
@@ -177,6 +192,10 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"expected (N, C, …), got {tuple(input.shape)}")
 
 
+def _timed() -> AbstractContextManager[None]:
+    return nullcontext() if _stopwatch is None else _stopwatch.timing("communication")
+
+
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_ND: Tensor) -> Tensor:
@@ -186,7 +205,8 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (all_ND,) = gradients
         total = all_ND.contiguous()
-        dist.all_reduce(total)
+        with _timed():
+            dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
 
 
@@ -200,7 +220,8 @@ class _GlobalNormalise(torch.autograd.Function):
         local = torch.cat([mean_C, var_C, mean_C.new_tensor([x.numel() / x.shape[1]])])
         gathered = [torch.empty_like(local) for _ in range(world_size())]
         if world_size() > 1:
-            dist.all_gather(gathered, local)
+            with _timed():
+                dist.all_gather(gathered, local)
         else:
             gathered = [local]
         stats = torch.stack(gathered)
@@ -224,7 +245,8 @@ class _GlobalNormalise(torch.autograd.Function):
         sum_product_C = (gradient * centred).sum(dims)
         totals = torch.stack([sum_gradient_C, sum_product_C])
         if world_size() > 1:
-            dist.all_reduce(totals)
+            with _timed():
+                dist.all_reduce(totals)
         scale_C = invstd_C if weight is None else invstd_C * weight.float()
         inner = gradient - (totals[0] / count).view(shape) - centred * (totals[1] / count).view(shape)
         gradient_x = (inner * scale_C.view(shape)).to(x.dtype)

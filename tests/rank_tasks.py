@@ -11,7 +11,9 @@ from clusters.storage import Folder
 from finetune.config import FinetuneConfig
 from finetune.run import work
 from pretrain.config import PretrainConfig
+from pretrain.health import measure
 from pretrain.losses import nt_xent
+from pretrain.methods.method import Output
 from pretrain.run import train
 
 
@@ -89,3 +91,11 @@ def agree_on_a_checkpoint(location: str) -> tuple[int, float]:
     restored = Checkpoints(Folder(location), CheckpointConfig()).restore()
     assert restored is not None
     return restored.step, float(restored.state["weight"])
+
+
+def health_of(seed: int) -> dict[str, float]:
+    """Health of one global batch of 12 samples, divided among the ranks."""
+    drawn = torch.Generator().manual_seed(seed)
+    encoded, projected = torch.randn(2, 12, 20, generator=drawn), torch.randn(2, 12, 6, generator=drawn)
+    mine = [share(x.transpose(0, 1)).transpose(0, 1) for x in (encoded, projected)]
+    return measure(Output(torch.tensor(1.0), *mine))

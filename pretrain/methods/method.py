@@ -33,6 +33,10 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """What follows an optimiser step, a momentum encoder say; `progress` is the share of the stage that is done."""
 
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        """What the loss is where all images have the same projection, at a global batch of so many; None: not known."""
+        return None
+
     @property
     def heads(self) -> dict[str, nn.Module]:
         """What the next stage takes over, besides the encoder, where the shapes agree."""

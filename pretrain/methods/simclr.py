@@ -3,6 +3,7 @@
 Shapes: V = 2 views, B samples on this rank, N = V·B, F encoder features, D projected features, G kinds of group.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -52,3 +53,7 @@ class SimCLR(Method):
         projected_VBD = two_views(self.projection(features_NF))
         loss = nt_xent(projected_VBD[0], projected_VBD[1], self.temperature, groups_VBG.flatten(0, 1))
         return Output(loss, two_views(features_NF).detach(), projected_VBD.detach())
+
+    def collapsed_loss(self, batch_size: int) -> float:
+        """The partner is one of 2N - 1 views that look alike."""
+        return math.log(2 * batch_size - 1)
