@@ -92,11 +92,14 @@ class Tracker:
         if distributed.is_main() and config.wandb != "disabled":
             self._guard(lambda: self._start_wandb(run, config, title, run_config))
 
-    def start_section(self, folder: Folder, name: str) -> None:
-        """From now on metrics.jsonl stands in this folder and W&B names begin with `name/`."""
+    def start_section(self, folder: Folder, name: str, scores: Sequence[str] = ()) -> None:
+        """From now on metrics.jsonl stands in this folder and W&B names begin with `name/`.
+
+        Of `scores` W&B's table of runs shows the largest value instead of the last one.
+        """
         self._folder, self._section = folder, f"{name}/"
         if self._wandb is not None:
-            self._guard(lambda: self._define(name))
+            self._guard(lambda: self._define(name, scores))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record numbers at a step; a `/` in a name groups them. A value that is not finite is written as null."""
@@ -118,7 +121,9 @@ class Tracker:
         line = {"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason}
         self._folder.append(METRICS, json.dumps({**line, "keys": list(keys)} if keys else line))
         if self._wandb is not None:
-            self._guard(lambda: self._wandb.alert(title=f"{section}: {kind}", text=f"step {step}: {reason}"))
+            self._guard(
+                lambda: self._wandb.alert(title=f"{section}: {kind}", text=f"step {step}: {reason}", level="WARN")
+            )
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl of this section holds, on rank 0; a torn last line is left out."""
@@ -166,11 +171,12 @@ class Tracker:
             ),
         )
 
-    def _define(self, name: str) -> None:
-        """Curves over the section's own steps, `1-simclr/health/…`; the table of runs shows its best scores."""
+    def _define(self, name: str, scores: Sequence[str]) -> None:
+        """Curves over the section's own steps."""
         self._wandb.define_metric(f"{name}/step", hidden=True)
         self._wandb.define_metric(f"{name}/*", step_metric=f"{name}/step")
-        self._wandb.define_metric(f"{name}/probe/*", step_metric=f"{name}/step", summary="max")
+        for score in scores:
+            self._wandb.define_metric(f"{name}/{score}", step_metric=f"{name}/step", summary="max")
 
     def _guard(self, call: Any) -> None:
         try:

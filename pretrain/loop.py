@@ -19,6 +19,7 @@ from pretrain.config import PretrainConfig
 from pretrain.encoder import read_seen
 from pretrain.export import export_encoder, origins, seen_in
 from pretrain.methods import METHODS
+from pretrain.monitor import SCORES
 from pretrain.stage import Rows, Samples
 from pretrain.training import Training, build_module, write_heads
 from pretrain.watch import Watch
@@ -54,7 +55,7 @@ def run_stage(
     if restored:
         training.load_state(restored.state)
         say(f"{name}: resumed at step {first_step} of {total_steps}")
-    tracker.start_section(folder, name)
+    tracker.start_section(folder, name, SCORES)
     tracker.rewind(first_step)
 
     # Steps from there on

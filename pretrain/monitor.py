@@ -20,6 +20,7 @@ from pretrain.stage import Rows
 from pretrain.views import ViewConfig, normalise
 
 Features = NDArray[np.float32]
+SCORES = ("probe/knn_auroc", "probe/linear_auroc")
 LINEAR_C = 0.01
 """scikit-learn's C on standardised features: strong, since a probe has hundreds of features and few cases."""
 LINEAR_STEPS = 100
@@ -92,11 +93,9 @@ def probe(encoder: nn.Module, dataset: AnyDataset, config: PretrainConfig, views
     labels, cases = dataset.labels, dataset.case_of
     bank_ND, bank_truth = by_case(features[: len(train)], labels[train], cases[train])
     queries_MD, truth = by_case(features[len(train) :], labels[val], cases[val])
-    scores = {
-        "probe/knn_auroc": knn_scores(bank_ND, bank_truth, queries_MD, config.probe.neighbours),
-        "probe/linear_auroc": linear_scores(bank_ND, bank_truth, queries_MD),
-    }
-    found = {name: macro_auroc(truth, values) for name, values in scores.items()}
+    votes_MK = knn_scores(bank_ND, bank_truth, queries_MD, config.probe.neighbours)
+    logits_MK = linear_scores(bank_ND, bank_truth, queries_MD)
+    found = {name: macro_auroc(truth, scores) for name, scores in zip(SCORES, (votes_MK, logits_MK))}
     return {name: value for name, value in found.items() if value is not None}
 
 
