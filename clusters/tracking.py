@@ -112,14 +112,14 @@ class Tracker:
             # Never `step=`: W&B drops what a resumed run replays below its last step.
             self._guard(lambda: self._wandb.log({f"{self._section}step": step, **named}))
 
-    def alarm(self, step: int, kind: str, reason: str, keys: Sequence[str] = ()) -> None:
-        """Say that something goes wrong, record it with the cases that it is about, and have W&B tell who watches."""
+    def alarm(self, step: int, kind: str, reason: str) -> None:
+        """Say that something goes wrong, record it, and have W&B tell who watches."""
         if not distributed.is_main():
             return
         section = self._section.rstrip("/")
         say(f"{section}  step {step}  {kind}: {reason}")
         line = {"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason}
-        self._folder.append(METRICS, json.dumps({**line, "keys": list(keys)} if keys else line))
+        self._folder.append(METRICS, json.dumps(line))
         if self._wandb is not None:
             self._guard(
                 lambda: self._wandb.alert(title=f"{section}: {kind}", text=f"step {step}: {reason}", level="WARN")

@@ -22,7 +22,7 @@ from pretrain.methods import METHODS
 from pretrain.monitor import SCORES
 from pretrain.stage import Rows, Samples
 from pretrain.training import Training, build_module, write_heads
-from pretrain.watch import Watch
+from pretrain.watch import Watch, refuse_broken_weights
 
 
 def run_stage(
@@ -60,7 +60,7 @@ def run_stage(
 
     # Steps from there on
     batches = _batches(config, number, dataset, samples, first_step, total_steps)
-    watch = Watch(config, number, dataset, samples, training, tracker, first_step)
+    watch = Watch(config, number, dataset, training, tracker, first_step, len(samples))
     for step in range(first_step, total_steps):
         with watch.timing("data_wait"):
             views_VBCHW, groups_VBG = next(batches)
@@ -68,7 +68,9 @@ def run_stage(
             output = training.step(step, views_VBCHW, groups_VBG)
         done = step + 1
         watch.after_step(done, output)
-        if (checkpoints.due(done) or done == total_steps) and watch.may_save():
+        if checkpoints.due(done) or done == total_steps:
+            if distributed.is_main():
+                refuse_broken_weights(module, name, done)
             with watch.timing("checkpoint"):
                 checkpoints.save(done, training.state())
 

@@ -1,26 +1,19 @@
 """How fast a stage learns, and where its time goes."""
 
+import math
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clusters import distributed
+from clusters.config import InputError
 from clusters.stopwatch import Stopwatch
 
+DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
 PARTS = ("data_wait", "step", "optimizer", "checkpoint", "probe")
-
-
-@dataclass(frozen=True)
-class Window:
-    """The metrics of the steps since the last flush; of the first that was not finite, how many steps ago it was."""
-
-    metrics: dict[str, float]
-    broken_ago: int | None
-    broken_loss: float = float("nan")
 
 
 class Meter:
@@ -41,7 +34,7 @@ class Meter:
 
     def _reset(self) -> None:
         self._losses: list[Tensor] = []
-        self._gradients: list[Tensor] = []
+        self._health: list[Tensor] = []
         self._started = time.perf_counter()
 
     def timing(self, part: str) -> AbstractContextManager[Any]:
@@ -49,39 +42,31 @@ class Meter:
         assert part in PARTS
         return self._stopwatch.timing(part)
 
-    def add(self, loss: Tensor, gradient: Tensor | None = None) -> None:
-        """The loss of this rank's share and (norm, 1 or 0 for finite or not) of the gradient, still on the device."""
-        self._losses.append(loss.detach())
-        if gradient is not None:
-            self._gradients.append(gradient.detach().clone())
+    def add(self, loss: Tensor, health: Tensor | None = None) -> None:
+        """The loss of this rank's share and, where known, (norm of the gradient, 1 if the step was taken, else 0).
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether this rank has seen nothing but finite numbers since the last flush; waits for the device."""
-        return not self._losses or not bool(self._broken().any())
+        Both are still on the device. A step that was not taken counts for the speed only.
+        """
+        self._losses.append(loss.detach().float())
+        self._health.append(loss.new_tensor([math.nan, 1.0]) if health is None else health.detach().clone())
 
-    def flush(self) -> Window:
-        """What happened since the last flush, over all ranks; every rank calls it after the same step."""
+    def flush(self, name: str, step: int) -> dict[str, float]:
+        """What happened since the last flush, over all ranks; every rank calls it after the same step.
+
+        No loss where no step was taken. Raises InputError on all ranks where the loss of one that was is not finite.
+        """
         num_steps = len(self._losses)
-        totals = distributed.sum_over_ranks(torch.cat([torch.stack(self._losses).float(), self._broken().float()]))
-        losses, broken = (totals / distributed.world_size()).cpu().chunk(2)
-        metrics = {"loss": float(losses.mean())}
-        if self._gradients:
-            metrics["grad_norm"] = float(torch.stack(self._gradients)[:, 0].float().mean())
+        norms, taken = torch.stack(self._health).float().unbind(1)
+        losses = torch.where(taken > 0, torch.stack(self._losses), 0.0)
+        mean = distributed.sum_over_ranks(losses.sum()) / (distributed.world_size() * taken.sum())
+        norm = torch.where(taken > 0, norms, 0.0).sum() / taken.sum()
+        mean_loss, mean_norm, num_taken = torch.stack([mean, norm, taken.sum()]).tolist()
+        metrics = {"loss": mean_loss, "grad_norm": mean_norm} if num_taken else {}
+        if num_taken and not math.isfinite(mean_loss):
+            raise InputError(f"{name}: the loss is {mean_loss} at step {step}; {DIVERGED}")
         metrics |= self._times(num_steps)
         self._reset()
-        if not bool(broken.any()):
-            return Window(metrics, None)
-        first = int(broken.ne(0).nonzero()[0])
-        return Window(metrics, num_steps - 1 - first, float(losses[first]))
-
-    def _broken(self) -> Tensor:
-        """Of each step since the last flush, whether its loss or gradient is not finite here."""
-        broken = ~torch.stack(self._losses).isfinite()
-        if self._gradients:
-            gradients = torch.stack(self._gradients)
-            broken |= (gradients[:, 1] == 0) | ~gradients[:, 0].isfinite()
-        return broken
+        return {key: value for key, value in metrics.items() if not math.isnan(value)}
 
     def _times(self, num_steps: int) -> dict[str, float]:
         parts = self._stopwatch.read()

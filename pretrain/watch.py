@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -11,19 +10,14 @@ from clusters import distributed
 from clusters.config import InputError
 from clusters.launch import report
 from clusters.tracking import Progress, Tracker, say
-from data.combined import AnyDataset, order_of
-from data.loader import positions_of
+from data.combined import AnyDataset
 from pretrain.alarms import Alarms
 from pretrain.config import PretrainConfig
 from pretrain.health import measure, possible_directions
-from pretrain.meter import Meter, Window
+from pretrain.meter import DIVERGED, Meter
 from pretrain.methods.method import Output
 from pretrain.monitor import probe, probe_dataset
-from pretrain.stage import Samples
 from pretrain.training import Training
-
-DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
-KEYS_SAID = 4
 
 
 class Watch:
@@ -37,13 +31,13 @@ class Watch:
         config: PretrainConfig,
         number: int,
         dataset: AnyDataset,
-        samples: Samples,
         training: Training,
         tracker: Tracker,
         first_step: int,
+        num_samples: int,
     ) -> None:
         self._config, self._training, self._tracker = config, training, tracker
-        self._dataset, self._samples = dataset, samples
+        self._num_samples = num_samples
         self._name, self._views = config.stage_name(number), config.stage_views(number)
         self._batch_size, self._total_steps = config.stages[number].batch_size, training.total_steps
         self._collapsed_loss = training.module.collapsed_loss(self._batch_size)
@@ -62,7 +56,7 @@ class Watch:
     def after_step(self, done: int, output: Output) -> None:
         """After each step, with the number of steps that are done; every rank calls it.
 
-        Raises InputError on all ranks where a loss, a gradient or the weights are not finite.
+        Raises InputError on all ranks where the loss of a step that was taken, or the weights, are not finite.
         """
         self._meter.add(output.loss, getattr(self._training, "health", None))
         last = done == self._total_steps
@@ -74,45 +68,24 @@ class Watch:
         if last:
             distributed.time_collectives(None)
 
-    def may_save(self) -> bool:
-        """Whether rank 0 may save this state: what is not finite must not replace a good checkpoint."""
-        return not distributed.is_main() or (self._meter.is_finite and _is_finite(self._training.module))
-
     def _log(self, done: int, output: Output) -> None:
-        window = self._meter.flush()
-        if window.broken_ago is not None:
-            self._stop(done - window.broken_ago, window)
-        metrics = dict(window.metrics)
+        metrics = self._meter.flush(self._name, done)
         if self._collapsed_loss is not None:
             metrics["loss_collapsed"] = self._collapsed_loss
         metrics["lr"] = self._training.rate(done - 1)
-        metrics["epoch"] = done * self._batch_size / len(self._samples)
+        metrics["epoch"] = done * self._batch_size / self._num_samples
         metrics |= measure(output)
         self._tracker.log(done, metrics)
-        self._progress.line(done, {k: metrics[k] for k in ("loss", "lr", "samples_per_s")})
+        self._progress.line(done, {k: metrics[k] for k in ("loss", "lr", "samples_per_s") if k in metrics})
         if distributed.is_main():
             self._alarms.possible_directions = possible_directions(output)
             for alarm in self._alarms.see(done, metrics):
                 self._tracker.alarm(done, alarm.kind, alarm.reason)
         report(metrics)
 
-    def _stop(self, step: int, window: Window) -> None:
-        """Stop all ranks, each of which knows of the broken step, and leave the keys of its batch."""
-        loss = window.broken_loss
-        what = "the gradient is not finite" if np.isfinite(loss) else f"the loss is {loss}"
-        keys: list[str] = []
-        if distributed.is_main():
-            keys = batch_keys(self._dataset, self._samples, self._config.seed, step, self._batch_size)
-        some = ", ".join(keys[:KEYS_SAID]) + (f" and {len(keys) - KEYS_SAID} more" if len(keys) > KEYS_SAID else "")
-        self._tracker.alarm(step, "not finite", f"{what}; the batch of this step: {some}", keys)
-        raise InputError(
-            f"{self._name}: {what} at step {step} (the keys of its batch are in metrics.jsonl); {DIVERGED}"
-        )
-
     def _probe(self, done: int) -> None:
         module = self._training.module
-        if not _is_finite(module):
-            raise InputError(f"{self._name}: weights are not finite at step {done}; {DIVERGED}")
+        refuse_broken_weights(module, self._name, done)
         scores = probe(module.encoder, self._probed, self._config, self._views)
         if scores:
             self._tracker.log(done, scores)
@@ -120,16 +93,10 @@ class Watch:
             say(f"{self._name}  step {done}/{self._total_steps}  {said}")
 
 
-def batch_keys(dataset: AnyDataset, samples: Samples, seed: int, step: int, batch_size: int) -> list[str]:
-    """Keys of the cases in the global batch of a step, counted from 1. The order is arithmetic: nobody keeps them."""
-    order = order_of(dataset, samples.shard_sizes, seed)
-    numbers = order.at(positions_of(step - 1, batch_size, 0, 1)).tolist()
-    return [str(key) for key in dataset.column("key")[[int(samples[number][0]) for number in numbers]]]
-
-
-def _is_finite(module: nn.Module) -> bool:
-    """Whether all weights are; they are the same on all ranks, so that all ranks agree."""
-    return bool(torch.stack([torch.isfinite(p).all() for p in module.parameters()]).all())
+def refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
+    """Raise InputError rather than probe weights that are not finite, or let them replace good checkpoints."""
+    if not bool(torch.stack([torch.isfinite(p).all() for p in module.parameters()]).all()):
+        raise InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
 
 
 def _more_data(config: PretrainConfig) -> str:

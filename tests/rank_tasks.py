@@ -7,6 +7,7 @@ from torch import nn
 
 from clusters import distributed
 from clusters.checkpoint import CheckpointConfig, Checkpoints
+from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.config import FinetuneConfig
@@ -105,18 +106,21 @@ def health_of(seed: int) -> dict[str, float]:
     return measure(Output(torch.tensor(1.0), *mine))
 
 
-def metered(num_steps: int) -> tuple[dict[str, float], int | None]:
+def metered(num_steps: int) -> tuple[dict[str, float], str]:
     """What a meter says on this rank, of healthy steps and of some of which rank 1's second one is broken."""
-    meter = Meter(4, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    meter, refusal = Meter(4, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)), ""
     for _ in range(num_steps):
         meter.add(torch.tensor(float(distributed.rank())))
     distributed.gather(torch.zeros(4))
-    healthy = meter.flush()
+    healthy = meter.flush("1-simclr", num_steps)
     for step in range(num_steps):
         meter.add(torch.tensor(float("nan") if (distributed.rank(), step) == (1, 1) else 1.0))
-    broken = meter.flush()
+    try:
+        meter.flush("1-simclr", 2 * num_steps)
+    except InputError as error:
+        refusal = str(error)
     distributed.time_collectives(None)
-    return healthy.metrics, broken.broken_ago
+    return healthy, refusal
 
 
 def probed(values: dict[str, Any]) -> dict[str, float]:

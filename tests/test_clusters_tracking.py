@@ -88,7 +88,7 @@ def test_wandb_groups_by_stage_and_part_shows_the_best_score_and_is_told_of_alar
     for step, score in ((1, 0.8), (2, 0.7)):
         tracker.log(step, {"loss": 2.0, "health/std_projection": 0.3, "time/data_wait": 0.1})
         tracker.log(step, {"probe/knn_auroc": score})
-    tracker.alarm(2, "collapse", "nothing is learned", ["case-1", "case-2"])
+    tracker.alarm(2, "collapse", "nothing is learned")
     tracker.close()
     assert capsys.readouterr().out.splitlines() == ["1-simclr  step 2  collapse: nothing is learned"]
     wait_until_written(tmp_path)
@@ -106,7 +106,7 @@ def test_wandb_groups_by_stage_and_part_shows_the_best_score_and_is_told_of_alar
     assert (alert.title, alert.text) == ("1-simclr: collapse", "step 2: nothing is learned")
 
     *_, last = read_metrics(Folder(tmp_path / "1-simclr"))
-    assert (last["step"], last["alarm"], last["keys"]) == (2, "collapse", ["case-1", "case-2"])
+    assert (last["step"], last["alarm"], last["reason"]) == (2, "collapse", "nothing is learned")
     tracker.rewind(1)
     assert [record["step"] for record in tracker.records()] == [1, 1]
 
