@@ -27,27 +27,33 @@ LINEAR_STEPS = 100
 
 
 @torch.no_grad()
-def extract_features(
+def encode(
     encoder: nn.Module, dataset: AnyDataset, rows: Rows, views: ViewConfig, precision: str, batch_size: int = 256
 ) -> Features:
-    """Features (len(rows), D) of whole images, each computed once by one rank, on every rank.
+    """Features (len(rows), D) of whole images, computed on this rank's device.
 
     Evaluation mode; the encoder's own mode is restored.
     """
     was_training = encoder.training
     encoder.eval()
     device = distributed.device()
-    mine = np.arange(distributed.rank(), len(rows), distributed.world_size())
-    parts = []
-    for _, pixels_BCHW in evaluation_batches(dataset, rows[mine], views.size_px, batch_size):
+    parts = [np.empty((0, cast(int, encoder.num_features)), dtype=np.float32)]
+    for _, pixels_BCHW in evaluation_batches(dataset, rows, views.size_px, batch_size):
         images = normalise(pixels_BCHW.to(device).float() / 255, views.mean, views.std)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             parts.append(encoder(images).float().cpu().numpy())
     encoder.train(was_training)
-    width = cast(int, encoder.num_features)
-    features = np.empty((len(rows), width), dtype=np.float32)
-    shares = distributed.gather_objects((mine, np.concatenate(parts) if parts else np.empty((0, width))))
+    return np.concatenate(parts)
+
+
+def extract_features(
+    encoder: nn.Module, dataset: AnyDataset, rows: Rows, views: ViewConfig, precision: str
+) -> Features:
+    """The same, each image computed once by one rank, on every rank."""
+    mine = np.arange(distributed.rank(), len(rows), distributed.world_size())
+    shares = distributed.gather_objects((mine, encode(encoder, dataset, rows[mine], views, precision)))
+    features = np.empty((len(rows), cast(int, encoder.num_features)), dtype=np.float32)
     for places, values in shares:
         features[places] = values
     return features

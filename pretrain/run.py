@@ -19,6 +19,7 @@ from pretrain.leakage import check_leakage, pretraining_rows
 from pretrain.loop import run_stage
 from pretrain.methods import METHODS
 from pretrain.monitor import probe_dataset
+from pretrain.report import write_report
 from pretrain.stage import Rows
 
 
@@ -60,6 +61,7 @@ def train(config: PretrainConfig) -> dict[str, Any]:
         previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
     if distributed.is_main() and previous is not None:
         copy_encoder(previous / "encoder", run / "encoder")
+        write_report(run, config, dataset, rows)
     tracker.close()
     return {"encoder": fingerprint}
 
