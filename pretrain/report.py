@@ -17,7 +17,7 @@ from pretrain.report_pictures import embedded, label_map, neighbours, too_few, v
 from pretrain.stage import Rows
 
 REPORT = "report.html"
-NAMES = dict(zip(SCORES, ("kNN", "linear head")))
+NAMES: dict[str, str] = dict(zip(SCORES, ("kNN", "linear head")))
 TIMES = {
     "data_wait": "waiting for data",
     "step": "forward and backward",

@@ -112,8 +112,8 @@ def neighbours(found: Embedded) -> Html:
     agree, chance = 100 * _agreement(found, alike_NN, case_N), 100 * _chance(found)
     told = paragraph(
         f"Each row begins with an image of the validation split, followed by the {NUM_NEIGHBOURS} of other cases whose "
-        f"features are nearest; a green edge: the same label. Of {len(found.rows)} images, {agree:.0f} % have a nearest "
-        f"neighbour of their own label; drawn at random it would be {chance:.0f} %."
+        f"features are nearest; a green edge: the same label. Of {len(found.rows)} images, {agree:.0f} % have a "
+        f"nearest neighbour of their own label; drawn at random it would be {chance:.0f} %."
     )
     return join([told, *parts])
 
