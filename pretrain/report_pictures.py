@@ -25,7 +25,7 @@ NUM_PAIRS, NUM_QUERIES, NUM_NEIGHBOURS = 6, 8, 5
 MAX_EMBEDDED = 400
 """Images that are looked at: t-SNE takes about 3 s of a core for them."""
 MIN_MAPPED = 10
-VIEW_PX, PICTURE_PX, QUALITY = 128, 128, 80
+VIEW_PX, PICTURE_PX, QUALITY = 112, 144, 80
 NOT_LABELLED, NOTHING_POSITIVE, OTHERS = "not labelled", "no label positive", "other labels"
 
 
@@ -51,7 +51,7 @@ def views_as_trained(config: PretrainConfig, number: int, dataset: AnyDataset, r
     batch, keys = make(0), dataset.column("key")
     groups = []
     for pair_V, views_VCHW in zip(batch.rows_VB.T.tolist(), batch.crops_VBCHW.transpose(0, 1)):
-        shown = [Image(_jpeg(view.permute(1, 2, 0).numpy()), "", alt="a view") for view in views_VCHW]
+        shown = [Image(_jpeg(view.permute(1, 2, 0).numpy(), VIEW_PX), "", alt="a view") for view in views_VCHW]
         kind = "two images" if len(set(pair_V)) > 1 else "one image"
         groups.append((shown, join([tag("b", str(keys[pair_V[0]])), LINE_BREAK, kind])))
     return image_rows(groups)
@@ -105,8 +105,8 @@ def neighbours(found: Embedded) -> Html:
             told = "asked for" if place == query else f"cosine {alike_N[place]:.3f}"
             same = "good" if found.group_N[place] == found.group_N[query] else "bad"
             row = int(found.rows[place])
-            caption = join([tag("b", name), LINE_BREAK, f"{told} · {keys[row]}"])
-            picture = _jpeg(centre_square(decode_stored(found.dataset.read(row)), PICTURE_PX))
+            caption = join([tag("b", name), LINE_BREAK, told, LINE_BREAK, str(keys[row])])
+            picture = _jpeg(decode_stored(found.dataset.read(row)), PICTURE_PX)
             shown.append(Image(picture, caption, "" if place == query else same, alt=f"{name}, {told}"))
         parts.append(image_strip(shown))
     agree, chance = 100 * _agreement(found, alike_NN, case_N), 100 * _chance(found)
@@ -137,8 +137,9 @@ def too_few() -> Html:
 
 
 def _queries(found: Embedded) -> list[int]:
-    """Places of images of as many groups as there are, in turn."""
-    by_group = [np.flatnonzero(found.group_N == group).tolist() for group in range(len(found.names))]
+    """Places of images of as many groups as there are, in turn, one a case."""
+    _, first = np.unique(found.dataset.case_of[found.rows], return_index=True)
+    by_group = [first[found.group_N[first] == group].tolist() for group in range(len(found.names))]
     turns = [members[turn] for turn in range(NUM_QUERIES) for members in by_group if turn < len(members)]
     return sorted(turns[:NUM_QUERIES], key=lambda place: int(found.group_N[place]))
 
@@ -153,6 +154,5 @@ def _chance(found: Embedded) -> float:
     return float((shares**2).sum())
 
 
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    side = min(pixels.shape[0], VIEW_PX)
-    return encode_jpeg(centre_square(np.ascontiguousarray(pixels), side), quality=QUALITY)
+def _jpeg(pixels: NDArray[np.uint8], size_px: int) -> bytes:
+    return encode_jpeg(centre_square(np.ascontiguousarray(pixels), size_px), quality=QUALITY)
