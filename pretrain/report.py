@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from clusters import distributed
 from clusters.storage import Folder
 from clusters.tracking import duration, read_metrics, say
 from data.charts import Line, line_chart
@@ -44,6 +45,7 @@ def report_page(run: Folder, config: PretrainConfig, dataset: AnyDataset, rows: 
     encoder, card = load_encoder(str(run))
     names = [config.stage_name(number) for number in range(len(config.stages))]
     records = {name: read_metrics(run / name) for name in names}
+    encoder.to(distributed.device())
     found = embedded(encoder, probe_dataset(dataset, config.probe.dataset), config)
     trained_on = " and ".join(dict.fromkeys(origin["name"] for e in card.lineage for origin in e["datasets"]))
     views = [tag("h3", name) + views_as_trained(config, number, dataset, rows) for number, name in enumerate(names)]

@@ -23,7 +23,7 @@ from pretrain.stage import Rows
 
 NUM_PAIRS, NUM_QUERIES, NUM_NEIGHBOURS = 6, 8, 5
 MAX_EMBEDDED = 400
-"""Images that are looked at: t-SNE takes about 3 s of a core for them."""
+"""Images that are looked at: t-SNE takes about 2 s of a core for them."""
 MIN_MAPPED = 10
 VIEW_PX, PICTURE_PX, QUALITY = 112, 144, 80
 NOT_LABELLED, NOTHING_POSITIVE, OTHERS = "not labelled", "no label positive", "other labels"
