@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clusters.config import InputError
-from clusters.distributed import device, world_size
+from clusters.distributed import device, timed, world_size
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -136,7 +136,8 @@ class RunningStatistics:
         if not self._buffers:
             return
         mean = torch.cat([buffer.flatten() for buffer in self._buffers[0]])
-        dist.all_reduce(mean)
+        with timed():
+            dist.all_reduce(mean)
         _spread(mean.div_(world_size()), self._buffers[0])
 
 
@@ -156,7 +157,8 @@ class _GlobalNormalise(torch.autograd.Function):
         var_C, mean_C = torch.var_mean(x.float(), dim=dims, correction=0)
         local = torch.cat([mean_C, var_C, mean_C.new_tensor([x.numel() / x.shape[1]])])
         gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, local, group=group)
+        with timed():
+            dist.all_gather(gathered, local, group=group)
         stats = torch.stack(gathered)
         means, variances, counts = stats[:, : x.shape[1]], stats[:, x.shape[1] : -1], stats[:, -1:]
         count = counts.sum()
@@ -178,7 +180,8 @@ class _GlobalNormalise(torch.autograd.Function):
         sum_gradient_C = gradient.sum(dims)
         sum_product_C = (gradient * centred).sum(dims)
         totals = torch.stack([sum_gradient_C, sum_product_C])
-        dist.all_reduce(totals, group=ctx.group)
+        with timed():
+            dist.all_reduce(totals, group=ctx.group)
         scale_C = invstd_C if weight is None else invstd_C * weight.float()
         inner = gradient - (totals[0] / count).view(shape) - centred * (totals[1] / count).view(shape)
         gradient_x = (inner * scale_C.view(shape)).to(x.dtype)

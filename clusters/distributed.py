@@ -5,6 +5,7 @@ laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features.
 """
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,9 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clusters.stopwatch import Stopwatch
+
 M = TypeVar("M", bound=nn.Module)
 
 _device: torch.device | None = None
+_stopwatch: Stopwatch | None = None
 
 
 def rank() -> int:
@@ -47,6 +51,16 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def time_collectives(stopwatch: Stopwatch | None) -> None:
+    """From now on the collectives of loss, global batch norm and metrics count there as `communication`.
+
+    That includes waiting for slower ranks. The gradient's all-reduce, which runs beside the backward pass, and torch's
+    own SyncBatchNorm are not in it.
+    """
+    global _stopwatch
+    _stopwatch = stopwatch
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
@@ -76,7 +90,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone()
-    dist.all_reduce(total)
+    with timed():
+        dist.all_reduce(total)
     return total
 
 
@@ -85,7 +100,8 @@ def gather(local_N: Tensor) -> Tensor:
     if world_size() == 1:
         return local_N
     gathered = [torch.empty_like(local_N) for _ in range(world_size())]
-    dist.all_gather(gathered, local_N.contiguous())
+    with timed():
+        dist.all_gather(gathered, local_N.contiguous())
     return torch.cat(gathered)
 
 
@@ -116,6 +132,11 @@ def data_parallel(module: M) -> M | DistributedDataParallel:
         )
 
 
+def timed() -> AbstractContextManager[None]:
+    """The block is a collective of our own, see `time_collectives`."""
+    return nullcontext() if _stopwatch is None else _stopwatch.timing("communication")
+
+
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_ND: Tensor) -> Tensor:
@@ -125,5 +146,6 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (all_ND,) = gradients
         total = all_ND.contiguous()
-        dist.all_reduce(total)
+        with timed():
+            dist.all_reduce(total)
         return total.chunk(world_size())[rank()]

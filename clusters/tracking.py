@@ -6,6 +6,8 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,14 +92,17 @@ class Tracker:
         if distributed.is_main() and config.wandb != "disabled":
             self._guard(lambda: self._start_wandb(run, config, title, run_config))
 
-    def start_section(self, folder: Folder, name: str) -> None:
-        """From now on metrics.jsonl stands in this folder and W&B names begin with `name/`."""
+    def start_section(self, folder: Folder, name: str, scores: Sequence[str] = ()) -> None:
+        """From now on metrics.jsonl stands in this folder and W&B names begin with `name/`.
+
+        Of `scores` W&B's table of runs shows the largest value instead of the last one.
+        """
         self._folder, self._section = folder, f"{name}/"
         if self._wandb is not None:
-            self._guard(lambda: self._wandb.define_metric(f"{name}/*", step_metric=f"{name}/step"))
+            self._guard(lambda: self._define(name, scores))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record numbers at a step. A value that is not finite is written as null."""
+        """Record numbers at a step; a `/` in a name groups them. A value that is not finite is written as null."""
         if not distributed.is_main():
             return
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
@@ -107,17 +112,28 @@ class Tracker:
             # Never `step=`: W&B drops what a resumed run replays below its last step.
             self._guard(lambda: self._wandb.log({f"{self._section}step": step, **named}))
 
+    def alarm(self, step: int, kind: str, reason: str) -> None:
+        """Say that something goes wrong, record it, and have W&B tell who watches."""
+        if not distributed.is_main():
+            return
+        section = self._section.rstrip("/")
+        say(f"{section}  step {step}  {kind}: {reason}")
+        line = {"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason}
+        self._folder.append(METRICS, json.dumps(line))
+        if self._wandb is not None:
+            self._guard(
+                lambda: self._wandb.alert(title=f"{section}: {kind}", text=f"step {step}: {reason}", level="WARN")
+            )
+
+    def records(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl of this section holds, on rank 0; a torn last line is left out."""
+        return read_metrics(self._folder) if distributed.is_main() else []
+
     def rewind(self, step: int) -> None:
         """Cut metrics.jsonl back to the restored step: what came after it will be lived again."""
         if not distributed.is_main() or not self._folder.exists(METRICS):
             return
-        kept = []
-        for line in self._folder.read(METRICS).decode().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the torn last line of a killed writer
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
         self._folder.write(METRICS, "".join(kept).encode())
 
     def close(self) -> None:
@@ -155,6 +171,13 @@ class Tracker:
             ),
         )
 
+    def _define(self, name: str, scores: Sequence[str]) -> None:
+        """Curves over the section's own steps."""
+        self._wandb.define_metric(f"{name}/step", hidden=True)
+        self._wandb.define_metric(f"{name}/*", step_metric=f"{name}/step")
+        for score in scores:
+            self._wandb.define_metric(f"{name}/{score}", step_metric=f"{name}/step", summary="max")
+
     def _guard(self, call: Any) -> None:
         try:
             call()
@@ -164,6 +187,17 @@ class Tracker:
                 flush=True,
             )
             self._wandb = None
+
+
+def read_metrics(folder: Folder) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; empty where there is none. A killed writer's torn last line is left out."""
+    records = []
+    for line in folder.read(METRICS).decode().splitlines() if folder.exists(METRICS) else ():
+        with suppress(ValueError, TypeError):
+            record = json.loads(line)
+            if "step" in record:
+                records.append(record)
+    return records
 
 
 class Progress:

@@ -281,6 +281,19 @@ figcaption{color:var(--soft);font-size:.82rem;margin-top:.3rem}
 .dot{stroke-width:9;stroke-linecap:round}
 .key{display:inline-block;width:1.8rem;height:.7rem;vertical-align:middle;margin-right:.4rem}
 .legend span{margin-right:1.2rem;white-space:nowrap;font-size:.85rem}
+.chart{min-width:0}
+.chart figcaption{margin:0 0 .2rem;color:var(--soft)}
+.chart figcaption b{color:var(--ink);font-weight:600}
+.chart figure{display:flex;flex-direction:column-reverse}
+.chart .legend{margin:.1rem 0 0}
+.map{max-width:42rem}
+.map .plot{max-width:none}
+.mark-0{fill:var(--accent);stroke:var(--accent)}
+.mark-1{fill:var(--other);stroke:var(--other)}
+.mark-2{fill:var(--third);stroke:var(--third)}
+.mark-3{fill:var(--fourth);stroke:var(--fourth)}
+.mark-0,.mark-1,.mark-2,.mark-3{fill-opacity:.75;stroke-width:.8}
+.hollow{fill-opacity:0;stroke-width:1.4}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.9rem;margin:.8rem 0}
 .strip figure{margin:0;border-top:3px solid var(--line);padding-top:.3rem}
 .strip .good{border-color:var(--good)}

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from data.charts import NUM_STYLES, thinned
 from data.page import Html, figure, join, polyline, shape, svg, tag, text
 from finetune.metrics import ScoredCases, roc_curve
 
-NUM_STYLES = 4
-MAX_POINTS = 200
 ROC_SIZE, MARGIN = 220, 26
 
 
@@ -60,16 +59,6 @@ def forest(rows: Sequence[tuple[str, dict[str, Any], int]], label: str, rule: fl
     return tag("table", tag("tbody", join(body)), {"class": "forest", "aria-label": label})
 
 
-def legend(titles: Sequence[str]) -> Html:
-    """Which line belongs to which model."""
-    keys = []
-    for number, title in enumerate(titles):
-        line = shape("line", {"x1": 0, "x2": 28, "y1": 5, "y2": 5, "class": f"series-{number % NUM_STYLES}"})
-        key = tag("svg", line, {"viewBox": "0 0 28 10", "class": "key", "aria-hidden": "true"})
-        keys.append(tag("span", key + text(title)))
-    return tag("p", join(keys), {"class": "legend"})
-
-
 def roc_plot(label: str, models: Sequence[ScoredCases], caption: str) -> Html:
     """ROC curves of one label, one line a model; says so where they are undefined."""
     side = ROC_SIZE - 2 * MARGIN
@@ -86,7 +75,7 @@ def roc_plot(label: str, models: Sequence[ScoredCases], caption: str) -> Html:
         if not (truth == 1).any() or not (truth == 0).any():
             return figure(tag("p", "ROC curve undefined: one class only."), caption)
         false, true, _ = roc_curve(truth, cases.scores_NK[:, k])
-        points = [at(float(x), float(y)) for x, y in _thinned(false, true)]
+        points = [at(float(x), float(y)) for x, y in thinned(false, true)]
         parts.append(polyline(points, f"series-{number % NUM_STYLES}"))
     for value in (0, 0.5, 1):
         x, y = at(value, 0)
@@ -124,9 +113,3 @@ def _stretched(content: Html) -> Html:
     """Units of one per cent of the box's width; lines keep their thickness."""
     attributes = {"viewBox": "0 0 100 10", "preserveAspectRatio": "none", "aria-hidden": "true"}
     return tag("svg", content, attributes)
-
-
-def _thinned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS points of a curve, its ends among them."""
-    chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int))
-    return np.stack([x[chosen], y[chosen]], axis=1)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from data.charts import legend
 from data.page import (
     Html,
     Section,
@@ -19,7 +20,7 @@ from data.page import (
     text,
     tiles,
 )
-from finetune.charts import confusion_table, forest, legend, roc_plot, shown
+from finetune.charts import confusion_table, forest, roc_plot, shown
 from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Judged

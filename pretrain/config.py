@@ -20,11 +20,11 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ProbeConfig(Config):
-    """kNN on labelled training cases, tested on validation cases, while the run goes on."""
+    """kNN and a linear head, learned on labelled training cases, tested on validation cases, while the run goes on."""
 
     every_steps: int | None = Field(default=None, ge=1, description="steps between probes; none: ten a stage")
-    neighbours: int = Field(default=20, ge=1, description="k")
-    max_images: int = Field(default=5000, ge=1, description="at most so many images from each split")
+    neighbours: int = Field(default=20, ge=1, description="k of kNN, in cases")
+    max_images: int = Field(default=5000, ge=1, description="about so many images from each split at most, whole cases")
     dataset: int | None = Field(
         default=None,
         ge=0,

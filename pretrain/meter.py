@@ -1,54 +1,77 @@
-"""How fast a stage learns, and what it waits for."""
+"""How fast a stage learns, and where its time goes."""
 
+import math
 import time
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clusters import distributed
 from clusters.config import InputError
+from clusters.stopwatch import Stopwatch
 
 DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
+PARTS = ("data_wait", "step", "optimizer", "checkpoint", "probe")
 
 
 class Meter:
-    """Loss, speed and the share of time spent waiting for data, since the last flush."""
+    """Loss, gradient norm, speed and the parts of the time, from one flush to the next; waits for nothing between.
 
-    def __init__(self, batch_size: int) -> None:
+    The parts are shares of all the time: `data_wait` from the end of a step until the next batch lies ready on the
+    device, `step` forward and backward, `optimizer`, `checkpoint`, `probe`. `communication` is what of them goes into
+    collectives of our own (see `distributed.time_collectives`). What is left is logging and health.
+    """
+
+    def __init__(self, batch_size: int, optimizer: torch.optim.Optimizer) -> None:
         self._batch_size = batch_size
+        self._stopwatch = Stopwatch(distributed.device())
+        distributed.time_collectives(self._stopwatch)
+        optimizer.register_step_pre_hook(lambda *_: self._stopwatch.start("optimizer"))
+        optimizer.register_step_post_hook(lambda *_: self._stopwatch.stop("optimizer"))
         self._reset()
 
     def _reset(self) -> None:
         self._losses: list[Tensor] = []
-        self._taken: list[Tensor] = []
-        self._waited = 0.0
+        self._health: list[Tensor] = []
         self._started = time.perf_counter()
 
-    def begin(self) -> None:
-        """A step begins by asking for its batch."""
-        self._asked = time.perf_counter()
+    def timing(self, part: str) -> AbstractContextManager[Any]:
+        """The block is such a part of the time."""
+        assert part in PARTS
+        return self._stopwatch.timing(part)
 
-    def got_batch(self) -> None:
-        """The batch is there."""
-        self._waited += time.perf_counter() - self._asked
+    def add(self, loss: Tensor, health: Tensor) -> None:
+        """The loss of this rank's share, and (norm of the gradient, 1 if the step was taken, else 0).
 
-    def add(self, loss: Tensor, taken: Tensor) -> None:
-        """The loss of this rank's share, and 1 if the step was taken, else 0; both still on the device."""
-        self._losses.append(torch.where(taken > 0, loss.detach().float(), 0.0))
-        self._taken.append(taken)
+        Both are still on the device. A step that was not taken counts for the speed only.
+        """
+        self._losses.append(loss.detach().float())
+        self._health.append(health.detach())
 
     def flush(self, name: str, step: int) -> dict[str, float]:
-        """Loss over ranks, speed and waiting since the last flush; no loss where no step was taken.
+        """What happened since the last flush, over all ranks; every rank calls it after the same step.
 
-        Raises InputError where the loss of a step that was taken is not finite.
+        No loss where no step was taken. Raises InputError on all ranks where the loss of one that was is not finite.
         """
-        total = distributed.sum_over_ranks(torch.stack(self._losses).sum()) / distributed.world_size()
-        if not torch.isfinite(total):
-            raise InputError(f"{name}: the loss is {float(total)} at step {step}; {DIVERGED}")
-        num_taken = float(torch.stack(self._taken).sum())
-        seconds = time.perf_counter() - self._started
-        speed = self._batch_size * len(self._losses) / seconds
-        loss = {"loss": float(total) / num_taken} if num_taken else {}
-        metrics = {**loss, "images_per_s": speed, "data_wait": self._waited / seconds}
+        num_steps = len(self._losses)
+        norms, taken = torch.stack(self._health).float().unbind(1)
+        losses = torch.where(taken > 0, torch.stack(self._losses), 0.0)
+        mean = distributed.sum_over_ranks(losses.sum()) / (distributed.world_size() * taken.sum())
+        norm = torch.where(taken > 0, norms, 0.0).sum() / taken.sum()
+        mean_loss, mean_norm, num_taken = torch.stack([mean, norm, taken.sum()]).tolist()
+        metrics = {"loss": mean_loss, "grad_norm": mean_norm} if num_taken else {}
+        if num_taken and not math.isfinite(mean_loss):
+            raise InputError(f"{name}: the loss is {mean_loss} at step {step}; {DIVERGED}")
+        metrics |= self._times(num_steps)
         self._reset()
-        return metrics
+        return {key: value for key, value in metrics.items() if not math.isnan(value)}
+
+    def _times(self, num_steps: int) -> dict[str, float]:
+        parts = self._stopwatch.read()
+        seconds = time.perf_counter() - self._started
+        parts["step"] = parts.get("step", 0.0) - parts.get("optimizer", 0.0)
+        names = PARTS if distributed.world_size() == 1 else (*PARTS, "communication")
+        shares = {f"time/{name}": parts.get(name, 0.0) / seconds for name in names}
+        return {"samples_per_s": self._batch_size * num_steps / seconds, **shares}

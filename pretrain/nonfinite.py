@@ -9,7 +9,7 @@ from torch import Tensor
 from clusters import distributed
 from clusters.config import InputError
 from clusters.storage import Folder
-from clusters.tracking import say
+from clusters.tracking import Tracker
 from pretrain.meter import DIVERGED
 
 RECORD = "not-finite.json"
@@ -36,9 +36,14 @@ class NotFinite:
     """
 
     def __init__(
-        self, name: str, policy: Literal["stop", "skip"], folder: Folder, keys_of: Callable[[int], list[str]]
+        self,
+        name: str,
+        policy: Literal["stop", "skip"],
+        folder: Folder,
+        tracker: Tracker,
+        keys_of: Callable[[int], list[str]],
     ) -> None:
-        self._name, self._policy, self._folder, self._keys_of = name, policy, folder, keys_of
+        self._name, self._policy, self._folder, self._tracker, self._keys_of = name, policy, folder, tracker, keys_of
         self._steps: list[int] = []
         self._taken: list[Tensor] = []
         self._in_a_row = 0
@@ -67,11 +72,11 @@ class NotFinite:
             before = self._folder.read_json(RECORD) if self._folder.exists(RECORD) else {}
             self._folder.write_json(RECORD, {**before, str(step + 1): keys})
         what = (
-            f"{self._name}: the loss or its gradient is not finite at step {step + 1}, so that step was not taken and "
-            f"the weights are unharmed; the keys of its batch ({', '.join(keys[:3])}, …) are in {self._folder / RECORD}"
+            f"the loss or its gradient is not finite at step {step + 1}, so that step was not taken and the weights "
+            f"are unharmed; the keys of its batch ({', '.join(keys[:3])}, …) are in {self._folder / RECORD}"
         )
+        self._tracker.alarm(step + 1, "not finite", what)
         if self._policy == "stop":
-            raise InputError(f"{what}; {DIVERGED}, or leave such batches out: compute.on_nonfinite=skip")
+            raise InputError(f"{self._name}: {what}; {DIVERGED}, or leave such batches out: compute.on_nonfinite=skip")
         if self._in_a_row >= MOST_IN_A_ROW:
-            raise InputError(f"{what}; nor were the {MOST_IN_A_ROW - 1} before it; {DIVERGED}")
-        say(what)
+            raise InputError(f"{self._name}: {what}; nor were the {MOST_IN_A_ROW - 1} before it; {DIVERGED}")

@@ -22,6 +22,7 @@ from pretrain.loop import run_stage
 from pretrain.methods import METHODS
 from pretrain.monitor import probe_dataset
 from pretrain.patient_mask import check_patient_mask
+from pretrain.report import write_report
 from pretrain.stage import Rows
 from pretrain.weights_source import with_absolute_weights
 
@@ -65,6 +66,7 @@ def train(config: PretrainConfig) -> dict[str, Any]:
         previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
     if distributed.is_main() and previous is not None:
         copy_encoder(previous / "encoder", run / "encoder")
+        write_report(run, config, dataset, rows)
     tracker.close()
     return {"encoder": fingerprint}
 

@@ -8,12 +8,19 @@ from torch import nn
 from clusters import distributed
 from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import CheckpointConfig, Checkpoints
+from clusters.config import InputError
 from clusters.storage import Folder
+from data.dataset import open_dataset
 from finetune.config import FinetuneConfig
 from finetune.run import work
 from pretrain.config import PretrainConfig
+from pretrain.encoder import create_encoder
+from pretrain.health import measure
 from pretrain.losses import nt_xent
+from pretrain.meter import Meter
+from pretrain.methods.method import Output
 from pretrain.methods.simclr import SimCLR
+from pretrain.monitor import probe
 from pretrain.run import train
 from pretrain.training import Training, build_module
 
@@ -238,3 +245,37 @@ def how_gradients_are_averaged(values: dict[str, Any]) -> dict[str, Any]:
         "gradients": len(gradients),
         "storages": len(storages),
     }
+
+
+def health_of(seed: int) -> dict[str, float]:
+    """Health of one global batch of 12 samples, divided among the ranks."""
+    drawn = torch.Generator().manual_seed(seed)
+    encoded, projected = torch.randn(2, 12, 20, generator=drawn), torch.randn(2, 12, 6, generator=drawn)
+    mine = [share(x.transpose(0, 1)).transpose(0, 1) for x in (encoded, projected)]
+    return measure(Output(torch.tensor(1.0), *mine))
+
+
+def metered(num_steps: int) -> tuple[dict[str, float], str]:
+    """What a meter says on this rank, of healthy steps and of some of which rank 1's second one is broken."""
+    meter, refusal = Meter(4, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)), ""
+    taken = torch.tensor([1.0, 1.0])
+    for _ in range(num_steps):
+        meter.add(torch.tensor(float(distributed.rank())), taken)
+    distributed.gather(torch.zeros(4))
+    healthy = meter.flush("1-simclr", num_steps)
+    for step in range(num_steps):
+        meter.add(torch.tensor(float("nan") if (distributed.rank(), step) == (1, 1) else 1.0), taken)
+    try:
+        meter.flush("1-simclr", 2 * num_steps)
+    except InputError as error:
+        refusal = str(error)
+    distributed.time_collectives(None)
+    return healthy, refusal
+
+
+def probed(values: dict[str, Any]) -> dict[str, float]:
+    """What the probe says on this rank of an untrained encoder."""
+    config = PretrainConfig.model_validate(values)
+    torch.manual_seed(0)
+    encoder = create_encoder(config.encoder)
+    return probe(encoder, open_dataset(config.locations[0]), config, config.views)

@@ -11,7 +11,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from clusters.storage import Folder
-from clusters.tracking import LogFollower, Progress, Tracker, TrackingConfig, duration, say, say_into
+from clusters.tracking import LogFollower, Progress, Tracker, TrackingConfig, duration, read_metrics, say, say_into
 
 OFFLINE = TrackingConfig(wandb="offline", project="manyview-tests")
 OFF = TrackingConfig(wandb="disabled", every_s=0.001)
@@ -36,14 +36,27 @@ def wandb_records(path: Path) -> Iterator[Any]:
             parts = b""
 
 
-def histories(run: Path) -> list[dict[str, float]]:
-    found = []
+def records(run: Path, kind: str) -> Iterator[Any]:
     for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in wandb_records(path):
-            if record.HasField("history"):
-                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-                found.append({key: json.loads(value) for key, value in items.items()})
-    return found
+            if record.HasField(kind):
+                yield getattr(record, kind)
+
+
+def wait_until_written(run: Path) -> None:
+    """W&B's own process may still write when `finish` has returned; its last record says that the run has ended."""
+    deadline = time.monotonic() + 60
+    while not any(True for _ in records(run, "exit")):
+        assert time.monotonic() < deadline, "W&B did not write the end of the run"
+        time.sleep(0.1)
+
+
+def numbers(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def histories(run: Path) -> list[dict[str, float]]:
+    return [numbers(history.item) for history in records(run, "history")]
 
 
 def run_ids(run: Path) -> set[str]:
@@ -65,6 +78,37 @@ def test_a_wandb_offline_run_reads_back_and_goes_on_under_the_same_id(tmp_path: 
     assert run_ids(tmp_path) == {run.read_json("wandb.json")["id"]}
     lines = (tmp_path / "1-simclr/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_wandb_groups_by_stage_and_part_shows_the_best_score_and_is_told_of_alarms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(Folder(tmp_path), OFFLINE, "demo", {})
+    tracker.start_section(Folder(tmp_path / "1-simclr"), "1-simclr", ["probe/knn_auroc"])
+    for step, score in ((1, 0.8), (2, 0.7)):
+        tracker.log(step, {"loss": 2.0, "health/std_projection": 0.3, "time/data_wait": 0.1})
+        tracker.log(step, {"probe/knn_auroc": score})
+    tracker.alarm(2, "collapse", "nothing is learned")
+    tracker.close()
+    assert capsys.readouterr().out.splitlines() == ["1-simclr  step 2  collapse: nothing is learned"]
+    wait_until_written(tmp_path)
+
+    names = {name for line in histories(tmp_path) for name in line if not name.startswith("_")}
+    shown = ("step", "loss", "health/std_projection", "time/data_wait", "probe/knn_auroc")
+    assert names == {f"1-simclr/{name}" for name in shown}
+    steps = {metric.name or metric.glob_name: metric.step_metric for metric in records(tmp_path, "metric")}
+    assert steps["1-simclr/*"] == steps["1-simclr/probe/knn_auroc"] == "1-simclr/step"
+    summary: dict[str, Any] = {}
+    for update in records(tmp_path, "summary"):
+        summary |= numbers(update.update)
+    assert summary["1-simclr/probe/knn_auroc"] == {"max": 0.8}
+    (alert,) = records(tmp_path, "alert")
+    assert (alert.title, alert.text) == ("1-simclr: collapse", "step 2: nothing is learned")
+
+    *_, last = read_metrics(Folder(tmp_path / "1-simclr"))
+    assert (last["step"], last["alarm"], last["reason"]) == (2, "collapse", "nothing is learned")
+    tracker.rewind(1)
+    assert [record["step"] for record in tracker.records()] == [1, 1]
 
 
 def test_wandb_that_fails_is_left_out_and_training_goes_on(

@@ -127,7 +127,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
     for name in ("encoder/model.safetensors", "encoder/seen.parquet", "encoder/config.json"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
     said = [json.loads(line) for line in (tmp_path / "run/1-simclr/metrics.jsonl").read_text().splitlines()]
-    assert any("knn_auroc" in line for line in said)
+    assert any("probe/knn_auroc" in line for line in said)
 
 
 def test_lineage_card_and_seen_list_every_dataset(synthetic_dataset: Dataset, other: Dataset, finished: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clusters.batch_norm import RunningStatistics
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.storage import Folder
+from clusters.tracking import Tracker, TrackingConfig
 from data.dataset import Dataset
 from data.loader import positions_of
 from data.order import Order
@@ -232,9 +234,15 @@ def test_a_nan_on_one_rank_stays_every_rank(ranks) -> None:
         assert_same(answers[0]["states"][2], answer["states"][2])
 
 
+def keys_of_step(count: int, step: int) -> list[str]:
+    return [f"case-{step}-{n}" for n in range(count)]
+
+
 def test_a_step_that_was_not_taken_is_named_with_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def watched(policy: Any, taken: list[int]) -> NotFinite:
-        watch = NotFinite("1-simclr", policy, Folder(tmp_path), lambda step: [f"case-{step}-{n}" for n in range(8)])
+        tracker = Tracker(Folder(tmp_path), TrackingConfig(wandb="disabled"), "run", {})
+        keys_of = partial(keys_of_step, 8)
+        watch = NotFinite("1-simclr", policy, Folder(tmp_path), tracker, keys_of)
         for step, flag in enumerate(taken):
             watch.add(step, torch.tensor(float(flag)))
         return watch

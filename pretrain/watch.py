@@ -1,0 +1,106 @@
+"""What is measured, said and judged while a stage trains."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from clusters import distributed
+from clusters.config import InputError
+from clusters.launch import report
+from clusters.tracking import Progress, Tracker, say
+from data.combined import AnyDataset
+from pretrain.alarms import Alarms
+from pretrain.config import PretrainConfig
+from pretrain.health import measure, possible_directions
+from pretrain.meter import DIVERGED, Meter
+from pretrain.methods.method import Output
+from pretrain.monitor import probe, probe_dataset
+from pretrain.training import Training
+
+
+class Watch:
+    """The eyes of a stage: `timing` around the parts of a step, `after_step` after it. Every rank has one.
+
+    Metrics every tracking.every_steps steps, from tensors that stay on the device until then; probes now and then.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        number: int,
+        dataset: AnyDataset,
+        training: Training,
+        tracker: Tracker,
+        first_step: int,
+        num_samples: int,
+    ) -> None:
+        self._config, self._training, self._tracker = config, training, tracker
+        self._num_samples = num_samples
+        self._name, self._views = config.stage_name(number), config.stage_views(number)
+        self._batch_size, self._total_steps = config.stages[number].batch_size, training.total_steps
+        self._collapsed_loss = training.module.collapsed_loss(self._batch_size)
+        self._meter = Meter(self._batch_size, training.optimizer)
+        self._progress = Progress(self._name, self._total_steps, config.tracking, first_step)
+        self._probed = probe_dataset(dataset, config.probe.dataset)
+        self._probe_every = config.probe.every_steps or max(1, self._total_steps // 10)
+        self._alarms = Alarms(self._total_steps, _more_data(config))
+        for record in tracker.records():  # those of before a resume
+            self._alarms.see(record["step"], record)
+
+    def timing(self, part: str) -> AbstractContextManager[Any]:
+        """The block is such a part of the time, see `Meter`."""
+        return self._meter.timing(part)
+
+    def after_step(self, done: int, output: Output) -> None:
+        """After each step, with the number of steps that are done; every rank calls it.
+
+        Raises InputError on all ranks where the loss of a step that was taken, or the weights, are not finite.
+        """
+        self._meter.add(output.loss, self._training.health)
+        last = done == self._total_steps
+        if last or done % self._config.tracking.every_steps == 0:
+            self._log(done, output)
+        if last or done % self._probe_every == 0:
+            with self._meter.timing("probe"):
+                self._probe(done)
+        if last:
+            distributed.time_collectives(None)
+
+    def _log(self, done: int, output: Output) -> None:
+        metrics = self._meter.flush(self._name, done)
+        if self._collapsed_loss is not None:
+            metrics["loss_collapsed"] = self._collapsed_loss
+        metrics["lr"] = self._training.rate(done - 1)
+        metrics["epoch"] = done * self._batch_size / self._num_samples
+        metrics |= measure(output)
+        self._tracker.log(done, metrics)
+        self._progress.line(done, {k: metrics[k] for k in ("loss", "lr", "samples_per_s") if k in metrics})
+        if distributed.is_main():
+            self._alarms.possible_directions = possible_directions(output)
+            for alarm in self._alarms.see(done, metrics):
+                self._tracker.alarm(done, alarm.kind, alarm.reason)
+        report(metrics)
+
+    def _probe(self, done: int) -> None:
+        module = self._training.module
+        refuse_broken_weights(module, self._name, done)
+        with self._training.averaged():
+            scores = probe(module.encoder, self._probed, self._config, self._views)
+        if scores:
+            self._tracker.log(done, scores)
+            said = "  ".join(f"{k.removeprefix('probe/')} {v:.3f}" for k, v in scores.items())
+            say(f"{self._name}  step {done}/{self._total_steps}  {said}")
+
+
+def refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
+    """Raise InputError rather than probe weights that are not finite, or let them replace good checkpoints."""
+    if not bool(torch.stack([torch.isfinite(p).all() for p in module.parameters()]).all()):
+        raise InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
+
+
+def _more_data(config: PretrainConfig) -> str:
+    """How to mend a loader that is too slow."""
+    loaders = config.loader.num_processes
+    return f"raise loader.num_processes ({loaders} now), or import the images at a smaller size (short_side_px)"
