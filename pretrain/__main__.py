@@ -1,4 +1,7 @@
-"""`python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]`: from images to an encoder."""
+"""`python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]`: from images to an encoder.
+
+`python -m pretrain plan RECIPE.yaml [key=value …]` says what that needs.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -10,21 +13,46 @@ def _help() -> str:
     from pretrain.config import PretrainConfig
 
     return f"""usage: python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]
+       python -m pretrain plan RECIPE.yaml [data=DIR | num_samples=N] [key=value …]
 
 Learns an encoder from a dataset folder by the stages of a recipe (pretrain/recipes/*.yaml), each in its
 own sub-folder of the run. The same command continues an interrupted run at the exact next batch.
 
   python -m pretrain pretrain/recipes/ham10000.yaml data=/data/ham run=/runs/ham cluster.num_workers=2
 
+plan: memory, the largest batch of each GPU, expected speed, hours and loader cores; starts nothing, needs no GPU.
+
+  python -m pretrain plan pretrain/recipes/chexpert.yaml cluster.num_workers=8
+
 key                                  default          meaning
 {describe(PretrainConfig)}"""
 
 
-def _run(argv: Sequence[str]) -> None:
+def _pretrain(argv: Sequence[str]) -> None:
     from pretrain.config import PretrainConfig
     from pretrain.run import pretrain
 
     pretrain(load_config(PretrainConfig, argv))
+
+
+def _plan(argv: Sequence[str]) -> None:
+    from pretrain.plan import PlanConfig, plan
+
+    for line in plan(load_config(PlanConfig, argv)):
+        print(line, flush=True)
+
+
+COMMANDS = {
+    "plan": _plan,
+}
+
+
+def _run(argv: Sequence[str]) -> None:
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        _pretrain(argv)
+    else:
+        command(argv[1:])
 
 
 if __name__ == "__main__":

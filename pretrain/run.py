@@ -34,7 +34,7 @@ def pretrain(config: PretrainConfig) -> None:
     }
     config = config.model_copy(update=locations)
     run = Folder(config.run)
-    remaining = _prepare(config, run, _check(config))
+    remaining = _prepare(config, run, check(config))
     if remaining:
         launch(train, config, config.cluster, run)
     print(f"encoder: {run / 'encoder'}")
@@ -92,8 +92,8 @@ def dataset_identity(dataset: AnyDataset, rows: Rows, config: PretrainConfig) ->
     return identity
 
 
-def _check(config: PretrainConfig) -> Any:
-    """Raise InputError for what can be known to fail before anything is started; returns the dataset's identity."""
+def check_recipe(config: PretrainConfig) -> None:
+    """Raise InputError for what is wrong with a recipe whatever the data."""
     if "test" in config.splits:
         raise InputError("splits: the test split is never pretrained on; take it out of splits")
     for number, stage in enumerate(config.stages):
@@ -103,6 +103,11 @@ def _check(config: PretrainConfig) -> Any:
                 f"{config.cluster.num_workers} workers; choose a multiple"
             )
     create_encoder(config.encoder)
+
+
+def check(config: PretrainConfig) -> Any:
+    """Raise InputError for what can be known to fail before anything is started; returns the dataset's identity."""
+    check_recipe(config)
     dataset = open_datasets(config.locations, config.weights, config.loader.place)
     check_leakage(dataset, config)
     _check_probe(dataset, config)
