@@ -88,7 +88,7 @@ def test_the_peak_of_a_step_and_the_optimiser_are_those_of_real_tensors(optim: s
         with torch.autocast("cpu", torch.bfloat16):
             output = module(views.unflatten(0, (2, 96)), torch.zeros(2, 96, 1, dtype=torch.long))
         output.loss.backward()
-        assert needs.peak(96) == pytest.approx(ledger.peak, rel=0.02)
+        assert needs.peak(96) == pytest.approx(ledger.peak, rel=0.05)
         del output, views
         ledger.peak = 0
         optimizer.step()
