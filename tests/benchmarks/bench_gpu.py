@@ -1,7 +1,7 @@
-"""On a GPU: ResNet-50 in bfloat16 at 224 px, on a fixed batch of 512 if it fits, fed from shards, and what augmentation takes of it.
+"""On a GPU: ResNet-50 in bfloat16 at 224 px, on a fixed batch, fed from shards, and what augmentation takes of it.
 
-Without a GPU it gives no rows and says so. The floors and goals are for one H200 with 16 cores; on another card the
-first row says how far from that it is.
+The batch has 512 samples, or as many as fit. Without a GPU it gives no rows and says so. The floors and goals are
+for one H200 with 16 cores; on another card the first row says how far from that it is.
 """
 
 import os

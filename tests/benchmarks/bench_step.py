@@ -34,8 +34,8 @@ from pretrain.methods import METHODS
 from pretrain.training import Training, build_module
 from tests.benchmarks.bench_loader import write_images
 
-ROUNDS, UNCOUNTED, COUNTED, SETTLE_S = 3, 3, 4, 2.0
-SHARE, HIDDEN, TEMPERATURE = 32, 512, 0.1
+ROUNDS, UNCOUNTED, COUNTED, SETTLE_S = 2, 3, 4, 1.0
+SHARE, HIDDEN, TEMPERATURE = 16, 512, 0.1
 STEPS = ROUNDS * (UNCOUNTED + COUNTED) + 4
 Step = Callable[[], None]
 
