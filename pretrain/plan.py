@@ -227,8 +227,9 @@ def _recomputed(stage: _Stage) -> Iterator[str]:
     except InputError:
         return
     if needs.peak.per_sample < 0.95 * stage.needs.peak.per_sample:
-        most = ", ".join(f"{card.name} {needs.largest(card.memory, stage.workers)}" for card in cards())
-        yield f"  with compute.checkpoint_activations=true (slower by about a third) the most a GPU is: {most}"
+        small = [card for card in cards() if stage.share > stage.needs.largest(card.memory, stage.workers)]
+        most = ", ".join(f"{card.name} {needs.largest(card.memory, stage.workers)}" for card in small)
+        yield f"  with compute.checkpoint_activations=true (about a third slower) the most would be: {most}"
 
 
 def _how_to_read(stages: list[_Stage]) -> Iterator[str]:
