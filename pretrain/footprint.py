@@ -200,7 +200,10 @@ def _count(
     module: Method, optimizer: torch.optim.Optimizer, config: PretrainConfig, size: int, num_samples: int
 ) -> _Count:
     """One step at a batch size, within a mode of fake tensors."""
-    known = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers())}
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    kept = (*module.parameters(), *module.buffers(), *gradients, *state)
+    known = {tensor.untyped_storage()._cdata for tensor in kept}
     ledger = _Ledger(known)
     with ledger:
         channels = _setting(config, "encoder.channels", 3)
@@ -210,7 +213,7 @@ def _count(
             output = module(views_NCHW.unflatten(0, (2, num_samples)), groups_VBG)
         held = ledger.now
         output.loss.backward()
-        del output, views_NCHW
+        del output, views_NCHW, groups_VBG
         peak, ledger.peak = ledger.peak, 0
         optimizer.step()
     return _Count(held, peak, ledger.peak, ledger.flops, ledger.traffic)

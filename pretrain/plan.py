@@ -229,23 +229,23 @@ def _recomputed(stage: _Stage) -> Iterator[str]:
     if needs.peak.per_sample < 0.95 * stage.needs.peak.per_sample:
         small = [card for card in cards() if stage.share > stage.needs.largest(card.memory, stage.workers)]
         most = ", ".join(f"{card.name} {needs.largest(card.memory, stage.workers)}" for card in small)
-        yield f"  with compute.checkpoint_activations=true (about a third slower) the most would be: {most}"
+        yield "  with compute.checkpoint_activations=true (about a third slower) the most would be:"
+        yield f"  {most}"
 
 
 def _how_to_read(stages: list[_Stage]) -> Iterator[str]:
     yield (
-        f"usable: {100 * KEPT_FREE_SHARE:.0f} % and {KEPT_FREE / 1e9:g} GB of a card are left to cuDNN, NCCL and "
-        "fragments. A batch that does not fit is"
+        f"usable: {KEPT_FREE / 1e9:g} GB and {100 * KEPT_FREE_SHARE:.0f} % of a card are left to cuDNN, NCCL and "
+        "fragments."
     )
-    yield "not accumulated from smaller ones: each sample is told apart from all others of its batch."
+    yield "A batch that does not fit is not accumulated from smaller ones: each sample is told apart"
+    yield "from all others of its batch."
+    yield "samples/s, time and cores are expected, not measured: memory traffic at"
     yield (
-        f"samples/s, time and cores are expected, not measured: memory traffic at {100 * BANDWIDTH_SHARE:.0f} % of the "
-        "published bandwidth"
+        f"{100 * BANDWIDTH_SHARE:.0f} % of the published bandwidth plus arithmetic at {100 * FLOPS_SHARE:.0f} % of the "
+        f"published bf16 rate, and {PESSIMIST:g}"
     )
-    yield (
-        f"plus arithmetic at {100 * FLOPS_SHARE:.0f} % of the published bf16 rate, and {PESSIMIST:g} of that; equally "
-        "fast on every worker. CPUs are not planned."
-    )
+    yield "of that; equally fast on every worker. CPUs are not planned."
     if any(stage.steps is None for stage in stages):
         yield "Give data=DIR, or num_samples=[…], for steps and time."
 

@@ -27,7 +27,7 @@ from pretrain.methods import METHODS
 from pretrain.training import Training, build_module
 from tests.benchmarks.bench_loader import write_images
 
-UNCOUNTED, COUNTED, LOG_EVERY = 10, 40, 10
+UNCOUNTED, COUNTED, LOG_EVERY = 5, 30, 5
 
 
 def run() -> list[dict[str, Any]]:
