@@ -1,6 +1,7 @@
 """`python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]`: from images to an encoder.
 
 `python -m pretrain preview RECIPE.yaml data=DIR [out=FILE.html]`: what it will see, on a page.
+`python -m pretrain plan RECIPE.yaml [key=value …]` says what that needs.
 """
 
 import sys
@@ -14,6 +15,7 @@ def _help() -> str:
 
     return f"""usage: python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]
        python -m pretrain preview RECIPE.yaml data=DIR [out=preview.html] [num_cases=8] [key=value …]
+       python -m pretrain plan RECIPE.yaml [data=DIR | num_samples=N] [key=value …]
 
 Learns an encoder from a dataset folder by the stages of a recipe (pretrain/recipes/*.yaml), each in its
 own sub-folder of the run. The same command continues an interrupted run at the exact next batch.
@@ -22,6 +24,11 @@ own sub-folder of the run. The same command continues an interrupted run at the 
 
 `preview` writes one page of sampled pairs and their views, as the first step of each stage would see them; it
 needs no run= and starts nothing.
+
+`plan` prints memory, the largest batch of each GPU, expected speed, hours and loader cores; it starts nothing and
+needs no GPU.
+
+  python -m pretrain plan pretrain/recipes/chexpert.yaml cluster.num_workers=8
 
 key                                  default          meaning
 {describe(PretrainConfig)}"""
@@ -40,8 +47,16 @@ def _preview(argv: Sequence[str]) -> None:
     print(preview(load_config(PreviewConfig, argv)))
 
 
+def _plan(argv: Sequence[str]) -> None:
+    from pretrain.plan import PlanConfig, plan
+
+    for line in plan(load_config(PlanConfig, argv)):
+        print(line, flush=True)
+
+
 COMMANDS = {
     "preview": _preview,
+    "plan": _plan,
 }
 
 

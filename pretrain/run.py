@@ -40,7 +40,7 @@ def pretrain(config: PretrainConfig) -> None:
     }
     config = config.model_copy(update=locations)
     run = Folder(config.run)
-    remaining = _prepare(config, run, _check(config))
+    remaining = _prepare(config, run, check(config))
     if remaining:
         launch(train, config, config.cluster, run)
     print(f"encoder: {run / 'encoder'}")
@@ -99,8 +99,8 @@ def dataset_identity(dataset: AnyDataset, rows: Rows, config: PretrainConfig) ->
     return identity
 
 
-def _check(config: PretrainConfig) -> Any:
-    """Raise InputError for what can be known to fail before anything is started; returns the dataset's identity."""
+def check_recipe(config: PretrainConfig) -> None:
+    """Raise InputError for what is wrong with a recipe whatever the data."""
     if "test" in config.splits:
         raise InputError("splits: the test split is never pretrained on; take it out of splits")
     for number, stage in enumerate(config.stages):
@@ -115,6 +115,11 @@ def _check(config: PretrainConfig) -> Any:
     check_start(config.encoder, config.stage_views(0))
     if config.compute.checkpoint_activations:
         checkpoint_activations(create_encoder(config.encoder, config.stage_views(0).size_px), config.encoder.name)
+
+
+def check(config: PretrainConfig) -> Any:
+    """Raise InputError for what can be known to fail before anything is started; returns the dataset's identity."""
+    check_recipe(config)
     dataset = open_datasets(config.locations, config.weights, config.loader.place)
     check_leakage(dataset, config)
     check_seen_before(dataset, config)

@@ -1,0 +1,272 @@
+"""What a recipe needs and how long it takes, before anything is rented: `python -m pretrain plan RECIPE`.
+
+Memory and arithmetic are counted (footprint.py). Speed is expected from published rates (cards.py), not measured,
+and what rests on an assumption says so.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, PositiveInt, model_validator
+
+from clusters.config import InputError, absolute
+from data.combined import AnyDataset, open_datasets
+from pretrain.batches import ViewBatches
+from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, Card, cards
+from pretrain.config import PretrainConfig
+from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, Footprint, footprint, loss_bytes, usable
+from pretrain.leakage import pretraining_rows
+from pretrain.methods import METHODS
+from pretrain.run import check, check_recipe
+from pretrain.stage import Samples, StageConfig
+
+LOADED_PER_CORE = {"loader": 826.0, "device": 1909.0}
+"""Samples a second and core, 224 px views of 256 px JPEGs, with all augmentation or crops only, as measured
+in tests/benchmarks/README.md."""
+TIMED_S, TIMED_BATCH = 1.0, 32
+
+
+class PlanConfig(PretrainConfig):
+    """A recipe to be planned: its dataset need not be there yet."""
+
+    data: str | list[str] = Field(default="", description="dataset folder; none: see num_samples")
+    run: str = Field(default="", description="not used")
+    num_samples: list[PositiveInt] = Field(
+        default=[], description="without data: samples of each stage, [images,cases]; one number is for all of them"
+    )
+
+    @model_validator(mode="after")
+    def _one_count_each(self) -> "PlanConfig":
+        if len(self.num_samples) not in (0, 1, len(self.stages)):
+            raise ValueError(f"num_samples: {len(self.num_samples)} for {len(self.stages)} stages; give one for each")
+        return self
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage, its samples as far as they are known, and samples/s a core where that was measured here."""
+
+    config: PlanConfig
+    number: int
+    num_samples: int | None
+    measured: float | None
+
+    @property
+    def recipe(self) -> StageConfig:
+        return self.config.stages[self.number]
+
+    @property
+    def size_px(self) -> int:
+        return self.config.stage_views(self.number).size_px
+
+    @property
+    def workers(self) -> int:
+        return max(1, self.config.cluster.num_workers)
+
+    @property
+    def share(self) -> int:
+        """Samples of the global batch on one worker."""
+        return self.recipe.batch_size // self.workers
+
+    @property
+    def steps(self) -> int | None:
+        if self.recipe.steps is None and self.num_samples is None:
+            return None
+        return self.recipe.num_steps(self.num_samples or 0)
+
+    @cached_property
+    def needs(self) -> Footprint:
+        return footprint(self.config, self.number)
+
+    @property
+    def loaded(self) -> float:
+        """Samples a second and core, measured or by the benchmark."""
+        return self.measured or LOADED_PER_CORE["loader" if self.config.augment == "loader" else "device"]
+
+    def speed(self, card: Card) -> tuple[float, float] | None:
+        """Samples a second of all workers, low and high."""
+        one = card.expected(self.needs, self.share)
+        return None if one is None else (self.workers * one[0], self.workers * one[1])
+
+    def hours(self, card: Card) -> tuple[float, float] | None:
+        """Fewest and most; none where steps or speed are not known or the batch does not fit."""
+        speed = self.speed(card)
+        if speed is None or self.steps is None or self.share > self.needs.largest(card.memory, self.workers):
+            return None
+        seconds = (self.steps * self.recipe.batch_size / rate for rate in reversed(speed))
+        fewest, most = (value / 3600 for value in seconds)
+        return fewest, most
+
+
+def plan(config: PlanConfig) -> Iterator[str]:
+    """The plan, line by line. Raises InputError for what a run of the recipe would refuse."""
+    dataset = None
+    if config.data:
+        config = config.model_copy(update={"data": [absolute(location) for location in config.locations]})
+        check(config)
+        dataset = open_datasets(config.locations, config.weights, config.loader.place)
+    else:
+        check_recipe(config)
+    stages = [_known(config, number, dataset) for number in range(len(config.stages))]
+    for stage in stages:
+        yield from _needs(stage)
+        yield from _loading(stage)
+        yield ""
+        yield from _by_card(stage)
+        yield ""
+    if len(stages) > 1:
+        for card in cards():
+            hours = [took for took in (stage.hours(card) for stage in stages) if took is not None]
+            if len(hours) == len(stages):
+                yield f"all stages on {stages[0].workers} x {card.name}: {_span(tuple(map(sum, zip(*hours))))}"
+    yield from _how_to_read(stages)
+
+
+def _known(config: PlanConfig, number: int, dataset: AnyDataset | None) -> _Stage:
+    """A stage with what the dataset, else the person, says of it."""
+    if dataset is None:
+        told = (config.num_samples * len(config.stages))[number] if config.num_samples else None
+        return _Stage(config, number, told, None)
+    samples = METHODS[config.stages[number].method].samples(dataset, pretraining_rows(dataset, config))
+    return _Stage(config, number, len(samples), _measured(config, number, dataset, samples))
+
+
+def _measured(config: PlanConfig, number: int, dataset: AnyDataset, samples: Samples) -> float:
+    """Samples a second and core (CPU time of this thread) over about a second of real loading."""
+    stage, views = config.stages[number], config.stage_views(number)
+    pair = METHODS[stage.method].pairing(stage, dataset, samples)  # type: ignore[arg-type]
+    size = min(TIMED_BATCH, len(samples))
+    augment = config.augment == "loader"
+    batches = ViewBatches(dataset, samples, pair, views, config.seed, number, size, 0, 1, augment=augment)
+    batches(0)
+    step, started, until = 0, time.thread_time(), time.monotonic() + TIMED_S
+    while time.monotonic() < until:
+        step += 1
+        batches(step)
+    return step * size / max(1e-9, time.thread_time() - started)
+
+
+def _needs(stage: _Stage) -> Iterator[str]:
+    """What a stage is made of and what one worker holds."""
+    needs, recipe = stage.needs, stage.recipe
+    length = f"{recipe.epochs:g} epochs" if stage.steps is None else f"{stage.steps:,} steps"
+    if stage.steps is not None and stage.num_samples is not None:
+        epochs = stage.steps * recipe.batch_size / stage.num_samples
+        length += f", {epochs:,.3g} epochs of {stage.num_samples:,} samples"
+    config, name = stage.config, stage.config.stage_name(stage.number)
+    yield f"{name}: {config.encoder.name} at {stage.size_px} px, {config.precision}, {length}"
+    split = "on one worker" if stage.workers == 1 else f"= {stage.workers} workers x {stage.share}"
+    yield _fact("batch", f"{recipe.batch_size} samples of two views {split}")
+    yield _fact(
+        "parameters", f"encoder {needs.encoder_parameters / 1e6:.1f} M, heads {needs.head_parameters / 1e6:.1f} M"
+    )
+    averages = f", averages {_size(needs.averages)}" if needs.averages else ""
+    yield _fact(
+        "memory, always",
+        f"weights {_size(needs.weights)}, gradients {_size(needs.gradients)}, {recipe.optim.name} "
+        f"{_size(needs.optimiser)}{averages}",
+    )
+    yield _fact(
+        "memory, a sample",
+        f"{_size(needs.held(stage.share) / stage.share)} of activations, "
+        f"{_size(needs.peak(stage.share) / stage.share)} at the peak, "
+        f"{_size(needs.input_per_sample)} of uint8 input",
+    )
+    if needs.projection_dim:
+        yield _fact("memory, loss", f"{_size(loss_bytes(stage.share, stage.workers, needs.projection_dim))}, in tiles")
+    yield _fact("one worker", f"{stage.share} samples need {_size(needs.needed(stage.share, stage.workers))}")
+    yield _fact(
+        "work, a sample",
+        f"{needs.flops.per_sample / 1e9:.1f} GFLOP, {_size(needs.traffic.per_sample)} of memory traffic",
+    )
+    yield _fact("checkpoint", f"{_size(needs.checkpoint)}; {config.checkpoint.keep} are kept")
+
+
+def _loading(stage: _Stage) -> Iterator[str]:
+    """How fast a core loads, and what the batches that stand ready take of shared memory."""
+    what = "all augmentation" if stage.config.augment == "loader" else "crops only"
+    how = f"measured here in {TIMED_S:g} s"
+    if stage.measured is None:
+        how = "by the benchmark (224 px views of 256 px JPEGs)"
+    yield _fact("loading", f"{stage.loaded:,.0f} samples/s a core, {what}, {how}")
+    batch = stage.share * stage.needs.input_per_sample
+    there = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
+    yield _fact(
+        "/dev/shm",
+        f"a batch is {_size(batch)}; each loader process keeps {stage.config.loader.prefetch} ready"
+        + (f"; {_size(there)} here" if there else ""),
+    )
+
+
+def _by_card(stage: _Stage) -> Iterator[str]:
+    """A line a card: the largest batch, whether this one fits, speed, time and loader cores."""
+    needs, fits_all = stage.needs, True
+    yield _row("card", "usable", "most a GPU", "this batch", "samples/s", "time", "cores a GPU")
+    for card in cards():
+        largest, speed, hours = needs.largest(card.memory, stage.workers), stage.speed(card), stage.hours(card)
+        cells = [card.name, f"{usable(card.memory) / 1e9:.1f} GB", f"{largest} samples"]
+        if stage.share > largest:
+            fits_all, more = False, needs.workers_for(stage.recipe.batch_size, card.memory)
+            yield _row(*cells, f"needs {more} GPUs" if more else "does not fit", "", "", "")
+        elif speed is None:
+            yield _row(*cells, "fits", "", "", "")
+        else:
+            rate, cores = f"{speed[0]:,.0f}–{speed[1]:,.0f}", speed[1] / stage.workers / stage.loaded
+            yield _row(*cells, "fits", rate, _span(hours) if hours else "", f"{cores:.1f}")
+    if not fits_all:
+        yield from _recomputed(stage)
+
+
+def _recomputed(stage: _Stage) -> Iterator[str]:
+    """What checkpointed activations would change, where they are not used yet and the network can."""
+    try:
+        needs = footprint(stage.config, stage.number, recompute=True)
+    except InputError:
+        return
+    if needs.peak.per_sample < 0.95 * stage.needs.peak.per_sample:
+        small = [card for card in cards() if stage.share > stage.needs.largest(card.memory, stage.workers)]
+        most = ", ".join(f"{card.name} {needs.largest(card.memory, stage.workers)}" for card in small)
+        yield "  with compute.checkpoint_activations=true (about a third slower) the most would be:"
+        yield f"  {most}"
+
+
+def _how_to_read(stages: list[_Stage]) -> Iterator[str]:
+    yield (
+        f"usable: {KEPT_FREE / 1e9:g} GB and {100 * KEPT_FREE_SHARE:.0f} % of a card are left to cuDNN, NCCL and "
+        "fragments."
+    )
+    yield "A batch that does not fit is not accumulated from smaller ones: each sample is told apart"
+    yield "from all others of its batch."
+    yield "samples/s, time and cores are expected, not measured: memory traffic at"
+    yield (
+        f"{100 * BANDWIDTH_SHARE:.0f} % of the published bandwidth plus arithmetic at {100 * FLOPS_SHARE:.0f} % of the "
+        f"published bf16 rate, and {PESSIMIST:g}"
+    )
+    yield "of that; equally fast on every worker. CPUs are not planned."
+    if any(stage.steps is None for stage in stages):
+        yield "Give data=DIR, or num_samples=[…], for steps and time."
+
+
+def _fact(name: str, text: str) -> str:
+    return f"  {name:<17} {text}"
+
+
+def _row(*cells: str) -> str:
+    widths = (-14, 8, 13, 13, 15, 13, 11)
+    return "  " + " ".join(f"{cell:<{-w}}" if w < 0 else f"{cell:>{w}}" for cell, w in zip(cells, widths)).rstrip()
+
+
+def _span(hours: tuple[float, ...]) -> str:
+    """Hours, or minutes where there is less than one."""
+    if max(hours) < 1:
+        return "–".join(f"{60 * value:.0f}" for value in hours) + " min"
+    return "–".join(f"{value:.1f}" if value < 10 else f"{value:,.0f}" for value in hours) + " h"
+
+
+def _size(num_bytes: float) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if num_bytes >= u), (1, "B"))
+    return f"{num_bytes / unit:.1f} {name}" if num_bytes < 100 * unit else f"{num_bytes / unit:,.0f} {name}"
