@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from clusters.config import InputError
+from clusters.storage import Folder
 from data.__main__ import main
+from data.cases import RawFile
 from data.dataset import open_dataset
 from data.processing import in_processes
 from data.shards import write_dataset
@@ -43,6 +45,27 @@ def test_an_interrupted_import_goes_on_and_ends_in_the_same_bytes(written: Path,
     repaired.touch()
     assert not write_dataset(raw, config(out)).reused
     assert all(shard.stat().st_ino == inode for shard, inode in finished.items())
+    assert files(out) == files(written)
+
+
+def test_bad_images_do_not_make_an_import_begin_again_unless_they_were_mended(written: Path, tmp_path: Path) -> None:
+    out, repaired, absent = tmp_path / "dataset", tmp_path / "repaired", tmp_path / "absent"
+    last = int(str(open_dataset(str(written)).column("key")[-1]).removeprefix("case-"))
+    first = int(str(open_dataset(str(written)).column("key")[0]).removeprefix("case-"))
+    waits = {10 * last: Drawn(10 * last, str(repaired)), 10 * first: RawFile(Folder(tmp_path), "absent")}
+    raw = cases(30, lambda seed: waits.get(seed, Drawn(seed)))
+
+    def stopped_after() -> int:
+        with pytest.raises(RuntimeError):
+            write_dataset(raw, config(out, missing="skip"))
+        return (out / "shard-000000.tar").stat().st_ino
+
+    begun = stopped_after()
+    assert stopped_after() == begun, "the shard with the absent image is kept"
+    absent.write_bytes(Drawn(10 * first)())
+    assert stopped_after() != begun
+    repaired.touch()
+    write_dataset(raw, config(out, missing="skip"))
     assert files(out) == files(written)
 
 

@@ -233,7 +233,7 @@ def test_keyed_rows_with_other_images_are_another_dataset(tmp_path: Path) -> Non
 def test_reuse_says_how_many_images_were_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = table(tmp_path / "raw", SIX)
     (tmp_path / "raw" / "pictures" / "3.png").unlink()
-    words = ["import", "source=table", raw, "image=file", "patient=who", "max_bad_fraction=0.5", "num_processes=1"]
+    words = ["import", "source=table", raw, "image=file", "patient=who", "missing=skip", "num_processes=1"]
     for _ in range(2):
         main([*words, f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"])
     told = capsys.readouterr().out.splitlines()[-1]
@@ -427,11 +427,11 @@ def test_the_command_line_writes_verifies_reuses_and_refuses(tmp_path: Path) -> 
 
 def test_too_many_bad_images_leave_the_command_line_with_exit_code_2(tmp_path: Path) -> None:
     raw = ham10000(tmp_path / "raw")
-    (raw / "HAM10000_images_part_1" / "ISIC_0027419.jpg").unlink()
+    (raw / "HAM10000_images_part_1" / "ISIC_0027419.jpg").write_bytes(b"")
     failed = run("import", "source=ham10000", f"raw={raw}", f"out={tmp_path / 'out'}", "num_processes=1")
     assert failed.returncode == 2
     assert "error: 1 of 3 images are bad" in failed.stderr
-    assert "the first: row 2 (ISIC_0027419.jpg): absent" in failed.stderr
+    assert "the first: row 2 (ISIC_0027419.jpg): zero bytes" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
 
