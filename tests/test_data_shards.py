@@ -24,7 +24,6 @@ from data.dataset import Dataset, open_dataset
 from data.images import decode_stored
 from data.segments import tar_end, tar_member
 from data.shards import write_dataset
-from data.sources import read_raw, synthetic
 from data.verify import verify
 from tests.drawn_cases import Absent, Drawn, Fixed, cases, config, files
 
@@ -110,14 +109,10 @@ def test_a_tar_is_the_one_that_webdataset_writes(key: str) -> None:
 
 
 def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path) -> None:
-    for number in (1, 2, 3):
-        options = synthetic.Options(
-            source="synthetic", out=str(tmp_path / str(number)), num_cases=132, size_px=32, images_per_shard=99
-        ).model_copy(update={"num_processes": number})
-        write_dataset(read_raw(options), options)
+    for number in (1, 3):  # two are those of an import that is killed, in test_data_interrupted.py
+        write_dataset(cases(180), config(tmp_path / str(number), images_per_shard=99, num_processes=number))
     one = files(tmp_path / "1")
     assert len(one) > 4
-    assert files(tmp_path / "2") == one
     assert files(tmp_path / "3") == one
 
 
