@@ -19,7 +19,7 @@ from pretrain.encoder import CARD, CONFIG, SEEN, WEIGHTS, Seen, hash64
 from pretrain.stage import Rows
 from pretrain.views import ViewConfig
 
-GENERIC = ("table", "folder", "wds")
+GENERIC = ("table", "folder", "dicom", "wds")
 """Sources that read anybody's data."""
 
 

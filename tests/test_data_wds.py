@@ -26,6 +26,7 @@ from data.shards import write_dataset
 from data.sources import wds
 from data.tars import Tar, Wanted, scan
 from data.verify import verify
+from data.whois import WhoisConfig, whois
 from tests.drawn_cases import Drawn, cases, config
 
 
@@ -464,6 +465,26 @@ def test_with_keyed_ids_no_line_tells_a_member_s_name(tmp_path: Path) -> None:
         tar_of(tmp_path / "x.tar", members)
         line = refusal(tmp_path, *keyed, "split=json:a")
         assert "x.tar: member 2" in line and "jane" not in line.lower()
+
+
+def test_with_keyed_ids_no_member_s_name_goes_into_the_index_or_a_message(tmp_path: Path) -> None:
+    members = [("Jane-Doe.front.jpg", picture(1)), ("Jane-Doe.side.png", picture(2, "PNG"))]
+    tar_of(tmp_path / "x.tar", [*members, ("Jane-Doe.json", b'{"a": "train"}')])
+    ring = f"{tmp_path}-keys.json"
+    adopt(options(tmp_path, "ids=keyed", f"keyring={ring}"))
+    dataset = open_dataset(str(tmp_path))
+    assert b"jane" not in (str(dataset.index.to_pylist()) + dataset.manifest.model_dump_json()).lower().encode()
+    (key,) = set(dataset.column("key"))
+    assert dataset.column("member").tolist() == [f"{key}.0.jpg", f"{key}.1.png"]
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    content[dataset.column("offset")[1] + 50] ^= 1
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(InputError, match=rf"image {key}\.1\.png differs"):
+        verify(str(tmp_path))
+    with pytest.raises(InputError, match=rf"image {key}\.1\.png was altered"):
+        open_dataset(str(tmp_path)).read(1)
+    found = whois([f"{key}.1.png"], WhoisConfig(keyring=ring))
+    assert "Jane-Doe.side.png" in str(found)
 
 
 def test_the_folder_is_adopted_in_place_and_nothing_else_there_is_overwritten(tmp_path: Path) -> None:
