@@ -63,7 +63,7 @@ def decode(content: bytes, max_pixels: int = 200_000_000, burned_in: str = "keep
     if not content:
         raise BadImage("zero bytes")
     if is_dicom(content):
-        from data.dicom import decode_dicom  # pydicom is loaded where a DICOM file comes, not before
+        from data.dicom.decode import decode_dicom  # pydicom is loaded where a DICOM file comes, not before
 
         return decode_dicom(content, max_pixels, burned_in)
     header = jpeg.read_header(content)

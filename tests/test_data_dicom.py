@@ -28,7 +28,7 @@ from data.__main__ import main
 from data.cases import RawDataset
 from data.dataset import Dataset as ManyviewDataset
 from data.dataset import open_dataset
-from data.dicom_headers import header_of
+from data.dicom.headers import header_of
 from data.images import BadImage, canonical, decode
 from data.shards import write_dataset
 from data.sources import read_raw, source_module

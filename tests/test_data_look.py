@@ -17,12 +17,12 @@ from clusters.storage import Folder
 from data.__main__ import main
 from data.cases import Case, RawDataset, SourceImage, one_hot
 from data.config import ImportConfig
-from data.contact_sheets import contact_sheets
 from data.dataset import Dataset, open_dataset
-from data.findings import findings
-from data.look import look
-from data.lookalikes import lookalikes
-from data.overview import Overview
+from data.look.contact_sheets import contact_sheets
+from data.look.dataset_page import look
+from data.look.findings import findings
+from data.look.lookalikes import lookalikes
+from data.look.overview import Overview
 from data.shards import write_dataset
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
@@ -374,7 +374,7 @@ def test_lookalikes_are_those_of_all_pairs() -> None:
 
 
 def test_of_many_images_the_closest_pairs_are_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.lookalikes.ALL_PAIRS_UP_TO", 10)
+    monkeypatch.setattr("data.look.lookalikes.ALL_PAIRS_UP_TO", 10)
     random = np.random.default_rng(0)
     hashes = random.integers(0, 1 << 63, 4000, np.uint64)
     hashes[2000:] = hashes[:2000] ^ (np.uint64(1) << random.integers(0, 64, 2000).astype(np.uint64))

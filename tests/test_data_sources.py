@@ -16,10 +16,10 @@ from clusters.config import InputError, load_config, run_main
 from data.__main__ import help_text, main
 from data.cases import RawDataset, age_band
 from data.dataset import Dataset, open_dataset
-from data.lesions import CLASSES, draw_lesion
-from data.photography import photograph
 from data.shards import write_dataset
 from data.sources import SOURCES, read_raw, source_module
+from data.synthetic.lesions import CLASSES, draw_lesion
+from data.synthetic.photography import photograph
 from data.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -19,12 +19,12 @@ from webdataset.writer import ShardWriter, TarWriter
 from clusters.config import InputError, load_config
 from clusters.storage import Folder
 from data.__main__ import main
-from data.adopt import adopt
 from data.dataset import Dataset, open_dataset
 from data.images import decode, decode_stored
 from data.shards import write_dataset
 from data.sources import wds
-from data.tars import Tar, Wanted, scan
+from data.tars.adopt import adopt
+from data.tars.scan import Tar, Wanted, scan
 from data.verify import verify
 from data.whois import WhoisConfig, whois
 from tests.drawn_cases import Drawn, cases, config
@@ -128,7 +128,7 @@ def test_grouped_cases_are_indexed_where_they_lie_and_read_byte_for_byte(tmp_pat
 
 
 def test_one_or_several_processes_give_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.adopt.IMAGES_PER_TASK", 5)
+    monkeypatch.setattr("data.tars.adopt.IMAGES_PER_TASK", 5)
     manifests = []
     for number in (1, 2):
         write_cases(tmp_path / str(number))
@@ -508,7 +508,7 @@ def test_a_killed_adoption_is_begun_again(tmp_path: Path, monkeypatch: pytest.Mo
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.adopt.build_manifest", killed)
+        patch.setattr("data.tars.adopt.build_manifest", killed)
         patch.setattr(Folder, "remove", lambda *_: None)  # a killed process tidies nothing up
         with pytest.raises(SystemExit):
             adopt(options(tmp_path, *GROUPED))

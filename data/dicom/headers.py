@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.cases import age_band
-from data.dicom import read_header, says_burned_in
+from data.dicom.decode import read_header, says_burned_in
 from data.images import BadImage, Pixels, is_dicom
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import Any
 from clusters.config import InputError, differences
 from clusters.storage import Folder
 from data.cases import Case, RawDataset, SourceImage
-from data.facts import Facts, read_facts
 from data.identities import Identities, load_identities
 from data.index import build_manifest, count_duplicates, write_index
 from data.manifest import (
@@ -35,7 +34,8 @@ from data.processing import in_processes
 from data.progress import Progress
 from data.shards import Imported
 from data.sources.wds import NOT_DONE, Options, cases_of
-from data.tars import Member, Tar, TarImage, repeated_keys, scan
+from data.tars.facts import Facts, read_facts
+from data.tars.scan import Member, Tar, TarImage, repeated_keys, scan
 from data.whois import write_whois
 
 IMAGES_PER_TASK = 64

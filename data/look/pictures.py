@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from data.contact_sheets import IMAGES_PER_CASE, NOT_LABELLED, Album, Sheet
-from data.lookalikes import MAX_BITS, lookalikes
-from data.overview import POSITIVE, UNCERTAIN, Overview, shortened
+from data.look.contact_sheets import IMAGES_PER_CASE, NOT_LABELLED, Album, Sheet
+from data.look.lookalikes import MAX_BITS, lookalikes
+from data.look.overview import POSITIVE, UNCERTAIN, Overview, shortened
 from data.page import LINE_BREAK, Bar, Content, Html, Image, bars, image_rows, join, paragraph, tag
 
 NUM_COPIES, NUM_LOOKALIKES, NUM_COMPARED = 6, 8, 60
