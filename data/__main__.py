@@ -79,7 +79,7 @@ def verify_command(argv: Sequence[str]) -> None:
 
 def look_command(argv: Sequence[str]) -> None:
     """Write the page that shows a dataset."""
-    from data.look import look
+    from data.look.dataset_page import look
 
     folders = [word for word in argv if not word.startswith("out=")]
     out = [word.removeprefix("out=") for word in argv if word.startswith("out=")]

@@ -121,7 +121,7 @@ class ShardCache:
             if coming is not None:
                 with suppress(OSError):  # the read that takes its place reports what is wrong
                     coming.result()
-                content = self._read(name, offset, size)
+            content = self._read(name, offset, size)  # it may also have come between the two looks
         return content
 
     def announce(self, names: list[str], wait: bool) -> None:

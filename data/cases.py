@@ -5,6 +5,7 @@ views. Two images of a case show the same condition, which is what MICLe learns 
 have several cases, and only the patient decides the split.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -73,6 +74,18 @@ class RawFile:
 
     folder: Folder
     name: str
+
+    def is_absent(self) -> bool:
+        """Whether there is certainly no such file; at a URL, and where access is denied, reading it tells."""
+        if self.folder.path is None:
+            return False
+        try:
+            os.stat(f"{self.folder.path}/{self.name}")  # noqa: PTH116 (a Path for each of a million files takes longer)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
 
     def __call__(self) -> bytes:
         """The file's bytes. Raises FileNotFoundError, also for a pipe or device, which might never end."""

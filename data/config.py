@@ -63,6 +63,9 @@ class ImportConfig(Config):
     duplicates: Literal["refuse", "keep"] = Field(
         default="refuse", description="what to do where the same pixels stand with two patients or in two splits"
     )
+    missing: Literal["refuse", "skip"] = Field(
+        default="refuse", description="what to do with an image that the table names and that is not there"
+    )
     burned_in: Literal["refuse", "leave_out", "keep"] = Field(
         default="refuse", description="what to do with a DICOM image that says that text is burned into its pixels"
     )
@@ -88,7 +91,9 @@ class ImportConfig(Config):
 
 
 # What may change between two runs of one import without changing a byte of the dataset.
-WITHOUT_EFFECT = {"raw", "out", "keyring", "link", "num_processes", "on_ray", "max_bad_fraction", "duplicates"}
+WITHOUT_EFFECT = {"raw", "out", "keyring", "link", "num_processes", "on_ray"}
+# These decide whether it is written at all; what `refuse` lets through is what the other choice writes.
+WITHOUT_EFFECT |= {"max_bad_fraction", "duplicates", "missing"}
 
 
 def settings(config: ImportConfig) -> dict[str, object]:

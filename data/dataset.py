@@ -7,12 +7,8 @@ the hash in the index, so a damaged shard never shortens or alters a dataset in 
 
 import hashlib
 import multiprocessing
-import os
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -23,15 +19,12 @@ from numpy.typing import NDArray
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cache import CachePlace, ShardCache, locked, patiently
+from data.cache import CachePlace, locked, patiently
 from data.compiled import compile_index, compiled_path
 from data.manifest import INDEX, Manifest, check_files, read_manifest
 from data.mapped import Arrays, intact
+from data.shard_bytes import ShardBytes, unreadable
 from data.splits import SPLITS
-
-MAX_OPEN_FILES = 128
-NUM_REQUESTS = 16
-"""Ranges that are asked for at once, where a shard is not read whole."""
 
 
 def open_dataset(location: str, cache: CachePlace | None = None) -> "Dataset":
@@ -60,15 +53,11 @@ class Dataset:
         self.manifest = manifest
         self._cache = cache or CachePlace()
         self._folder = Folder(location)
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._shards = ShardBytes(self._folder, manifest, self._cache)
         self._index_file: Path | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         return Dataset, (self.location, self.manifest, self._cache)
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", {}).values():
-            os.close(file)
 
     def __repr__(self) -> str:
         return f"Dataset({self.manifest.name}, {self.num_cases} cases, {self.num_images} images)"
@@ -171,13 +160,7 @@ class Dataset:
     def read_many(self, rows: NDArray[np.int64]) -> list[bytes]:
         """The stored files of some images, checked. Raises InputError naming shard and member."""
         arrays = self._arrays
-        places = list(
-            zip(arrays["shard"][rows].tolist(), arrays["offset"][rows].tolist(), arrays["size"][rows].tolist())
-        )
-        if self._folder.path is not None or len(rows) == 1:
-            contents = [self._read_at(*place) for place in places]
-        else:
-            contents = list(self._requests.map(lambda place: self._read_at(*place), places))
+        contents = self._shards.read(*(arrays[name][rows].tolist() for name in ("shard", "offset", "size")))
         digests = arrays["sha256"][rows].tobytes()
         for number, content in enumerate(contents):
             if hashlib.sha256(content).digest() != digests[32 * number : 32 * number + 32]:
@@ -190,12 +173,11 @@ class Dataset:
         `now`: their reader will wait for them. Shards of which a smaller share than `least_share` is asked for
         are left to ranged reads. Nothing happens for local datasets or where the cache is off.
         """
-        if self._shards is None:
-            return
-        arrays, names, files = self._arrays, self._shard_names, self.manifest.files
-        asked = np.bincount(arrays["shard"][rows], arrays["size"][rows])
-        wanted = {names[shard]: float(asked[shard]) for shard in np.flatnonzero(asked).tolist()}
-        self._shards.announce([n for n, size in wanted.items() if size >= least_share * files[n].size], now)
+        if self._shards.are_cached:
+            asked = np.bincount(self._arrays["shard"][rows], self._arrays["size"][rows])
+            self._shards.announce(
+                {shard: float(asked[shard]) for shard in np.flatnonzero(asked).tolist()}, now, least_share
+            )
 
     def index_file(self) -> Path:
         """The index as a local file, checked; a remote one is copied into the cache.
@@ -226,7 +208,7 @@ class Dataset:
                 patiently(lambda: self._folder.download(INDEX, part))
                 self._checked_index(part).replace(path)
             except OSError as error:
-                raise self._unreadable(INDEX, error) from None
+                raise unreadable(self._folder, INDEX, error) from None
             finally:
                 part.unlink(missing_ok=True)
         return path
@@ -238,76 +220,22 @@ class Dataset:
         check = multiprocessing.parent_process() is None
         return compile_index(path, self.index_file, self.label_names, check)
 
-    @cached_property
-    def _shard_names(self) -> dict[int, str]:
-        return self.manifest.shards
-
-    @cached_property
-    def _shards(self) -> ShardCache | None:
-        """The cache of this dataset's shards; None where they are local or it is off."""
-        if self._folder.path is not None or self._cache.size_gb <= 0:
-            return None
-        sizes = {name: self.manifest.files[name].size for name in self._shard_names.values()}
-        return ShardCache(self._folder, self.fingerprint, sizes, self._cache)
-
-    @cached_property
-    def _requests(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(NUM_REQUESTS, "requests")
-
-    def _read_at(self, shard: int, offset: int, size: int) -> bytes:
-        name = self._shard_names[shard]
-        if offset < 0 or size < 0:  # a damaged array; the hash will not fit
-            return b""
-        try:
-            if self._folder.path is not None:
-                return os.pread(self._opened(shard), size, offset)
-            content = self._shards.read(name, offset, size) if self._shards is not None else None
-            if content is None:
-                content = patiently(lambda: self._folder.read_range(name, offset, size))
-            return content
-        except OSError as error:
-            raise self._unreadable(name, error) from None
-
-    def _unreadable(self, name: str, error: OSError) -> InputError:
-        """What to tell about a file of the dataset that could not be read."""
-        if isinstance(error, FileNotFoundError):
-            return InputError(f"{self._folder.file(name)} is missing; copy the dataset again")
-        what = " ".join((error.strerror or str(error)).split()) or type(error).__name__
-        return InputError(
-            f"{self._folder.file(name)} cannot be read ({what}); check the place and your access to it, and run the "
-            "same command again"
-        )
-
-    def _opened(self, shard: int) -> int:
-        """The shard's file, open; of many, those that were read last are kept open."""
-        file = self._files.get(shard)
-        if file is None:
-            assert self._folder.path is not None
-            file = os.open(self._folder.path / self._shard_names[shard], os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._files) >= MAX_OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = file
-        else:
-            self._files.move_to_end(shard)
-        return file
-
     def _read_again(self, row: int) -> bytes:
         """One more try for an image whose hash differs: the cache may be damaged and the dataset be whole."""
         path = compiled_path(self._cache.sub_folder("indexes"), self.fingerprint)
         if not intact(path):
             path.unlink(missing_ok=True)
             del self._arrays
-        shard, offset, size = (int(self._arrays[name][row]) for name in ("shard", "offset", "size"))
-        name, digest = self._shard_names[shard], self._arrays["sha256"][row].tobytes()
-        content = self._read_at(shard, offset, size)
-        if self._shards is not None and hashlib.sha256(content).digest() != digest and self._shards.drop(name):
-            with suppress(OSError):  # the read that takes its place reports what is wrong
-                self._shards.fetch(name)
-            content = self._read_at(shard, offset, size)
+        place = [[int(self._arrays[name][row])] for name in ("shard", "offset", "size")]
+        digest = self._arrays["sha256"][row].tobytes()
+        (content,) = self._shards.read(*place)
+        (shard,) = place[0]
+        if hashlib.sha256(content).digest() != digest and self._shards.fetch_again(shard):
+            (content,) = self._shards.read(*place)
         if hashlib.sha256(content).digest() != digest:
             member = self.column("member")[row]
             raise InputError(
-                f"{self._folder.file(name)}: image {member} was altered (its hash differs); copy the dataset "
-                f"again, or run python -m data verify {self.location}"
+                f"{self._folder.file(self.manifest.shards[shard])}: image {member} was altered (its hash differs); "
+                f"copy the dataset again, or run python -m data verify {self.location}"
             )
         return content

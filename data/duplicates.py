@@ -3,7 +3,7 @@
 Shapes: N images, in the order of the index.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -71,8 +71,19 @@ def near_pairs(known: Known) -> NearPairs:
 
     Images that share 3 blocks with more than MAX_BUCKET others are not compared with those, but counted.
     """
-    found = [0, 0]
+    pairs = across_splits = 0
     uncompared = np.zeros(len(known.dhash), bool)
+    for a, b in each_near_pair(known, uncompared):
+        pairs += len(a)
+        across_splits += int((known.split[a] != known.split[b]).sum())
+    return NearPairs(pairs, across_splits, int(uncompared.sum()))
+
+
+def each_near_pair(known: Known, uncompared: NDArray[np.bool_]) -> Iterator[tuple[Integers, Integers]]:
+    """The near pairs, each once, many at a time: the images on one side and those on the other.
+
+    Marks in `uncompared` the images that stand in a bucket of more than MAX_BUCKET.
+    """
     blocks = [(known.dhash >> np.uint64(at)) & np.uint64((1 << width) - 1) for at, width in BLOCKS]
     for chosen in combinations(range(len(BLOCKS)), AGREEING):
         joined = blocks[chosen[0]]
@@ -84,14 +95,11 @@ def near_pairs(known: Known) -> NearPairs:
         too_full = ends - starts > MAX_BUCKET
         for start, end in zip(starts[too_full], ends[too_full]):
             uncompared[order[start:end]] = True
-        sizes = np.where(too_full, 1, ends - starts)
-        _each_distance(order, starts, sizes, lambda a, b, chosen=chosen: _count(known, blocks, chosen, a, b, found))
-    return NearPairs(found[0], found[1], int(uncompared.sum()))
+        for a, b in _within_buckets(order, starts, np.where(too_full, 1, ends - starts)):
+            yield _near(known, blocks, chosen, a, b)
 
 
-def _each_distance(
-    order: Integers, starts: Integers, sizes: Integers, count: Callable[[Integers, Integers], None]
-) -> None:
+def _within_buckets(order: Integers, starts: Integers, sizes: Integers) -> Iterator[tuple[Integers, Integers]]:
     """Pairs within buckets, all buckets at once: members one apart, then two apart, and so on."""
     apart = 1
     while (big := sizes > apart).any():
@@ -99,14 +107,14 @@ def _each_distance(
         lengths = sizes - apart
         ends = np.cumsum(lengths)
         places = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-        count(order[places], order[places + apart])
+        yield order[places], order[places + apart]
         apart += 1
 
 
-def _count(
-    known: Known, blocks: list[Hashes], chosen: tuple[int, ...], a: Integers, b: Integers, to: list[int]
-) -> None:
-    """Add the near pairs among these; a pair that agrees in more blocks is counted with its first three."""
+def _near(
+    known: Known, blocks: list[Hashes], chosen: tuple[int, ...], a: Integers, b: Integers
+) -> tuple[Integers, Integers]:
+    """The near ones among these pairs; one that agrees in more blocks belongs to its first three."""
     near = np.bitwise_count(known.dhash[a] ^ known.dhash[b]) <= NEAR_BITS
     near &= known.case[a] != known.case[b]
     near &= (known.pixels_high[a] != known.pixels_high[b]) | (known.pixels_low[a] != known.pixels_low[b])
@@ -115,8 +123,7 @@ def _count(
         if block not in chosen:
             differs = blocks[block][a] != blocks[block][b]
             a, b = a[differs], b[differs]
-    to[0] += len(a)
-    to[1] += int((known.split[a] != known.split[b]).sum())
+    return a, b
 
 
 def duplicates_told(counts: Mapping[str, int]) -> list[str]:

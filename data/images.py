@@ -4,7 +4,6 @@ Pixels are uint8, `(H, W, 3)` RGB or `(H, W, 1)` grey, upright, in sRGB. What is
 the pixel array, so that no EXIF, comment, text chunk, colour profile or thumbnail can come along.
 """
 
-import hashlib
 import io
 import struct
 import warnings
@@ -17,6 +16,7 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from data import jpeg
 from data.colour import pixels_to_srgb, to_srgb
+from data.hashes import difference_hash, pixel_hash
 from data.jpeg import encode_jpeg
 
 # Formats that are read: no EPS or PDF (they would run an interpreter), nothing exotic.
@@ -63,7 +63,7 @@ def decode(content: bytes, max_pixels: int = 200_000_000, burned_in: str = "keep
     if not content:
         raise BadImage("zero bytes")
     if is_dicom(content):
-        from data.dicom import decode_dicom  # pydicom is loaded where a DICOM file comes, not before
+        from data.dicom.decode import decode_dicom  # pydicom is loaded where a DICOM file comes, not before
 
         return decode_dicom(content, max_pixels, burned_in)
     header = jpeg.read_header(content)
@@ -235,36 +235,6 @@ def canonical(
     small = shrink(pixels, short_side_px)
     content = encode_jpeg(small, jpeg_quality)
     return StoredImage(content, small.shape[1], small.shape[0], pixel_hash(pixels), difference_hash(small))
-
-
-def pixel_hash(pixels: Pixels) -> str:
-    """SHA-256 of an image's shape and pixels: the same for the same picture in any lossless encoding.
-
-    Colour that is grey everywhere counts as one channel, `(H, W, 1)`: a grey picture saved as RGB is a copy of it.
-    """
-    pixels = pixels[:, :, :1] if _is_grey(pixels) else pixels
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
-
-
-def _is_grey(pixels: Pixels) -> bool:
-    """Whether there are three equal channels: looked for in a few rows first, where most photographs show colour."""
-    if pixels.shape[2] != 3:
-        return False
-    some = pixels[:: max(1, len(pixels) // 8)]
-    return all(np.array_equal(part[:, :, 0], part[:, :, other]) for part in (some, pixels) for other in (1, 2))
-
-
-def difference_hash(pixels: Pixels) -> int:
-    """A 64-bit perceptual hash: whether brightness rises from each of 8 x 8 fields to the next one right.
-
-    Copies that were resized, recompressed or slightly retouched differ in few bits (Krawetz, "Kind of like
-    that", 2013).
-    """
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.shape[2] == 3 else pixels[:, :, 0]
-    fields = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return int.from_bytes(np.packbits(fields[:, 1:] > fields[:, :-1]).tobytes(), "big")
 
 
 def decode_stored(content: bytes) -> Pixels:

@@ -8,6 +8,7 @@ import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 Attributes = Mapping[str, str | int | float]
 
@@ -189,6 +190,10 @@ def polyline(points: Iterable[tuple[float, float]], kind: str) -> Html:
     return tag("polyline", EMPTY, {"points": path, "class": kind, "fill": "none"})
 
 
+def _style() -> str:
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+
+
 def page(title: str, sections: Sequence[Section], lead: Content = "") -> str:
     """The whole page. It may load nothing: its own policy forbids what is not in it."""
     anchors = [f"part-{number}" for number in range(1, len(sections) + 1)]
@@ -204,112 +209,5 @@ def page(title: str, sections: Sequence[Section], lead: Content = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{_style()}</style></head><body>{body}</body></html>\n"
     )
-
-
-STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1b2733;--soft:#5a6876;--line:#d8dee4;--wash:#f4f6f8;
---accent:#0b6e75;--accent-rgb:11 110 117;--other:#9a5b13;--third:#6b4fa0;--fourth:#4d6b1f;
---good:#2b7a4b;--bad:#b3372f;--warn:#fff5e0;--warn-line:#d9a441}
-@media(prefers-color-scheme:dark){:root{--paper:#12181f;--ink:#e3e9ee;--soft:#9babb9;--line:#2d3843;
---wash:#1a222b;--accent:#5cc4cb;--accent-rgb:72 170 178;--other:#e0a458;--third:#b9a2ea;--fourth:#a9cc6e;
---good:#6cc48d;--bad:#ee8277;--warn:#2c2413;--warn-line:#a07a2d}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);line-height:1.5;
-font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-header,main,nav{max-width:64rem;margin:0 auto;padding:0 1.25rem}
-header{padding-top:2rem}
-h1{font-size:1.7rem;line-height:1.2;margin:0 0 .4rem;font-weight:650}
-h2{font-size:1.2rem;margin:2.4rem 0 .8rem;padding-top:.9rem;border-top:1px solid var(--line);font-weight:650}
-h3{font-size:1rem;margin:1.4rem 0 .5rem;font-weight:650}
-p,dl{margin:.6rem 0;max-width:46rem}
-h1,h2,h3,p,li,caption,summary,nav a,.note,.warning{overflow-wrap:anywhere}
-.lead{color:var(--soft)}
-a{color:var(--accent)}
-nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;padding-top:.5rem;font-size:.9rem}
-nav a{text-decoration:none}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.8rem;margin:1rem 0}
-.tiles>div{background:var(--wash);border:1px solid var(--line);border-radius:.5rem;padding:.7rem .9rem;
-display:flex;flex-direction:column;font-size:.82rem;color:var(--soft)}
-.tiles strong{font-size:1.7rem;line-height:1.25;color:var(--ink);font-variant-numeric:tabular-nums;
-font-weight:650}
-.scroll{overflow-x:auto;margin:.8rem 0}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
-th,td{padding:.32rem .7rem .32rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
-font-weight:400}
-thead th{color:var(--soft);font-size:.8rem;vertical-align:bottom}
-tbody th{font-weight:550}
-.numeric td,.numeric thead th:not(:first-child){text-align:right;white-space:nowrap}
-.bars{width:100%;max-width:46rem}
-.bars tbody th{overflow-wrap:anywhere;min-width:6rem;max-width:14rem}
-.bars .bar{width:45%;min-width:4rem;vertical-align:middle}
-@media(max-width:34rem){.bars .bar{min-width:1.8rem;width:20%}.bars tbody th{min-width:6rem}
-.bars th,.bars td{padding-right:.45rem;font-size:.82rem}.bars thead th{font-size:.76rem}}
-.bars caption{color:var(--ink);font-weight:550}
-.fill{display:block;height:.7rem;background:var(--accent);border-radius:.15rem}
-.forest{width:100%}
-.forest td,.forest th{border:0;padding:.15rem .7rem .15rem 0;vertical-align:middle}
-.forest .bar{width:55%;min-width:7rem}
-.forest svg{display:block;width:100%;height:1.5rem;overflow:visible}
-.confusion td{text-align:center;min-width:3.4rem;border:1px solid var(--paper);padding:.35rem .3rem}
-.confusion td span{display:block;font-size:.72rem;opacity:.75}
-.confusion thead th{text-align:center;padding:.2rem .3rem;white-space:normal}
-dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.2rem 1rem;font-size:.9rem}
-dt{color:var(--soft)}
-dd{margin:0;overflow-wrap:anywhere}
-.note,.warning{background:var(--wash);border-left:3px solid var(--accent);padding:.6rem .9rem;margin:.8rem 0;
-max-width:46rem;font-size:.92rem}
-.warning{background:var(--warn);border-color:var(--warn-line)}
-figure{margin:.8rem 0}
-figcaption{color:var(--soft);font-size:.82rem;margin-top:.3rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));gap:1rem}
-.grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem 2.5rem;align-items:start}
-.grid figure{margin:0}
-.plot{display:block;width:100%;height:auto;max-width:24rem}
-.plot text{font-size:10px;fill:var(--soft)}
-.frame{fill:none;stroke:var(--line)}
-.rule{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
-.chance{stroke:var(--soft);stroke-dasharray:3 3;stroke-width:1}
-.series-0,.series-1,.series-2,.series-3,.dot{vector-effect:non-scaling-stroke;stroke-linejoin:round;fill:none}
-.series-0{stroke:var(--accent);stroke-width:2.2}
-.series-1{stroke:var(--other);stroke-width:1.6;stroke-dasharray:6 3}
-.series-2{stroke:var(--third);stroke-width:1.6;stroke-dasharray:2 2.5}
-.series-3{stroke:var(--fourth);stroke-width:1.6;stroke-dasharray:8 3 2 3}
-.forest .series-1,.forest .series-2,.forest .series-3{stroke-dasharray:none;stroke-width:2.2}
-.dot{stroke-width:9;stroke-linecap:round}
-.key{display:inline-block;width:1.8rem;height:.7rem;vertical-align:middle;margin-right:.4rem}
-.legend span{margin-right:1.2rem;white-space:nowrap;font-size:.85rem}
-.chart{min-width:0}
-.chart figcaption{margin:0 0 .2rem;color:var(--soft)}
-.chart figcaption b{color:var(--ink);font-weight:600}
-.chart figure{display:flex;flex-direction:column-reverse}
-.chart .legend{margin:.1rem 0 0}
-.map{max-width:42rem}
-.map .plot{max-width:none}
-.mark-0{fill:var(--accent);stroke:var(--accent)}
-.mark-1{fill:var(--other);stroke:var(--other)}
-.mark-2{fill:var(--third);stroke:var(--third)}
-.mark-3{fill:var(--fourth);stroke:var(--fourth)}
-.mark-0,.mark-1,.mark-2,.mark-3{fill-opacity:.75;stroke-width:.8}
-.hollow{fill-opacity:0;stroke-width:1.4}
-.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.9rem;margin:.8rem 0}
-.strip figure{margin:0;border-top:3px solid var(--line);padding-top:.3rem}
-.strip .good{border-color:var(--good)}
-.strip .bad{border-color:var(--bad)}
-.strip img{width:100%;display:block;border-radius:.25rem}
-.cases{display:flex;flex-wrap:wrap;align-items:flex-start;gap:1rem 1.2rem;margin:.8rem 0}
-.cases figure{margin:0;max-width:100%;border-top:3px solid var(--line);padding-top:.4rem}
-.cases figcaption{contain:inline-size;min-width:8rem;overflow-wrap:anywhere;line-height:1.35}
-.cases figcaption b{color:var(--ink);font-weight:550}
-.thumbs{display:flex;flex-wrap:wrap;gap:.25rem;align-items:flex-end}
-.thumbs img{display:block;max-width:100%;border-radius:.2rem}
-.spots circle{fill:rgb(var(--accent-rgb)/.45);stroke:var(--accent);stroke-width:.8}
-pre{background:var(--wash);border:1px solid var(--line);border-radius:.4rem;padding:.7rem .9rem;overflow-x:auto;
-font-size:.8rem;line-height:1.45}
-code{font-size:.88em;overflow-wrap:anywhere}
-details{margin:.6rem 0}
-summary{cursor:pointer;color:var(--accent)}
-@media print{nav{display:none}body{font-size:10pt}details{display:block}}
-"""

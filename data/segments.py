@@ -19,6 +19,8 @@ from data.config import ImportConfig
 from data.images import BURNED_IN, BURNED_IN_MEND, BadImage, StoredImage, canonical
 from data.privacy import WHILE, quiet_libraries
 
+ABSENT = "absent"
+ABSENT_MEND = "fetch what is missing, correct the table, or leave such images out with missing=skip"
 MAX_NAME = 100  # characters; a longer name would need a prefix or an extended header
 
 
@@ -30,11 +32,12 @@ class Processing:
     jpeg_quality: int
     max_pixels: int
     burned_in: str = "refuse"
+    missing: str = "refuse"
 
     @classmethod
     def of(cls, config: ImportConfig) -> "Processing":
         """What this import does to its images."""
-        return cls(config.short_side_px, config.jpeg_quality, config.max_pixels, config.burned_in)
+        return cls(config.short_side_px, config.jpeg_quality, config.max_pixels, config.burned_in, config.missing)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Segment:
 def make_segment(cases: Sequence[Case], processing: Processing) -> Segment:
     """Read and process the images of some cases; those that cannot be used are told in `bad`.
 
-    Raises InputError for an image that is there and cannot be read.
+    Raises InputError for an image that is there and cannot be read, and for one that is not there or says that text
+    is burned into it where such images are to be refused.
     """
     pieces: list[bytes] = []
     rows: list[dict[str, Any]] = []
@@ -77,6 +81,15 @@ def make_segment(cases: Sequence[Case], processing: Processing) -> Segment:
     return Segment(b"".join(pieces), rows, bad, sum(len(case.images) for case in cases), dropped)
 
 
+def still_bad(cases: Sequence[Case], bad: Sequence[str], processing: Processing) -> bool:
+    """Whether each image that `make_segment` told as bad would be told so again: nobody has mended one since."""
+    images = {image.name: image for case in cases for image in case.images}
+    with quiet_libraries():
+        return all(
+            _stored(images[name], processing) == reason for name, reason in (line.rsplit(": ", 1) for line in bad)
+        )
+
+
 def tar_member(name: str, content: bytes) -> bytes:
     """One file of a tar: header, content, padding to whole blocks of 512 bytes."""
     assert len(name) <= MAX_NAME, name
@@ -100,7 +113,9 @@ def _stored(image: SourceImage, processing: Processing) -> StoredImage | str:
             raise InputError(f"image {image.name} says that text is burned into its pixels; {BURNED_IN_MEND}") from None
         return error.reason
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return "absent"
+        if processing.missing == "refuse":
+            raise InputError(f"image {image.name} is not there; {ABSENT_MEND}") from None
+        return ABSENT
     except InputError as error:  # a source that knows what is wrong and how to mend it
         raise InputError(f"cannot read image {image.name}: {error}") from None
     except OSError as error:

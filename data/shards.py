@@ -5,11 +5,9 @@ import goes on. The manifest comes last.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -17,7 +15,7 @@ import cv2
 
 from clusters.config import InputError, differences
 from clusters.storage import Folder
-from data.cases import Case, RawDataset
+from data.cases import Case, RawDataset, RawFile
 from data.config import ImportConfig
 from data.identities import load_identities
 from data.images import BURNED_IN
@@ -26,10 +24,9 @@ from data.manifest import INDEX, MANIFEST, FileRecord, Manifest, check_files, ma
 from data.plan import WORK, Plan, plan_import, shard_name
 from data.processing import cut, segments
 from data.progress import Progress
-from data.segments import Processing, Segment, tar_end
+from data.records import ShardRecord, kept_records, row_of, rows_of, write_record
+from data.segments import ABSENT, ABSENT_MEND, Processing, Segment, tar_end
 from data.whois import write_whois
-
-READERS = 8  # threads that look through the shards of an interrupted import
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,6 @@ class Imported:
 
     manifest: Manifest
     reused: bool
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """One finished shard; its rows of the index stay in its file in `.import/`. Without images it has no tar."""
-
-    shard: int
-    size: int
-    sha256: str
-    num_rows: int
-    bad: tuple[str, ...]
-    dropped_cases: int
 
 
 def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> Imported:
@@ -69,8 +54,10 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
         return Imported(there, reused=True)
 
     # Shards, those of an interrupted import kept.
-    records = _kept_records(out, plan)
-    for record in _write_shards(out, plan, [n for n in range(len(plan.shards)) if n not in records], config, quiet):
+    if config.missing == "refuse":
+        _refuse_absent(raw)
+    records = kept_records(out, plan.shards, Processing.of(config))
+    for record in _write_shards(out, plan, records, config, quiet):
         records[record.shard] = record
     done = [records[shard] for shard in range(len(plan.shards))]
     bad = [line for record in done for line in record.bad]
@@ -78,9 +65,9 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
         raise InputError(f"no usable image in {config.raw}; the first is {bad[0]}")
 
     # Index, then the manifest: only now is the folder a dataset.
-    index, census = write_index(out, (_rows(out, shard) for shard in range(len(done))), raw, plan)
+    index, census = write_index(out, (rows_of(out, shard) for shard in range(len(done))), raw, plan)
     known = census.known()
-    duplicates = count_duplicates(known, config, lambda image: _row(out, done, image))
+    duplicates = count_duplicates(known, config, lambda image: row_of(out, done, image))
     files = {INDEX: index}
     files |= {shard_name(r.shard): FileRecord(size=r.size, sha256=r.sha256) for r in done if r.num_rows}
     dropped = sum(record.dropped_cases for record in done)
@@ -112,21 +99,23 @@ def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecor
     if not rows:
         out.remove(shard_name(shard))
     record = ShardRecord(shard, size + len(end), digest.hexdigest(), len(rows), tuple(bad), dropped)
-    out.write(_record_name(shard), json.dumps({**asdict(record), "rows": rows}).encode())
+    write_record(out, record, rows)
     return record
 
 
 def _write_shards(
-    out: Folder, plan: Plan, todo: Sequence[int], config: ImportConfig, quiet: bool
+    out: Folder, plan: Plan, kept: Mapping[int, ShardRecord], config: ImportConfig, quiet: bool
 ) -> Iterator[ShardRecord]:
     """Write the shards that are still to be done; yields the record of each.
 
     Raises InputError as soon as too many images of the dataset are bad.
     """
+    todo = [shard for shard in range(len(plan.shards)) if shard not in kept]
     num_todo = sum(len(case.images) for shard in todo for case in plan.shards[shard])
     progress = Progress("import", plan.num_images, "images", quiet)
     progress.skip(plan.num_images - num_todo)
     watch = _Watch(progress, plan.num_images, config.max_bad_fraction)
+    watch.count([line for record in kept.values() for line in record.bad], 0)
     if config.on_ray:
         from clusters.tasks import map_tasks
 
@@ -167,7 +156,7 @@ class _Watch:
         self.bad: list[str] = []
 
     def count(self, bad: Sequence[str], num_images: int) -> None:
-        self.bad += [line for line in bad if not line.endswith(BURNED_IN)]  # left out on purpose
+        self.bad += [line for line in bad if not line.endswith((BURNED_IN, ABSENT))]  # left out on purpose
         if len(self.bad) > self.max_bad_fraction * self.num_images:
             raise InputError(
                 f"{len(self.bad)} of {self.num_images:,} images are bad, more than max_bad_fraction="
@@ -179,6 +168,15 @@ class _Watch:
         for part in parts:
             self.count(part.bad, part.num_images)
             yield part
+
+
+def _refuse_absent(raw: RawDataset) -> None:
+    """Refuse an import some of whose files are not there, before hours of work; those of a URL are missed when read."""
+    images = [image for case in raw.cases for image in case.images]
+    absent = [image for image in images if isinstance(image.read, RawFile) and image.read.is_absent()]
+    if absent:
+        number = f"{len(absent):,} of {len(images):,} images {'is' if len(absent) == 1 else 'are'}"
+        raise InputError(f"{number} not there; the first: {absent[0].name}; {ABSENT_MEND}")
 
 
 def _finished(out: Folder, plan: Plan) -> Manifest | None:
@@ -207,43 +205,3 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
             "repeat it with the old ones, give another out= or remove it"
         )
     return None
-
-
-def _kept_records(out: Folder, plan: Plan) -> dict[int, ShardRecord]:
-    """By shard, the records of those that an interrupted import finished and that are still what they were."""
-    there = {name.removeprefix(f"{WORK}/") for name in (out / WORK).sizes()}
-    shards = [shard for shard in range(len(plan.shards)) if _record_name(shard).removeprefix(f"{WORK}/") in there]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda shard: _kept_record(out, shard), shards)
-        return {record.shard: record for record in found if record is not None}
-
-
-def _kept_record(out: Folder, shard: int) -> ShardRecord | None:
-    """None also for a shard with bad images, which is done again: they may have been mended meanwhile."""
-    try:
-        told = out.read_json(_record_name(shard))
-        record = ShardRecord(**{field.name: told[field.name] for field in fields(ShardRecord)})
-        if record.bad or len(told["rows"]) != record.num_rows:
-            return None
-        if record.num_rows and out.sha256(shard_name(shard)) != record.sha256:
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record
-
-
-def _record_name(shard: int) -> str:
-    return f"{WORK}/{shard_name(shard)}.json"
-
-
-def _rows(out: Folder, shard: int) -> list[dict[str, Any]]:
-    return out.read_json(_record_name(shard))["rows"]
-
-
-def _row(out: Folder, records: Sequence[ShardRecord], image: int) -> dict[str, Any]:
-    """The row of an image by its number in the index."""
-    for record in records:
-        if image < record.num_rows:
-            return _rows(out, record.shard)[image]
-        image -= record.num_rows
-    raise AssertionError(image)

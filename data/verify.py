@@ -6,7 +6,7 @@ Python's lock to the other threads.
 
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from data.progress import Progress
 
 ROWS_AT_ONCE = 1 << 16
 TOLD_OF_A_SHARD = 3
+READERS_PER_CORE = 2  # while one waits for the disk, the other hashes
 REMOTE_READERS = 16  # at once from a URL, where most of the time is waiting
 TO_MB = 1e-6
 
@@ -89,7 +90,7 @@ def _in_parallel(
     shards: Iterator[tuple[int, list[Expected]]],
 ) -> Iterator[str]:
     """The problems of all shards, in their order; a few shards are read at once."""
-    num_readers = num_cores() if folder.path is not None else REMOTE_READERS
+    num_readers = READERS_PER_CORE * num_cores() if folder.path is not None else REMOTE_READERS
     waiting: list[Future[str]] = []
     with ThreadPoolExecutor(num_readers) as pool:
         for shard, images in chain(shards, [(-1, [])]):
@@ -148,28 +149,24 @@ def _shard_problem(
 def _read_through(file: BinaryIO, images: list[Expected], advance: Callable[[int], None]) -> tuple[str, int, list[str]]:
     """Hash and size of a file, and the members among `images` whose bytes are not those of the index."""
     whole, size = hashlib.sha256(), 0
-    differ = []
-
-    def read(number: int) -> Iterator[bytes]:
-        nonlocal size
-        while number > 0 and (block := file.read(min(number, BLOCK_BYTES))):
-            whole.update(block)
-            size += len(block)
-            number -= len(block)
-            advance(len(block))
-            yield block
-
-    for image in sorted(images, key=lambda image: image.offset):
-        for _ in read(image.offset - size):
-            pass
-        one, start = hashlib.sha256(), size
-        for block in read(image.size):
-            one.update(block)
-        if (start, one.hexdigest()) != (image.offset, image.sha256):
-            differ.append(image.member)
-    for _ in read(1 << 62):
-        pass
-    return whole.hexdigest(), size, differ
+    left = deque(sorted(images, key=lambda image: image.offset))
+    one, before = hashlib.sha256(), 0  # of the image that is being read, and where the one before it ended
+    differ: list[str] = []
+    while block := file.read(BLOCK_BYTES):  # large ones: each call to read or hash may wait for another thread
+        whole.update(block)
+        pieces, end = memoryview(block), size + len(block)
+        while left and left[0].offset < end:
+            image, stop = left[0], left[0].offset + left[0].size
+            one.update(pieces[max(0, image.offset - size) : max(0, stop - size)])
+            if stop > end:
+                break
+            if image.offset < before or one.hexdigest() != image.sha256:
+                differ.append(image.member)
+            left.popleft()
+            one, before = hashlib.sha256(), stop
+        size = end
+        advance(len(block))
+    return whole.hexdigest(), size, differ + [image.member for image in left]
 
 
 def _index_problems(index: parquet.ParquetFile, manifest: Manifest) -> Iterator[str]:

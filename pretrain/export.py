@@ -20,7 +20,7 @@ from pretrain.heads import describe_layers
 from pretrain.stage import Rows
 from pretrain.views import ViewConfig
 
-GENERIC = ("table", "folder", "wds")
+GENERIC = ("table", "folder", "dicom", "wds")
 """Sources that read anybody's data."""
 
 

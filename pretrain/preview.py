@@ -18,7 +18,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from data.combined import AnyDataset, open_datasets, order_of, parts_of
 from data.images import decode_stored, encode_jpeg
-from data.look import page_path
+from data.look.dataset_page import page_path
 from data.page import (
     LINE_BREAK,
     Content,

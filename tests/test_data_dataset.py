@@ -246,9 +246,9 @@ def test_a_cache_that_is_mounted_read_only_is_read(
 def test_few_files_are_open_at_a_time(
     synthetic_dataset: Dataset, place: CachePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.dataset.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("data.shard_bytes.MAX_OPEN_FILES", 2)
     dataset = open_dataset(synthetic_dataset.location, place)
     assert len(set(dataset.shard_of.tolist())) > 2
     for row in np.random.default_rng(0).permutation(dataset.num_images).tolist():
         assert dataset.read(row) == synthetic_dataset.read(row)
-        assert len(dataset._files) <= 2
+        assert len(dataset._shards._files) <= 2

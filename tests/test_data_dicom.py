@@ -1,6 +1,7 @@
 import io
 import logging
 import pickle
+import struct
 import subprocess
 import sys
 import zlib
@@ -27,7 +28,7 @@ from data.__main__ import main
 from data.cases import RawDataset
 from data.dataset import Dataset as ManyviewDataset
 from data.dataset import open_dataset
-from data.dicom_headers import header_of
+from data.dicom.headers import header_of
 from data.images import BadImage, canonical, decode
 from data.shards import write_dataset
 from data.sources import read_raw, source_module
@@ -430,7 +431,7 @@ def export(folder: Path) -> Path:
         pixels = rng.integers(0, 4096, (40, 50)).astype(np.uint16)
         name = ("DATA/IM1", "DATA/deep/0002", "DATA/x.dcm", "a.bin", "z")[number]
         (folder / name).write_bytes(dicom(pixels, BitsStored=12, SeriesInstanceUID=f"{row[1]}.{number}", **tags))
-    report = dataset_of(phantom(), PatientID="P1")
+    report = dataset_of(phantom(), PatientID="P1", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
     for name in ("PixelData", "Rows", "Columns"):
         delattr(report, name)
     (folder / "SR0001").write_bytes(written(report))
@@ -548,12 +549,14 @@ def test_unreadable_files_count_as_bad_images(tmp_path: Path) -> None:
     raw = export(tmp_path / "raw")
     (raw / "empty.dcm").write_bytes(b"")
     (raw / "page.dcm").write_text("<html>404</html>" * 20)
-    (raw / "z").write_bytes((raw / "z").read_bytes()[:-100])
+    whole = (raw / "z").read_bytes()
+    (raw / "z").write_bytes(whole[:-100])
+    (raw / "y").write_bytes(whole[: whole.index(struct.pack("<HH", 0x0028, 0x0010))])  # cut before its Rows
     words = ["source=dicom", f"raw={raw}", f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"]
     with pytest.raises(InputError, match=r"images are bad.*file \d+: "):
         imported(*words)
     quarantined = imported(*words, "max_bad_fraction=0.9").manifest.quarantined
-    assert quarantined.reasons == {"not an image": 1, "truncated": 1, "zero bytes": 1}
+    assert quarantined.reasons == {"not an image": 1, "truncated": 2, "zero bytes": 1}
 
 
 def test_burned_in_text_stops_an_import_or_is_left_out(tmp_path: Path) -> None:

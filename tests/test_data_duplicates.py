@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from clusters.config import InputError
 from data.cases import Case, RawDataset, SourceImage
 from data.duplicates import MAX_BUCKET, NEAR_BITS, Known, duplicates_told, exact_copies, near_pairs
-from data.images import decode_stored, difference_hash, encode_jpeg, shrink
+from data.hashes import difference_hash
+from data.images import decode_stored, encode_jpeg, shrink
 from data.shards import write_dataset
 from tests.drawn_cases import Drawn, cases, config
 

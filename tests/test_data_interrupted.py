@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from clusters.config import InputError
+from clusters.storage import Folder
 from data.__main__ import main
+from data.cases import RawFile
 from data.dataset import open_dataset
 from data.processing import in_processes
 from data.shards import write_dataset
@@ -43,6 +45,27 @@ def test_an_interrupted_import_goes_on_and_ends_in_the_same_bytes(written: Path,
     repaired.touch()
     assert not write_dataset(raw, config(out)).reused
     assert all(shard.stat().st_ino == inode for shard, inode in finished.items())
+    assert files(out) == files(written)
+
+
+def test_bad_images_do_not_make_an_import_begin_again_unless_they_were_mended(written: Path, tmp_path: Path) -> None:
+    out, repaired, absent = tmp_path / "dataset", tmp_path / "repaired", tmp_path / "absent"
+    last = int(str(open_dataset(str(written)).column("key")[-1]).removeprefix("case-"))
+    first = int(str(open_dataset(str(written)).column("key")[0]).removeprefix("case-"))
+    waits = {10 * last: Drawn(10 * last, str(repaired)), 10 * first: RawFile(Folder(tmp_path), "absent")}
+    raw = cases(30, lambda seed: waits.get(seed, Drawn(seed)))
+
+    def stopped_after() -> int:
+        with pytest.raises(RuntimeError):
+            write_dataset(raw, config(out, missing="skip"))
+        return (out / "shard-000000.tar").stat().st_ino
+
+    begun = stopped_after()
+    assert stopped_after() == begun, "the shard with the absent image is kept"
+    absent.write_bytes(Drawn(10 * first)())
+    assert stopped_after() != begun
+    repaired.touch()
+    write_dataset(raw, config(out, missing="skip"))
     assert files(out) == files(written)
 
 
@@ -81,12 +104,12 @@ def command(out: Path, **fields: object) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    subprocess.run(command(out, num_processes=1), cwd=ROOT, check=True, capture_output=True)
+    import_here(out)
     return files(out)
 
 
 def test_an_import_killed_by_sigkill_goes_on_without_redoing_finished_shards(
-    undisturbed: dict[str, bytes], tmp_path: Path
+    undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "dataset"
     process = subprocess.Popen(command(out, num_processes=2), cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -100,10 +123,10 @@ def test_an_import_killed_by_sigkill_goes_on_without_redoing_finished_shards(
     assert 2 <= len(finished) < len([name for name in undisturbed if name.endswith(".tar")]), "killed in the middle"
     assert not (out / "manifest.json").exists()
     before = {name: ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) for name in finished}
-    again = subprocess.run(command(out, num_processes=2), cwd=ROOT, check=True, capture_output=True, text=True)
+    import_here(out)
     assert {name: ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) for name in finished} == before
     assert files(out) == undisturbed
-    assert "kept from before" in again.stderr
+    assert "kept from before" in capsys.readouterr().err
 
 
 def import_here(out: Path) -> None:
@@ -165,10 +188,13 @@ def test_a_full_disk_stops_the_import_and_with_more_room_it_goes_on(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
-def test_ctrl_c_ends_an_import_with_its_processes_and_the_same_command_finishes(tmp_path: Path) -> None:
+def test_ctrl_c_ends_an_import_with_its_processes_and_the_same_command_finishes(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
     out = tmp_path / "dataset"
-    words = command(out, num_cases=300, num_processes=2)
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command(out, num_processes=2), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     until = time.monotonic() + 120
     while not list(out.glob(".import/*.tar.json")):
         assert time.monotonic() < until and process.poll() is None
@@ -179,23 +205,18 @@ def test_ctrl_c_ends_an_import_with_its_processes_and_the_same_command_finishes(
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("stopped; the same command")
     assert not (out / "manifest.json").exists()
-    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
-    assert (out / "manifest.json").exists()
+    import_here(out)
+    assert files(out) == undisturbed
 
 
 def test_a_caller_that_wants_no_more_leaves_no_process_behind() -> None:
     others = multiprocessing.active_children()
-    results = in_processes(slow_square, range(40), 2)
-    assert next(results) == 0
+    results = in_processes(time.sleep, [0, 0, 0, *[0.2] * 37], 2)
+    next(results)
     children = [psutil.Process(child.pid) for child in multiprocessing.active_children() if child not in others]
     assert children
     results.close()
     assert not psutil.wait_procs(children, timeout=60)[1]
-
-
-def slow_square(number: int) -> int:
-    time.sleep(0.2 if number > 2 else 0)
-    return number * number
 
 
 def test_a_split_that_is_left_empty_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

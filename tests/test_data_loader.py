@@ -1,7 +1,6 @@
 """Loader processes: they die with their parent, and what goes wrong in them is one line here."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from clusters.config import InputError
 from data.dataset import Dataset
@@ -18,42 +16,10 @@ from pretrain.batches import ViewBatches
 from pretrain.methods.method import one_image
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig
+from tests.loader_tasks import die, fail, pids, refuse, threads
 
 ROOT = Path(__file__).parents[1]
 TWO = LoaderConfig(num_processes=2, prefetch=1)
-
-
-def pids(step: int) -> torch.Tensor:
-    return torch.tensor([step, os.getpid()])
-
-
-def refuse(step: int) -> torch.Tensor:
-    if step == 3:
-        raise InputError("shard-000001.tar: image a.0.jpg was altered; copy the dataset again")
-    return torch.tensor([step])
-
-
-def die(step: int) -> torch.Tensor:
-    if step == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return torch.tensor([step])
-
-
-def fail(step: int) -> torch.Tensor:
-    """An error of the code, one of the file system and one of a driver, each told by another kind."""
-    if step == 0:
-        return torch.tensor([step])
-    if step == 1:
-        raise RuntimeError("shapes do not fit")
-    if step == 2:
-        raise OSError(5, "Input/output error", "/data/shard-000001.tar")
-    raise TimeoutError("no answer\nfrom the store")
-
-
-def threads(_: int) -> torch.Tensor:
-    import cv2
-
-    return torch.tensor([torch.get_num_threads(), cv2.getNumThreads()])
 
 
 def test_processes_persist_and_batches_come_in_order() -> None:
@@ -104,7 +70,7 @@ def test_a_killed_loader_process_is_one_line_not_a_hang() -> None:
 
 def test_no_loader_process_outlives_a_killed_run() -> None:
     program = (
-        "import sys\nfrom data.loader import LoaderConfig, training_batches\nfrom tests.test_data_loader import pids\n"
+        "import sys\nfrom data.loader import LoaderConfig, training_batches\nfrom tests.loader_tasks import pids\n"
         "if __name__ == '__main__':\n"
         "    batches = training_batches(pids, 0, 10**6, LoaderConfig(num_processes=2))\n"
         "    print(*{int(next(batches)[1]) for _ in range(8)}, flush=True)\n"

@@ -17,12 +17,12 @@ from clusters.storage import Folder
 from data.__main__ import main
 from data.cases import Case, RawDataset, SourceImage, one_hot
 from data.config import ImportConfig
-from data.contact_sheets import contact_sheets
 from data.dataset import Dataset, open_dataset
-from data.findings import findings
-from data.look import look
-from data.lookalikes import lookalikes
-from data.overview import Overview
+from data.look.contact_sheets import contact_sheets
+from data.look.dataset_page import look
+from data.look.findings import findings
+from data.look.lookalikes import lookalikes
+from data.look.overview import Overview
 from data.shards import write_dataset
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
@@ -369,17 +369,20 @@ def test_lookalikes_are_those_of_all_pairs() -> None:
     cases, pixels = np.arange(400), np.arange(400)
     cases[159], pixels[158] = cases[59], pixels[58]  # of one case; an exact copy
     found = lookalikes(hashes, cases, pixels)
-    assert {tuple(pair) for pair in found.pairs.tolist()} == {(k, k + 100) for k in range(58)}
-    assert found.complete and (found.bits == 1).all()
+    assert found.tolist() == [[k, k + 100] for k in range(58)]
 
 
-def test_of_many_images_the_closest_pairs_are_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.lookalikes.ALL_PAIRS_UP_TO", 10)
+def test_the_nearest_pairs_of_many_come_first_and_of_too_many_only_they(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    hashes = random.integers(0, 1 << 63, 4000, np.uint64)
-    hashes[2000:] = hashes[:2000] ^ (np.uint64(1) << random.integers(0, 64, 2000).astype(np.uint64))
-    found = lookalikes(hashes, np.arange(4000), np.arange(4000))
-    assert len(found.pairs) == 2000 and not found.complete
+    hashes = random.integers(0, 1 << 63, 40_000, np.uint64)
+    once = np.uint64(1) << random.integers(0, 31, 20_000).astype(np.uint64)
+    twice = np.where(np.arange(20_000) % 2, np.uint64(0), np.uint64(1) << np.uint64(40))
+    hashes[20_000:] = hashes[:20_000] ^ once ^ twice
+    nearest = [[k, k + 20_000] for k in range(1, 20_000, 2)]
+    everything = lookalikes(hashes, np.arange(40_000), np.arange(40_000)).tolist()
+    assert everything == [*nearest, *([k, k + 20_000] for k in range(0, 20_000, 2))]
+    monkeypatch.setattr("data.look.lookalikes.MAX_PAIRS", 15_000)
+    assert lookalikes(hashes, np.arange(40_000), np.arange(40_000)).tolist() == nearest
 
 
 def test_the_page_lies_beside_and_never_in_the_way(

@@ -229,7 +229,7 @@ def imported(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `out`, `ring.json` and what was said, from the command line with two worker processes."""
     place = tmp_path_factory.mktemp("imported")
     words = [*WORDS, raw.table(), f"out={place / 'out'}", f"keyring={place / 'ring.json'}", "num_processes=2"]
-    command = [sys.executable, "-m", "data", *words, "max_bad_fraction=0.1", "images_per_shard=64"]
+    command = [sys.executable, "-m", "data", *words, "missing=skip", "max_bad_fraction=0.1", "images_per_shard=64"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     (place / "said").write_bytes(done.stdout + done.stderr)
@@ -303,9 +303,14 @@ def split_patient(rows: list[list[str]]) -> None:
 
 
 FAILURES = {
-    "bad images": ([], None, r"\d of 138 images are bad.*the first: row \d+: "),
+    "absent image": (["max_bad_fraction=1"], None, r"1 of 138 images is not there; the first: row 139; fetch"),
+    "bad images": (["missing=skip"], None, r"\d of 138 images are bad.*the first: row \d+: "),
     "two splits": (["split=part"], split_patient, r"train \(the case of row 5\) and test \(the case of row 6\)"),
-    "same pixels": (["max_bad_fraction=0.1"], same_pixels, r"row 1[23] .*row 1[23] .*hold the same pixels in "),
+    "same pixels": (
+        ["missing=skip", "max_bad_fraction=0.1"],
+        same_pixels,
+        r"row 1[23] .*row 1[23] .*hold the same pixels in ",
+    ),
     "misspelt column": (["label=wat"], None, "has no column 'wat'"),
     "ragged": ([], change(4, 6, f"{CANARY},{CANARY}"), "row 6 has 8 cells"),
     "no patient": ([], change(4, 1, ""), "row 6 has no patient"),
@@ -315,7 +320,11 @@ FAILURES = {
     "attribute of the patient": (["attrs=who"], None, "'who' tells the patient"),
     "quote": ([], change(4, 6, f'"{CANARY}'), "not a readable CSV"),
     "NUL": ([], change(4, 6, f"{CANARY}\0"), "row 6: a NUL byte"),
-    "long name": (["max_bad_fraction=0.1"], change(4, 0, CANARY * 60), "cannot read image row 6: File name too long"),
+    "long name": (
+        ["missing=skip", "max_bad_fraction=1"],
+        change(4, 0, CANARY * 60),
+        "cannot read image row 6: File name too long",
+    ),
     "odd split": (["split=part"], change(4, 5, CANARY), "row 6: 'part' is none of"),
 }
 
@@ -362,7 +371,13 @@ def test_what_a_library_says_is_not_shown_unless_asked_for(
     raw: Raw, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.tables.RawFile", Misbehaving)
-    places = [f"out={tmp_path / 'out'}", f"keyring={tmp_path / 'ring.json'}", "num_processes=1", "max_bad_fraction=1"]
+    places = [
+        f"out={tmp_path / 'out'}",
+        f"keyring={tmp_path / 'ring.json'}",
+        "num_processes=1",
+        "missing=skip",
+        "max_bad_fraction=1",
+    ]
     table = raw.table("odd.csv", change(4, 0, f"{CANARY}x.png"))
     code, said = run([*WORDS, *places, table], capfd)
     assert code == 1

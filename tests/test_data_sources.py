@@ -12,14 +12,14 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from clusters.config import InputError, load_config
-from data.__main__ import main
+from clusters.config import InputError, load_config, run_main
+from data.__main__ import help_text, main
 from data.cases import RawDataset, age_band
 from data.dataset import Dataset, open_dataset
-from data.lesions import CLASSES, draw_lesion
-from data.photography import photograph
 from data.shards import write_dataset
 from data.sources import SOURCES, read_raw, source_module
+from data.synthetic.lesions import CLASSES, draw_lesion
+from data.synthetic.photography import photograph
 from data.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -233,7 +233,7 @@ def test_keyed_rows_with_other_images_are_another_dataset(tmp_path: Path) -> Non
 def test_reuse_says_how_many_images_were_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = table(tmp_path / "raw", SIX)
     (tmp_path / "raw" / "pictures" / "3.png").unlink()
-    words = ["import", "source=table", raw, "image=file", "patient=who", "max_bad_fraction=0.5", "num_processes=1"]
+    words = ["import", "source=table", raw, "image=file", "patient=who", "missing=skip", "num_processes=1"]
     for _ in range(2):
         main([*words, f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"])
     told = capsys.readouterr().out.splitlines()[-1]
@@ -402,19 +402,34 @@ def test_photographs_of_a_lesion_differ_and_its_drawing_stays(kind: str) -> None
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user gives it, in a process of its own."""
     command = [sys.executable, "-m", "data", *words]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
-def test_the_command_line_writes_verifies_reuses_and_refuses(tmp_path: Path) -> None:
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command in this process, which has loaded everything."""
+    capsys.readouterr()
+    code = 0
+    try:
+        run_main(main, words, help_text)
+    except SystemExit as end:
+        code = int(str(end.code or 0))
+    output, errors = capsys.readouterr()
+    return code, output, errors
+
+
+def test_the_command_line_writes_verifies_reuses_and_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw, out = ham10000(tmp_path / "raw"), tmp_path / "out"
     words = ["import", "source=ham10000", f"raw={raw}", f"out={out}", "num_processes=1"]
-    done = run(*words)
-    assert done.returncode == 0, done.stderr
-    assert f"wrote {out}: 3 images of 2 cases of 2 patients" in done.stdout
-    assert "import: 3 images in" in done.stderr
-    assert run(*words).stdout.startswith(f"reused: {out} already holds this import")
-    assert run("verify", str(out)).stdout.startswith(f"OK: {out}: 3 images")
+    code, done, progress = said(capsys, *words)
+    assert code == 0
+    assert f"wrote {out}: 3 images of 2 cases of 2 patients" in done
+    assert "import: 3 images in" in progress
+    assert said(capsys, *words)[1].startswith(f"reused: {out} already holds this import")
+    assert said(capsys, "verify", str(out))[1].startswith(f"OK: {out}: 3 images")
 
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["licence"] == "CC BY-NC 4.0"
@@ -425,14 +440,16 @@ def test_the_command_line_writes_verifies_reuses_and_refuses(tmp_path: Path) -> 
     assert "Traceback" not in damaged.stderr
 
 
-def test_too_many_bad_images_leave_the_command_line_with_exit_code_2(tmp_path: Path) -> None:
+def test_too_many_bad_images_leave_the_command_line_with_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = ham10000(tmp_path / "raw")
-    (raw / "HAM10000_images_part_1" / "ISIC_0027419.jpg").unlink()
-    failed = run("import", "source=ham10000", f"raw={raw}", f"out={tmp_path / 'out'}", "num_processes=1")
-    assert failed.returncode == 2
-    assert "error: 1 of 3 images are bad" in failed.stderr
-    assert "the first: row 2 (ISIC_0027419.jpg): absent" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    (raw / "HAM10000_images_part_1" / "ISIC_0027419.jpg").write_bytes(b"")
+    words = ("import", "source=ham10000", f"raw={raw}", f"out={tmp_path / 'out'}", "num_processes=1")
+    code, _, errors = said(capsys, *words)
+    assert code == 2
+    assert errors.startswith("error: 1 of 3 images are bad") and errors.count("\n") == 1
+    assert "the first: row 2 (ISIC_0027419.jpg): zero bytes" in errors
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -442,15 +459,15 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         main(["import", "source=synthetic", "num_cases=2", f"out={tmp_path / 'file' / 'out'}"])
 
 
-def test_help_names_every_source_field_and_licence() -> None:
-    helped = run("import", "--help")
-    assert helped.returncode == 0
+def test_help_names_every_source_field_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, helped, _ = said(capsys, "import", "--help")
+    assert code == 0
     for source in SOURCES:
         module = source_module(source)
-        assert source in helped.stdout
-        assert module.LICENCE in helped.stdout
+        assert source in helped
+        assert module.LICENCE in helped
         for field in module.Options.model_fields:
-            assert field in helped.stdout
+            assert field in helped
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ def test_a_packed_table_that_swells_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_keyed_mimic_names_no_patient_study_or_image(tmp_path: Path) -> None:
     raw = mimic_folder(tmp_path / "raw")
     next((raw / "files/p10/p10000764").rglob("*.jpg")).unlink()
-    words = ["ids=keyed", f"keyring={tmp_path / 'k.json'}", "max_bad_fraction=0.5"]
+    words = ["ids=keyed", f"keyring={tmp_path / 'k.json'}", "missing=skip"]
     dataset = imported("mimic_cxr_jpg", raw, tmp_path / "out", *words)
     assert dataset.manifest.quarantined.rows == ["row 4: absent"]
     for trace in (b"10000032", b"50414267", b"02aa804e", b"files/"):

@@ -479,22 +479,14 @@ def test_fitzpatrick17k_photographs_are_their_own_cases(
 
 def test_fitzpatrick17k_rows_without_an_image_are_left_out_on_request_only(tmp_path: Path) -> None:
     raw = fitzpatrick17k(tmp_path / "raw")
-    (raw / "images" / "b87804452f60aa162a6d29c0f66a2466.jpg").unlink()
-    (raw / "images" / "d2bac3c9e4499032ca8e9b07c7d3bc40.jpg").unlink()
-    with pytest.raises(InputError, match=r"row 3 and 1 other rows have no image in .*allow_missing=true") as caught:
-        read("fitzpatrick17k", raw, "ids=keyed")
+    for key in ("b87804452f60aa162a6d29c0f66a2466", "d2bac3c9e4499032ca8e9b07c7d3bc40"):
+        (raw / "images" / f"{key}.jpg").unlink()
+    with pytest.raises(InputError, match=r"2 of 4 images are not there; the first: row 3;.*missing=skip") as caught:
+        imported("fitzpatrick17k", raw, "ids=keyed", f"keyring={tmp_path / 'k.json'}", "max_bad_fraction=1")
     assert "b87804452f" not in str(caught.value)
-    dataset = imported("fitzpatrick17k", raw, "allow_missing=true", "label_level=three")
-    assert (dataset.num_images, dataset.manifest.quarantined.count) == (2, 0)
-    assert dataset.label_names == ["benign", "malignant", "non-neoplastic"]
-    assert dataset.manifest.case.endswith("left out: 2 rows without an image")
-
-
-def test_fitzpatrick17k_few_missing_images_are_quarantined_as_everywhere(tmp_path: Path) -> None:
-    raw = fitzpatrick17k(tmp_path / "raw")
-    (raw / "images" / "b87804452f60aa162a6d29c0f66a2466.jpg").unlink()
-    dataset = imported("fitzpatrick17k", raw, "max_bad_fraction=0.3")
-    assert dataset.manifest.quarantined.reasons == {"absent": 1}
+    dataset = imported("fitzpatrick17k", raw, "missing=skip", f"out={tmp_path / 'skipped'}")
+    assert dataset.num_images == 2
+    assert dataset.manifest.quarantined.reasons == {"absent": 2}
     assert len(dataset.label_names) == 4, "classes are those of the table, not of the links that live"
 
 

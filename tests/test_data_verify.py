@@ -5,6 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
@@ -61,6 +62,22 @@ def test_verify_names_the_image_that_differs_and_reading_it_is_refused(written: 
         verify(str(folder))
     with pytest.raises(InputError, match=rf"{shard}: image {member} was altered"):
         open_dataset(str(folder)).read(row)
+
+
+@pytest.mark.parametrize("block_bytes", [100, 512, 5000])
+def test_images_that_reach_over_the_pieces_in_which_a_shard_is_read(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr("data.verify.BLOCK_BYTES", block_bytes)
+    assert verify(str(scratch)).startswith("OK")
+    dataset = open_dataset(str(scratch))
+    members, offsets, sizes = (dataset.column(name) for name in ("member", "offset", "size"))
+    for row in np.flatnonzero(dataset.shard_of == 1).tolist():
+        for place in (offsets[row], offsets[row] + sizes[row] - 1):
+            content = bytearray((scratch / "shard-000001.tar").read_bytes())
+            content[place] ^= 1
+            said = damaged(scratch, "shard-000001.tar", bytes(content))
+            assert said.endswith(f"shard-000001.tar was altered (its hash differs); image {members[row]} differs")
 
 
 def test_a_missing_cut_or_added_shard_is_named(written: Path, tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from webdataset.writer import ShardWriter, TarWriter
 from clusters.config import InputError, load_config
 from clusters.storage import Folder
 from data.__main__ import main
-from data.adopt import adopt
 from data.dataset import Dataset, open_dataset
 from data.images import decode, decode_stored
 from data.shards import write_dataset
 from data.sources import wds
-from data.tars import Tar, Wanted, scan
+from data.tars.adopt import adopt
+from data.tars.scan import Tar, Wanted, scan
 from data.verify import verify
+from data.whois import WhoisConfig, whois
 from tests.drawn_cases import Drawn, cases, config
 
 
@@ -127,7 +128,7 @@ def test_grouped_cases_are_indexed_where_they_lie_and_read_byte_for_byte(tmp_pat
 
 
 def test_one_or_several_processes_give_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.adopt.IMAGES_PER_TASK", 5)
+    monkeypatch.setattr("data.tars.adopt.IMAGES_PER_TASK", 5)
     manifests = []
     for number in (1, 2):
         write_cases(tmp_path / str(number))
@@ -466,6 +467,26 @@ def test_with_keyed_ids_no_line_tells_a_member_s_name(tmp_path: Path) -> None:
         assert "x.tar: member 2" in line and "jane" not in line.lower()
 
 
+def test_with_keyed_ids_no_member_s_name_goes_into_the_index_or_a_message(tmp_path: Path) -> None:
+    members = [("Jane-Doe.front.jpg", picture(1)), ("Jane-Doe.side.png", picture(2, "PNG"))]
+    tar_of(tmp_path / "x.tar", [*members, ("Jane-Doe.json", b'{"a": "train"}')])
+    ring = f"{tmp_path}-keys.json"
+    adopt(options(tmp_path, "ids=keyed", f"keyring={ring}"))
+    dataset = open_dataset(str(tmp_path))
+    assert b"jane" not in (str(dataset.index.to_pylist()) + dataset.manifest.model_dump_json()).lower().encode()
+    (key,) = set(dataset.column("key"))
+    assert dataset.column("member").tolist() == [f"{key}.0.jpg", f"{key}.1.png"]
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    content[dataset.column("offset")[1] + 50] ^= 1
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(InputError, match=rf"image {key}\.1\.png differs"):
+        verify(str(tmp_path))
+    with pytest.raises(InputError, match=rf"image {key}\.1\.png was altered"):
+        open_dataset(str(tmp_path)).read(1)
+    found = whois([f"{key}.1.png"], WhoisConfig(keyring=ring))
+    assert "Jane-Doe.side.png" in str(found)
+
+
 def test_the_folder_is_adopted_in_place_and_nothing_else_there_is_overwritten(tmp_path: Path) -> None:
     write_cases(tmp_path)
     with pytest.raises(InputError, match=f"give out={tmp_path}"):
@@ -487,7 +508,7 @@ def test_a_killed_adoption_is_begun_again(tmp_path: Path, monkeypatch: pytest.Mo
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.adopt.build_manifest", killed)
+        patch.setattr("data.tars.adopt.build_manifest", killed)
         patch.setattr(Folder, "remove", lambda *_: None)  # a killed process tidies nothing up
         with pytest.raises(SystemExit):
             adopt(options(tmp_path, *GROUPED))

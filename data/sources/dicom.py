@@ -20,7 +20,7 @@ from clusters.config import InputError, absolute
 from clusters.storage import Folder
 from data.cases import Case, RawDataset, SourceImage
 from data.config import ImportConfig
-from data.dicom_headers import Header, Unreadable, header_of
+from data.dicom.headers import Header, Unreadable, header_of
 from data.images import BURNED_IN_MEND
 from data.labels import Labels, read_labels
 from data.listing import file_image, file_name, list_files, say

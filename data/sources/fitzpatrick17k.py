@@ -2,7 +2,8 @@
 
 Groh et al.: Evaluating deep neural networks trained on clinical images in dermatology with the Fitzpatrick 17k
 dataset, CVPR workshops (2021). Raw layout: `fitzpatrick17k.csv` and the images, `{md5hash}.jpg`, in `images/` or
-`data/finalfitz17k/` (the authors' archive). Images are fetched from the atlases, and many links are dead.
+`data/finalfitz17k/` (the authors' archive). Images are fetched from the atlases, and many links are dead:
+missing=skip leaves these rows out.
 
 Neither patients nor lesions are published, so each image is its own case. Many conditions are shown by near
 copies and some labels are wrong (arXiv:2401.14497 has a cleaned selection): a hash split is optimistic here. What the
@@ -17,7 +18,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from data.cases import Case, RawDataset, one_hot
 from data.config import ImportConfig
-from data.published import find_images, known, rows_by, skin_type, with_left_out
+from data.published import find_images, known, rows_by, skin_type
 from data.tables import Table, read_table, row_image
 
 TITLE = "clinical photographs of two atlases, 114 conditions (or 9 or 3 groups), with skin types; no patient ids"
@@ -51,37 +52,24 @@ class Options(ImportConfig):
     label_level: Literal["conditions", "nine", "three"] = Field(
         default="conditions", description="the 114 conditions, or the nine or three groups of them"
     )
-    allow_missing: bool = Field(
-        default=False, description="leave out rows whose image is not there (dead links) and say how many"
-    )
 
 
 def read(config: Options) -> RawDataset:
     """The photographs.
 
     Raises InputError for a missing table, column or folder, a row without label or with one outside the nine or
-    three groups, and for more missing images than `max_bad_fraction` unless they are to be left out.
+    three groups.
     """
     folder = Folder(config.raw)
     table = read_table(folder, TABLE)
     images = find_images(folder, IMAGE_FOLDERS)
     labels, classes = _labels(table, config.label_level)
-    rows = rows_by(table, "md5hash")
-    missing = [row for key, row in rows.items() if f"{key}.jpg" not in images]
-    if missing and not config.allow_missing and len(missing) > config.max_bad_fraction * len(rows):
-        raise InputError(
-            f"{table.row(missing[0])} and {len(missing) - 1:,} other rows have no image in {images.default}; many "
-            "links are dead: fetch the images again, or leave these rows out with allow_missing=true"
-        )
-    left_out = set(missing) if config.allow_missing else set()
     cases = []
-    for key, row in rows.items():
-        if row not in left_out:
-            file = f"{key}.jpg"
-            image = row_image(config, images.of(file), row, file, _attributes(table, row))
-            cases.append(Case(key, key, (image,), one_hot(labels[row], classes)))
-    meaning = with_left_out(CASE, len(left_out), "rows without an image")
-    return RawDataset(LICENCE, CITATION, "multiclass", classes, cases, meaning)
+    for key, row in rows_by(table, "md5hash").items():
+        file = f"{key}.jpg"
+        image = row_image(config, images.of(file), row, file, _attributes(table, row))
+        cases.append(Case(key, key, (image,), one_hot(labels[row], classes)))
+    return RawDataset(LICENCE, CITATION, "multiclass", classes, cases, CASE)
 
 
 def _labels(table: Table, level: str) -> tuple[list[str | None], tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Procedural skin-lesion cases: 1 to 4 photographs of the same lesion. Needs no data and no licence.
 
-What tells the classes apart is described in `data/lesions.py`. Patients have several cases, possibly
+What tells the classes apart is described in `data/synthetic/lesions.py`. Patients have several cases, possibly
 of different classes; patient, lesion and photograph are each drawn from the seed and their numbers.
 """
 
@@ -13,8 +13,8 @@ from pydantic import Field
 
 from data.cases import Case, RawDataset, SourceImage, one_hot
 from data.config import ImportConfig
-from data.lesions import CLASSES, Lesion, draw_lesion
-from data.photography import draw_skin, photograph
+from data.synthetic.lesions import CLASSES, Lesion, draw_lesion
+from data.synthetic.photography import draw_skin, photograph
 
 TITLE = "procedural skin-lesion cases, for demonstrations and tests"
 LICENCE = "CC0 1.0"

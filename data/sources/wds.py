@@ -20,7 +20,7 @@ from data.config import ImportConfig
 from data.labels import read_labels
 from data.sources.table import SPLIT_NAMES
 from data.tables import Table
-from data.tars import Member, Sample, Tar, TarImage, Wanted
+from data.tars.scan import Member, Sample, Tar, TarImage, Wanted
 
 TITLE = "WebDataset tars that already exist: indexed where they lie, nothing is copied; ids are keyed by default"
 LICENCE = "not stated"
@@ -101,14 +101,14 @@ def field_names(place: str) -> list[str]:
 
 def read(config: Options) -> RawDataset:
     """The cases of the tars. Raises InputError naming tar and member."""
-    from data.adopt import scan_tars
+    from data.tars.adopt import scan_tars
 
     return cases_of(config, scan_tars(config, quiet=True))
 
 
 def write(config: Options, quiet: bool = True) -> Any:
     """Adopt the tars: write index and manifest beside them; returns data.shards.Imported. Raises InputError."""
-    from data.adopt import adopt
+    from data.tars.adopt import adopt
 
     return adopt(config, quiet)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import jpeg
-from data.dicom_display import COLOURS, GREYS, PALETTE, shown
+from data.dicom.display import COLOURS, GREYS, PALETTE, shown
 from data.images import BURNED_IN, BadImage
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ import numpy as np
 
 from clusters.config import InputError, absolute
 from clusters.storage import Folder
-from data.contact_sheets import Album, contact_sheets, sampled_rows
-from data.counts import attributes_section, cases_section, labels_section, sizes_section
 from data.dataset import open_dataset
-from data.findings import Finding, findings
+from data.look.contact_sheets import Album, contact_sheets, sampled_rows
+from data.look.counts import attributes_section, cases_section, labels_section, sizes_section
+from data.look.findings import Finding, findings
+from data.look.overview import Overview
+from data.look.pictures import case_rows, copies, lookalike_pairs
 from data.manifest import Manifest
-from data.overview import Overview
 from data.page import Bar, Content, Html, Section, bars, folded, join, note, page, pairs, paragraph, table, tag, tiles
-from data.pictures import case_rows, copies, lookalike_pairs
 
 NUM_SAMPLED, MAX_FINDINGS = 160, 24
 

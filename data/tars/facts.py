@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from data.images import BadImage, Pixels, decode, difference_hash, is_dicom, pixel_hash, shrink
+from data.hashes import difference_hash, pixel_hash
+from data.images import BadImage, Pixels, decode, is_dicom, shrink
 
 HASHED_SIDE_PX = 256  # as importers shrink by default, so that a picture has one perceptual hash wherever it stands
 

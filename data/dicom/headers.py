@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.cases import age_band
-from data.dicom import read_header, says_burned_in
+from data.dicom.decode import read_header, says_burned_in
 from data.images import BadImage, Pixels, is_dicom
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TAGS = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "AccessionNumber", "Rows", "Columns"),
     *("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate", "ViewPosition", "ImageLaterality", "Laterality"),
-    *("Modality", "BodyPartExamined", "BurnedInAnnotation", "SpecificCharacterSet"),
+    *("Modality", "BodyPartExamined", "BurnedInAnnotation", "SpecificCharacterSet", "SOPClassUID"),
 )
 SUFFIXES = (".dcm", ".dicom")
 SEXES = {"M": "male", "F": "female", "O": "other"}
@@ -88,7 +88,9 @@ def header_of(folder: Folder, max_pixels: int, number: int, file: str) -> Header
             opened.seek(0)
             header = read_header(opened, TAGS, max_pixels)
         if header.get("Rows") is None or header.get("Columns") is None:
-            return Header(number, file, "without pixels")
+            # What calls itself an image was cut off before it says how large it is; others are reports and the like.
+            cut = "Image Storage" in getattr(header.get("SOPClassUID"), "name", "")
+            return Header(number, file, "unreadable" if cut else "without pixels", "truncated" if cut else "")
         return Header(
             number=number,
             file=file,

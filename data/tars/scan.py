@@ -1,27 +1,21 @@
 """Tars that somebody else wrote, looked through without trusting them: members as bytes, never as code.
 
-A WebDataset sample is all the members whose path agrees up to the first dot of the file name. Only images, JSON
-and short texts may be members: nothing here is unpickled, executed, followed or written.
+A WebDataset sample is all the members whose path agrees up to the first dot of the file name.
 """
 
 import hashlib
 import json
 import re
-import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 from clusters.config import InputError
 from clusters.storage import Folder
+from data.tars.members import IMAGES, local_copy, members
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
-TEXTS = ("json", "cls", "txt")
 MAX_TEXT_BYTES = 16 << 20
-BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 # As WebDataset splits a path: everything up to the first dot of the file name is the key.
 KEY_AND_EXTENSION = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -93,20 +87,6 @@ class Wanted:
         return f"{tar}: member {number}" if self.discreet else f"{tar}: member {number} ({ascii(name)[1:-1][:120]})"
 
 
-@contextmanager
-def local_copy(folder: Folder, name: str) -> Iterator[BinaryIO]:
-    """A file of a folder, open for reading at any place; one behind a URL is copied for as long as it is open."""
-    if folder.path is not None:
-        with folder.open(name) as file:
-            yield file
-        return
-    with tempfile.TemporaryDirectory(prefix="manyview-") as temporary:
-        target = Path(temporary) / "shard"
-        folder.download(name, target)
-        with target.open("rb") as file:
-            yield cast(BinaryIO, file)
-
-
 def scan(folder: Folder, name: str, wanted: Wanted) -> Tar:
     """Look through one tar.
 
@@ -138,7 +118,7 @@ def _samples(file: BinaryIO, size: int, name: str, wanted: Wanted) -> tuple[list
     names: set[str] = set()
     seen: set[str] = set()
     current = ""
-    for number, member in _members(file, size, name, wanted):
+    for number, member in members(file, size, partial(wanted.where, name), name):
         where = wanted.where(name, number, member.name)
         key, extension = _key(member.name, where)
         if member.name in names:
@@ -167,64 +147,6 @@ def _samples(file: BinaryIO, size: int, name: str, wanted: Wanted) -> tuple[list
                 found = {field: _cell(story, field, where) for field in wanted.fields}
                 sample.fields |= {field: value for field, value in found.items() if field != "cls" or not wanted.cls}
     return list(samples.values()), seen
-
-
-def _members(file: BinaryIO, size: int, name: str, wanted: Wanted) -> Iterator[tuple[int, tarfile.TarInfo]]:
-    """The members that may be there, each checked; number 1 is the first that `tar tf` prints.
-
-    Python's reader takes a damaged header for the end of the tar, and a tar that was cut between two members is
-    whole to it. So the end is looked at as well.
-    """
-    end = number = 0
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                cast(Any, tar).members.clear()  # it keeps them all
-                number += 1
-                _check_kind(member, wanted.where(name, number, member.name))
-                place = member.offset_data
-                after = place if member.isdir() else place + -(-member.size // BLOCK) * BLOCK
-                if member.size < 0 or place < end or place + (0 if member.isdir() else member.size) > size:
-                    raise tarfile.ReadError
-                end = after
-                if not member.isdir():
-                    yield number, member
-    except InputError:
-        raise
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError):
-        what = f"truncated or damaged after member {number} (byte {end:,})" if number else "no tar, or damaged"
-        raise InputError(f"{name} is {what}; copy it again") from None
-    file.seek(end)
-    rest = file.read(2 * BLOCK)
-    if len(rest) < BLOCK:
-        raise InputError(f"{name} is truncated after member {number}: it has no end mark; copy it again")
-    while rest:
-        if rest.count(0) != len(rest):
-            raise InputError(
-                f"{name} is damaged after member {number} (byte {end:,}), or it is two tars in one file; "
-                "copy or write it again"
-            )
-        rest = file.read(1 << 20)
-
-
-def _check_kind(member: tarfile.TarInfo, where: str) -> None:
-    """Refuse everything but folders and plain files with a plain name and an extension that is on the list."""
-    name = member.name
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-        raise InputError(f"{where} has a path that leads out of the tar; write the tar again with plain names")
-    if not name.isprintable():
-        raise InputError(f"{where} has a name that is not plain text; write the tar again with plain names")
-    if member.isdir():
-        return
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-        raise InputError(f"{where} is a link, device or sparse file; write the tar again with plain files")
-    kind = name.rpartition("/")[2].rpartition(".")[2].lower()
-    if kind not in (*IMAGES, *TEXTS):
-        raise InputError(
-            f"{where} is none of {', '.join((*IMAGES, *TEXTS))}: other members could be code and are not adopted; "
-            "write the tar again without them"
-        )
 
 
 def _key(name: str, where: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clusters.config import InputError
 from data.dataset import Dataset
 from data.images import decode_stored, encode_jpeg
-from data.overview import NEGATIVE, POSITIVE, UNCERTAIN, Integers, Overview
+from data.look.overview import NEGATIVE, POSITIVE, UNCERTAIN, Integers, Overview
 
 SIDE_PX, QUALITY, GIST_PX = 128, 78, 32
 MAX_BYTES = 3_000_000  # of all thumbnails of a page; a third more as text

@@ -15,8 +15,7 @@ from typing import Any
 
 from clusters.config import InputError, differences
 from clusters.storage import Folder
-from data.cases import Case, RawDataset
-from data.facts import Facts, read_facts
+from data.cases import Case, RawDataset, SourceImage
 from data.identities import Identities, load_identities
 from data.index import build_manifest, count_duplicates, write_index
 from data.manifest import (
@@ -35,7 +34,8 @@ from data.processing import in_processes
 from data.progress import Progress
 from data.shards import Imported
 from data.sources.wds import NOT_DONE, Options, cases_of
-from data.tars import Member, Tar, TarImage, repeated_keys, scan
+from data.tars.facts import Facts, read_facts
+from data.tars.scan import Member, Tar, TarImage, repeated_keys, scan
 from data.whois import write_whois
 
 IMAGES_PER_TASK = 64
@@ -209,10 +209,12 @@ def _rows(
                         f"{config.max_bad_fraction:g}; the first: {bad[0]}; mend them or raise max_bad_fraction"
                     )
                 continue
-            usable += 1
             assert isinstance(image.read, TarImage)
-            shard = number_of[image.read.tar]
-            rows[shard].append(_row(case, image.name, image.attributes, image.read.member, shard, facts))
+            shard, member = number_of[image.read.tar], image.read.member
+            # The index goes further than the tars, into results and messages: with keyed ids no name of theirs with it.
+            name = f"{case.key}.{usable}.{member.extension}" if config.ids == "keyed" else member.name
+            rows[shard].append({**_row(case, image, member, facts), "member": name, "shard": shard})
+            usable += 1
         dropped += not usable
     progress.close()
     if not any(rows.values()):
@@ -220,14 +222,12 @@ def _rows(
     return list(rows.values()), bad, dropped
 
 
-def _row(case: Case, name: str, attributes: dict[str, str], member: Member, shard: int, facts: Facts) -> dict[str, Any]:
+def _row(case: Case, image: SourceImage, member: Member, facts: Facts) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": image.name,
         "key": case.key,
         "patient": case.patient,
         "split": case.split,
-        "shard": shard,
-        "member": member.name,
         "offset": member.offset,
         "size": member.size,
         "extension": member.extension,
@@ -238,5 +238,5 @@ def _row(case: Case, name: str, attributes: dict[str, str], member: Member, shar
         "dhash": facts.dhash,
         "uncertain": sorted(case.uncertain),
         **{f"label.{label}": value for label, value in case.labels.items()},
-        **{f"attr.{attribute}": value for attribute, value in attributes.items()},
+        **{f"attr.{attribute}": value for attribute, value in image.attributes.items()},
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.overview import NEGATIVE, POSITIVE, UNLABELLED, Coded, Integers, Overview, crossed, shortened
+from data.look.overview import NEGATIVE, POSITIVE, UNLABELLED, Coded, Integers, Overview, crossed, shortened
 from data.splits import SPLITS
 
 MIN_PATIENTS = 5  # of a class in a split: with fewer a figure means little

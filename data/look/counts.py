@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from data.overview import NEGATIVE, NOT_STATED, POSITIVE, UNCERTAIN, UNLABELLED, Coded, Overview, crossed, shortened
+from data.look.overview import (
+    NEGATIVE,
+    NOT_STATED,
+    POSITIVE,
+    UNCERTAIN,
+    UNLABELLED,
+    Coded,
+    Overview,
+    crossed,
+    shortened,
+)
 from data.page import (
     Bar,
     Content,

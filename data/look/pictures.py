@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from data.contact_sheets import IMAGES_PER_CASE, NOT_LABELLED, Album, Sheet
-from data.lookalikes import MAX_BITS, lookalikes
-from data.overview import POSITIVE, UNCERTAIN, Overview, shortened
+from data.look.contact_sheets import IMAGES_PER_CASE, NOT_LABELLED, Album, Sheet
+from data.look.lookalikes import MAX_BITS, lookalikes
+from data.look.overview import POSITIVE, UNCERTAIN, Overview, shortened
 from data.page import LINE_BREAK, Bar, Content, Html, Image, bars, image_rows, join, paragraph, tag
 
 NUM_COPIES, NUM_LOOKALIKES, NUM_COMPARED = 6, 8, 60
@@ -50,15 +50,15 @@ def copies(overview: Overview, album: Album) -> Html:
 def lookalike_pairs(overview: Overview, album: Album) -> Html:
     """The pairs of images of different cases that look most alike, exact copies aside, for a person to judge."""
     column = overview.column
-    found = lookalikes(column("dhash").astype(np.uint64), overview.case_of, overview.pixels_N)
+    pairs_M2 = lookalikes(column("dhash").astype(np.uint64), overview.case_of, overview.pixels_N)
     differences = []
-    for one, other in found.pairs[:NUM_COMPARED].tolist():
+    for one, other in pairs_M2[:NUM_COMPARED].tolist():
         first, second = album.gist(one), album.gist(other)
         if first is not None and second is not None:
             differences.append((float(np.abs(first - second).mean()), one, other))
-    crossing = int((overview.split_N[found.pairs[:, 0]] != overview.split_N[found.pairs[:, 1]]).sum())
+    crossing = int((overview.split_N[pairs_M2[:, 0]] != overview.split_N[pairs_M2[:, 1]]).sum())
     counted = overview.dataset.manifest.duplicates  # by the import, which has compared all images
-    number = counted.get("near_pairs", len(found.pairs))
+    number = counted.get("near_pairs", len(pairs_M2))
     told = (
         f"{number:,} pairs of images of different cases have perceptual hashes that differ in at most {MAX_BITS} of 64 "
         f"bits, {counted.get('near_pairs_across_splits', crossing):,} of them across splits. Pictures of one kind are "

@@ -6,7 +6,7 @@ Everything here is the same for all classes: it is what an encoder has to learn 
 import cv2
 import numpy as np
 
-from data.lesions import EXTENT, Lesion, noise
+from data.synthetic.lesions import EXTENT, Lesion, noise
 
 SKINS = np.array(
     [[0.93, 0.77, 0.69], [0.88, 0.69, 0.57], [0.78, 0.58, 0.45], [0.62, 0.44, 0.33], [0.46, 0.31, 0.23]],

@@ -1,0 +1,1 @@
+"""Procedural lesions and their photographs."""

@@ -1,0 +1,1 @@
+"""WebDataset tars of others, read without trust and indexed where they lie."""
