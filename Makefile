@@ -12,7 +12,7 @@ demo: .venv/installed
 	@echo "report: $(RUNS)/demo/finetune/report.html"
 
 test: .venv/installed browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests of HTML pages want a Chromium. CI installs Debian's; elsewhere they skip where there is none, and say so.
 browser:
