@@ -30,7 +30,9 @@ def run() -> list[dict[str, Any]]:
         rows = np.arange(dataset.num_images)
         samples = SimCLR.samples(dataset, rows)
         batches = {
-            augment: ViewBatches(dataset, samples, one_image, ViewConfig(), 0, 0, BATCH, 0, 1, augment)
+            augment: ViewBatches(
+                dataset, samples, one_image, ViewConfig(policy="dermatology"), 0, 0, BATCH, 0, 1, augment
+            )
             for augment in (True, False)
         }
         shards = [str(path) for path in sorted(Path(dataset.location).glob("*.tar"))]
