@@ -280,6 +280,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(synthetic_dataset: Datase
     assert not (tmp_path / "run/encoder").exists()
 
 
+def test_two_ranks_stop_together_where_a_loss_is_not_finite(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
+    """At the next look of all, whatever their clocks say of checkpoints.
+
+    A rank that went first would leave the other waiting, and nobody to write the keys down.
+    """
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0].update(optim={**OPTIM, "lr": 1e30, "warmup": 0}, steps=4)
+    changed = {"stages": stages, "tracking": {"wandb": "disabled", "every_steps": 4}}
+    first, second = ranks.run("stopped_stage", values(synthetic_dataset, tmp_path / "run", **changed))
+    assert "1-simclr: the loss or its gradient is not finite at step 2" in first
+    assert first == second
+    assert len(Folder(tmp_path / "run/1-simclr").read_json("not-finite.json")["2"]) == 8
+
+
 def test_views_are_finished_where_the_stage_was_begun(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "1-simclr")
     values = {"data": "/none", "run": "/none"}
