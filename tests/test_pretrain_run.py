@@ -117,6 +117,26 @@ def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp
             assert apart < 1e-4 + 1e-4 * expected[name].float().norm(), f"{stage} {name}: {apart}"
 
 
+def test_two_ranks_leave_out_the_patients_that_one_process_leaves_out(
+    synthetic_dataset: Dataset, tmp_path: Path, ranks
+) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0].update(steps=2, batch_size=16, temperature=0.5, optim={**OPTIM, "lr": 1e-5}, patient_mask=True)
+    changed = {"stages": stages, "views": {"size_px": 64}, "encoder": {"name": "test_resnet"}}
+    answers = ranks.run("pretrain_stage", values(synthetic_dataset, tmp_path / "two", **changed))
+    assert answers[0] == answers[1]
+    for folder, masked in (("one", "even_slides"), ("unmasked", False)):
+        stages[0]["patient_mask"] = masked
+        run(synthetic_dataset, tmp_path / folder, **changed)
+    two, one, unmasked = (losses(tmp_path / folder / "1-simclr") for folder in ("two", "one", "unmasked"))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert all(masked < loss - 1e-3 for masked, loss in zip(one, unmasked))
+    expected = weights(tmp_path / "one/1-simclr")
+    for name, tensor in weights(tmp_path / "two/1-simclr").items():
+        apart = (tensor.float() - expected[name].float()).norm()
+        assert apart < 1e-4 + 1e-4 * expected[name].float().norm(), f"{name}: {apart}"
+
+
 def test_loader_processes_make_no_difference(synthetic_dataset: Dataset, finished: Path, tmp_path: Path) -> None:
     stages = values(synthetic_dataset, tmp_path)["stages"][:1]
     run(synthetic_dataset, tmp_path / "run", loader={"num_processes": 2}, stages=stages)
