@@ -21,6 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.encoder import EncoderConfig
 from pretrain.losses import TILE_ELEMENTS, TILE_ROWS
 from pretrain.methods.method import Method
+from pretrain.methods.simclr import SimCLRConfig
 from pretrain.optim import build_optimizer
 from pretrain.training import build_module
 
@@ -143,7 +144,7 @@ def footprint(config: PretrainConfig, number: int, recompute: bool | None = None
         averages=_averages(module) if stage.ema else 0,
         update=large.update,
         input_per_sample=2 * 3 * size * size,  # in colours, also for an encoder of grey images
-        projection_dim=getattr(stage, "projection_dim", 0),
+        projection_dim=stage.projection_dim if isinstance(stage, SimCLRConfig) else 0,  # of the tiled NT-Xent
         **lines,
     )
 

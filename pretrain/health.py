@@ -40,10 +40,9 @@ def measure(output: Output) -> dict[str, float]:
     return dict(zip(figures, values))
 
 
-def possible_directions(output: Output) -> int:
+def possible_directions(batch_size: int, width: int) -> int:
     """The largest value that RankMe of the projections can take in `measure`: its number of rows or of dimensions."""
-    num_views, num_samples, width = output.projected_VBD.shape
-    return min(MAX_ROWS, num_views * num_samples * distributed.world_size(), width)
+    return min(MAX_ROWS, 2 * batch_size, width)
 
 
 def alignment(projected_VPD: Tensor) -> Tensor:

@@ -53,10 +53,14 @@ class NotFinite:
         self._steps.append(step)
         self._taken.append(taken)
 
-    def check(self) -> None:
-        """Look at the steps since the last check, which waits for the device. Any rank may call it alone.
+    def all_taken(self) -> bool:
+        """Whether all steps since the last check were, which waits for the device. Any rank may call it alone."""
+        return not self._taken or bool(torch.stack(self._taken).all())
 
-        Raises InputError where one was not taken and the policy is to stop, or too many in a row were not.
+    def check(self) -> None:
+        """Look at the steps since the last check, which waits for the device. Every rank calls it after the same step.
+
+        Raises InputError on all ranks where one was not taken and the policy is to stop, or too many in a row were not.
         """
         if not self._steps:
             return
@@ -76,6 +80,7 @@ class NotFinite:
             f"are unharmed; the keys of its batch ({', '.join(keys[:3])}, …) are in {self._folder / RECORD}"
         )
         self._tracker.alarm(step + 1, "not finite", what)
+        distributed.barrier()  # a rank that raises ends the others, so not before rank 0 has written
         if self._policy == "stop":
             raise InputError(f"{self._name}: {what}; {DIVERGED}, or leave such batches out: compute.on_nonfinite=skip")
         if self._in_a_row >= MOST_IN_A_ROW:

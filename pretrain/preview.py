@@ -102,7 +102,7 @@ def _stage(config: PreviewConfig, number: int, dataset: AnyDataset, rows: Rows) 
     ]
     for position in shown:
         batch, sample = batch_at(position), samples[int(first_step[position])]
-        pixels = _denormalised(batch, views, where == "loader")
+        pixels = _denormalised(batch, views, where == "loader", config.encoder.channels)
         parts.append(_case(dataset, batch, pixels, position, len(sample)))
     return Section(config.stage_name(number), join(parts))
 
@@ -128,10 +128,9 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _denormalised(batch: Batch, views: ViewConfig, augmented: bool) -> Pixels:
-    """The one sample's views (V, H, W, 3), as colours again."""
-    normalised = finished_views(batch, views, torch.device("cpu"), augmented)[:, 0]
-    channels = normalised.shape[1]
+def _denormalised(batch: Batch, views: ViewConfig, augmented: bool, channels: int) -> Pixels:
+    """The one sample's views (V, H, W, 3), as colours again; grey where the encoder takes grey images."""
+    normalised = finished_views(batch, views, torch.device("cpu"), augmented, channels)[:, 0]
     mean, std = (torch.tensor(numbers[:channels]).view(-1, 1, 1) for numbers in (views.mean, views.std))
     levels = ((normalised * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()

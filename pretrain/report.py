@@ -26,7 +26,10 @@ TIMES = {
     "checkpoint": "checkpoints",
     "probe": "probes",
 }
-HERE_ONLY = {"data", "held_out", "run", "cluster", "loader", "checkpoint", "tracking", "on_change"}
+HERE_ONLY: dict[str, Any] = {
+    **dict.fromkeys(("data", "held_out", "run", "cluster", "loader", "checkpoint", "tracking", "on_change"), True),
+    "encoder": {"weights"},
+}
 """Fields of the config that say where a run was and not what it did; paths may name people."""
 Records = list[dict[str, Any]]
 
@@ -176,6 +179,11 @@ def _lineage(card: EncoderCard) -> Html:
     ]
     header = ["stage", "dataset", "images", "splits", "licence", "steps × batch", "fingerprint"]
     parts = [table(header, rows, "Learned from, without labels", numeric=False)]
+    for entry in card.lineage:
+        if origin := entry.get("starts_from"):
+            parts.append(
+                paragraph(f"{entry['stage']} starts from {origin['weights']}, SHA-256 {origin['sha256'][:16]}.")
+            )
     parts.append(paragraph("Weights SHA-256 ", tag("code", card.fingerprint)))
     return join(parts)
 

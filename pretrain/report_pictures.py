@@ -16,6 +16,7 @@ from data.images import decode_stored, encode_jpeg
 from data.loader import centre_square
 from data.page import LINE_BREAK, Html, Image, image_rows, image_strip, join, note, paragraph, tag
 from pretrain.batches import ViewBatches
+from pretrain.colour_jitter import greyscale
 from pretrain.config import PretrainConfig
 from pretrain.methods import METHODS
 from pretrain.monitor import Features, encode
@@ -50,8 +51,12 @@ def views_as_trained(config: PretrainConfig, number: int, dataset: AnyDataset, r
         augment=True,
     )  # fmt: skip
     batch, keys = make(0), dataset.column("key")
+    crops_VBCHW = batch.crops_VBCHW
+    if config.encoder.channels == 1:
+        crops_VBCHW = greyscale(crops_VBCHW.flatten(0, 1).float()).round().byte().expand(-1, 3, -1, -1)
+        crops_VBCHW = crops_VBCHW.unflatten(0, batch.rows_VB.shape)
     groups = []
-    for pair_V, views_VCHW in zip(batch.rows_VB.T.tolist(), batch.crops_VBCHW.transpose(0, 1)):
+    for pair_V, views_VCHW in zip(batch.rows_VB.T.tolist(), crops_VBCHW.transpose(0, 1)):
         shown = [Image(_jpeg(view.permute(1, 2, 0).numpy(), VIEW_PX), "", alt="a view") for view in views_VCHW]
         kind = "two images" if len(set(pair_V)) > 1 else "one image"
         groups.append((shown, join([tag("b", str(keys[pair_V[0]])), LINE_BREAK, kind])))

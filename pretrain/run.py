@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import numpy as np
+import torch
 
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
@@ -16,6 +17,7 @@ from pretrain.compute import checkpoint_activations, ranks_per_group
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
+from pretrain.heads import first_layers
 from pretrain.initial_weights import check_start
 from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows
 from pretrain.loop import run_stage
@@ -110,11 +112,15 @@ def check_recipe(config: PretrainConfig) -> None:
                 f"{config.cluster.num_workers} workers; choose a multiple"
             )
         check_encoder(config.encoder, config.stage_views(number).size_px)
+        with torch.device("meta"):
+            encoder = create_encoder(config.encoder, config.stage_views(number).size_px)
+            module = METHODS[stage.method](stage, encoder, int(encoder.num_features))  # type: ignore[arg-type]
+        first_layers(module.projection, stage.keep_projection_layers)
+        if config.compute.checkpoint_activations:
+            checkpoint_activations(encoder, config.encoder.name)
         num_ranks = max(1, config.cluster.num_workers)
         ranks_per_group(config.compute.batch_norm_group, stage.batch_size, num_ranks, f"stages.{number}")
     check_start(config.encoder, config.stage_views(0))
-    if config.compute.checkpoint_activations:
-        checkpoint_activations(create_encoder(config.encoder, config.stage_views(0).size_px), config.encoder.name)
 
 
 def check(config: PretrainConfig) -> Any:

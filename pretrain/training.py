@@ -154,7 +154,7 @@ def _load_heads(module: Method, previous: Folder, stage_name: str) -> None:
         if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in head.state_dict().items()}:
             load_weights(head, weights, previous.file(file), f"{name} head")
         else:
-            say(f"{stage_name}: the {name} head has another shape than before and starts anew")
+            say(f"{stage_name}: the {name} head starts anew, since the stage before left none of its shape")
 
 
 def write_heads(module: Method, folder: Folder) -> None:

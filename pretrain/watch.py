@@ -46,6 +46,8 @@ class Watch:
         self._probed = probe_dataset(dataset, config.probe.dataset)
         self._probe_every = config.probe.every_steps or max(1, self._total_steps // 10)
         self._alarms = Alarms(self._total_steps, _more_data(config))
+        width = config.stages[number].projection_dim
+        self._alarms.possible_directions = possible_directions(self._batch_size, width)
         for record in tracker.records():  # those of before a resume
             self._alarms.see(record["step"], record)
 
@@ -78,7 +80,6 @@ class Watch:
         self._tracker.log(done, metrics)
         self._progress.line(done, {k: metrics[k] for k in ("loss", "lr", "samples_per_s") if k in metrics})
         if distributed.is_main():
-            self._alarms.possible_directions = possible_directions(output)
             for alarm in self._alarms.see(done, metrics):
                 self._tracker.alarm(done, alarm.kind, alarm.reason)
         report(metrics)

@@ -14,7 +14,7 @@ from data.dataset import open_dataset
 from finetune.config import FinetuneConfig
 from finetune.run import work
 from pretrain.config import PretrainConfig
-from pretrain.encoder import create_encoder
+from pretrain.encoder import SIMCLR_RESNETS, create_encoder
 from pretrain.health import measure
 from pretrain.losses import nt_xent
 from pretrain.meter import Meter
@@ -87,6 +87,24 @@ def gather(value: float) -> list[Any]:
 def pretrain_stage(values: dict[str, Any]) -> str:
     """Run a recipe as a worker would; returns the encoder's fingerprint."""
     return train(PretrainConfig.model_validate(values))["encoder"]
+
+
+def narrow_simclr_resnet(values: dict[str, Any]) -> str:
+    """`pretrain_stage` with SimCLR's own ResNet-50, an eighth as wide, as the encoder `narrow`."""
+    SIMCLR_RESNETS["narrow"] = ("resnetv2_50", 0.125)  # type: ignore[assignment]
+    try:
+        return pretrain_stage(values)
+    finally:
+        del SIMCLR_RESNETS["narrow"]
+
+
+def stopped_stage(values: dict[str, Any]) -> str:
+    """Why a recipe stops, where rank 0 never finds that a checkpoint is due and others always do."""
+    values["checkpoint"] = {"every_s": 1e-9 if distributed.rank() else 1e9}
+    try:
+        return train(PretrainConfig.model_validate(values))["encoder"]
+    except InputError as error:
+        return str(error)
 
 
 def finetune_work(values: dict[str, Any]) -> None:

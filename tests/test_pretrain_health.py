@@ -2,15 +2,22 @@
 
 import math
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from clusters import distributed
+from clusters.storage import Folder
+from clusters.tracking import Tracker, TrackingConfig
+from data.dataset import Dataset
 from pretrain.alarms import LOOKS, REPEAT_AFTER, Alarms
 from pretrain.health import MAX_ROWS, alignment, measure, possible_directions, rankme, spread, uniformity
 from pretrain.methods.method import Output
+from pretrain.watch import Watch
+from tests.rank_tasks import tiny_training
 
 
 def features(kind: str, seed: int = 0, num: int = 48, width: int = 32) -> torch.Tensor:
@@ -65,9 +72,9 @@ def test_no_more_rows_are_looked_at_than_the_bound() -> None:
     projected = torch.randn(2, MAX_ROWS, 4)
     projected[:, MAX_ROWS // 2 :] = 1e6  # beyond the bound
     assert measure(output(projected)) == measure(output(projected[:, : MAX_ROWS // 2]))
-    assert possible_directions(output(torch.zeros(2, 8, 128))) == 16
-    assert possible_directions(output(torch.zeros(2, 4096, 128))) == 128
-    assert possible_directions(output(torch.zeros(2, 4096, 2048))) == MAX_ROWS
+    assert possible_directions(8, 128) == 16
+    assert possible_directions(4096, 128) == 128
+    assert possible_directions(4096, 2048) == MAX_ROWS
 
 
 def test_features_that_are_not_finite_give_no_figures() -> None:
@@ -150,3 +157,19 @@ def test_a_loss_without_a_known_collapsed_value_is_judged_by_where_it_began() ->
     assert watched(rising) == []
     assert [kind for _, kind in watched([{"loss": 0.5 * 1.3**k} for k in range(30)])] == ["divergence"]
     assert watched([{"lr": 0.1}, {"loss": None}, {"alarm": "collapse"}]) == []
+
+
+def test_a_resumed_stage_does_not_say_again_what_was_said(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    """It judges its old records as it judged them then: RankMe 5 is little of the 128 that the batch allows."""
+    training = tiny_training({"network": "vit", "stage": {"batch_size": 64, "steps": 1000}})
+    tracker = Tracker(Folder(tmp_path), TrackingConfig(wandb="disabled"), "run", {})
+    few = {"loss": 4.0, "health/std_projection": 1.0, "health/rankme_projection": 5.0}
+    fresh = Watch(training.config, 0, synthetic_dataset, training, tracker, 0, 123)
+    said = []
+    for step in range(1, 5):
+        tracker.log(step, few)
+        said += fresh._alarms.see(step, few)
+    assert [alarm.kind for alarm in said] == ["dimensional collapse"]
+    resumed = Watch(training.config, 0, synthetic_dataset, training, tracker, 4, 123)
+    assert [resumed._alarms.see(step, few) for step in range(5, 9)] == [[]] * 4
+    distributed.time_collectives(None)

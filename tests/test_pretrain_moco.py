@@ -86,6 +86,8 @@ def test_a_vision_transformer_keeps_its_patch_projection() -> None:
     module(distinct_views(4, 0), torch.arange(4).expand(2, 4)[:, :, None]).loss.backward()
     without = {name for name, p in module.encoder.named_parameters() if p.grad is None}
     assert without == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    hybrid = MoCoV3(stage, create_encoder(EncoderConfig(name="vit_tiny_r_s16_p8_224"), 32), 192)
+    assert all(p.requires_grad for p in hybrid.encoder.parameters()), "its ResNet would stay as it was drawn"
 
 
 def test_the_contrast_is_computed_in_float32_inside_autocast() -> None:

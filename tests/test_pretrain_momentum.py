@@ -16,7 +16,7 @@ from pretrain.config import PretrainConfig
 from pretrain.methods.momentum import MomentumMethod, cosine_momentum
 from pretrain.run import pretrain
 from pretrain.training import Training, build_module
-from tests.rank_tasks import small_step, small_training
+from tests.rank_tasks import distinct_views, flat, small_step, small_training
 
 BOTH = pytest.mark.parametrize("method", ["moco_v3", "byol"])
 STAGES = ["1-moco_v3", "2-byol"]
@@ -58,6 +58,23 @@ def test_the_target_begins_equal_and_moves_by_the_formula(method: str) -> None:
     online, own = dict(module.encoder.named_buffers(prefix="0")), dict(module.target.named_buffers())
     assert all(own[name].abs().max() > 0 for name in statistics)  # in training mode: they followed its batches
     assert any(not torch.equal(own[name], online[name]) for name in statistics if name in online)
+
+
+@BOTH
+def test_a_step_that_is_not_taken_moves_the_target_not_at_all(method: str) -> None:
+    """Weights, statistics, optimiser and averages to the bit; half of the way it would go otherwise."""
+    training = small_training(method, momentum=0.0, ema=0.9)
+    small_step(training, 0)
+    before, views = flat(training.state()), distinct_views(8, 1)
+    views[1, 3, 0, 5, 5] = torch.nan
+    training.step(1, views, torch.arange(8).expand(2, -1)[:, :, None])
+    assert training.health[1] == 0
+    after = flat(training.state())
+    assert any("target" in name for name in before)
+    assert [name for name, values in before.items() if not torch.equal(values, after[name])] == []
+    small_step(training, 1)
+    target = dict(training.module.named_parameters(prefix="/module"))["/module.target.0.conv1.0.weight"]
+    assert not torch.equal(target, before["/module/target.0.conv1.0.weight"])
 
 
 @BOTH

@@ -126,6 +126,12 @@ def test_loss_buffers_stay_small_at_a_large_global_batch() -> None:
     assert loss_bytes(512, 128, 128) < 0.25 * GB  # 65,536 pairs; all similarities at once would be 0.5 GB
 
 
+def test_only_a_method_with_nt_xent_has_its_buffers() -> None:
+    for method, there in (("simclr", True), ("byol", False)):
+        words = ["encoder.name=test_resnet", "views.size_px=32", f"stages=[{{method: {method}, epochs: 1}}]"]
+        assert ("memory, loss" in lines(*words)) == there
+
+
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     needs = small()
     largest = needs.largest(24 * GB, 4)

@@ -125,6 +125,15 @@ def test_the_page_holds_all_that_it_shows(shown: tuple[PreviewConfig, Page, list
     assert len(set(tops)) == 4, "two images and two views side by side"
 
 
+def test_of_a_grey_encoder_the_views_are_grey(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    for channels, colourful in ((1, False), (3, True)):
+        made(synthetic_dataset, tmp_path / "page.html", "num_cases=2", f"encoder.channels={channels}", "views.grey=0")
+        sources = re.findall(r'src="(data:image/jpeg[^"]+)"', (tmp_path / "page.html").read_text())
+        stored, view = (decoded(source).astype(int) for source in (sources[0], sources[2]))
+        assert np.ptp(stored, axis=2).mean() > 8
+        assert (np.ptp(view, axis=2).mean() > 8) == colourful
+
+
 def test_the_boxes_are_those_of_the_crops(synthetic_dataset: Dataset, tmp_path: Path) -> None:
     """A crop of nearly everything is outlined at the edges of the picture, a small one is not."""
     for area, at_the_edge in (("[0.98,1]", True), ("[0.08,0.1]", False)):

@@ -39,6 +39,7 @@ def run(dataset: Dataset, folder: Path, *words: str, **stage: Any) -> None:
         (["compute.batch_norm_group=1"], "greater than or equal to 2"),
         (["stages.0.ema=1"], "ema' in .*: .*less than 1"),
         (["compute.on_nonfinite=ignore"], "'stop' or 'skip'"),
+        (["stages.0.method=byol", "stages.0.keep_projection_layers=3"], "3, but the projection head has 2 layers"),
         (["compute.checkpoint_activations=true", "encoder.name=dla46_c"], "timm cannot checkpoint 'dla46_c'"),
     ],
 )

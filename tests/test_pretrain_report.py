@@ -18,9 +18,10 @@ from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from pretrain.config import PretrainConfig
 from pretrain.report import report_page, write_report
-from pretrain.report_pictures import NOT_LABELLED, OTHERS, label_groups
+from pretrain.report_pictures import NOT_LABELLED, OTHERS, label_groups, views_as_trained
 from pretrain.run import pretrain
 from tests.test_data_look import BROWSERS, QUIET
+from tests.test_pretrain_preview import decoded
 
 HEALTH = {f"health/{name}" for name in ("alignment", "uniformity")} | {
     f"health/{name}_{where}" for name in ("std", "rankme") for where in ("encoder", "projection")
@@ -117,6 +118,23 @@ def test_the_page_names_no_place_and_no_file(config: PretrainConfig, dataset: Da
     assert not re.search(r"[\w-]+\.(jpg|jpeg|png|tar)\b", words)
     assert dataset.fingerprint[:16] in words
     assert "/" + "tmp" not in re.sub(r"base64,[^\"]*", "", words)
+
+
+def test_a_page_of_a_grey_encoder_from_given_weights(config: PretrainConfig, dataset: Dataset, tmp_path: Path) -> None:
+    """The views are grey, as the network saw them; the weights are told by their title, not by their place."""
+    weights = {"stages": config.stages[:1], "encoder": config.encoder.model_copy(update={"weights": config.run})}
+    given = config.model_copy(update={"run": str(tmp_path / "run"), **weights})
+    pretrain(given)
+    words = (tmp_path / "run/report.html").read_text()
+    assert config.run not in words
+    assert "1-simclr starts from Manyview encoder resnet18, simclr → micle" in words
+    rows = dataset.rows(["train"])
+    for channels, colourful in ((1, False), (3, True)):
+        encoder = config.encoder.model_copy(update={"channels": channels})
+        found = views_as_trained(config.model_copy(update={"encoder": encoder}), 0, dataset, rows)
+        views = [decoded(source) for source in re.findall(r'src="(data:image/jpeg[^"]+)"', found)]
+        assert len(views) == 12
+        assert any(np.ptp(view.astype(int), axis=2).mean() > 8 for view in views) == colourful
 
 
 def test_alarms_stand_on_the_page_and_a_run_without_records_has_one_too(

@@ -18,6 +18,7 @@ from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder_folder import hash64, load_encoder, read_seen
 from pretrain.run import pretrain, where_views_are_finished
+from tests.rank_tasks import narrow_simclr_resnet
 
 OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}
 
@@ -115,6 +116,51 @@ def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp
         for name, tensor in weights(two).items():
             apart = (tensor.float() - expected[name].float()).norm()
             assert apart < 1e-4 + 1e-4 * expected[name].float().norm(), f"{stage} {name}: {apart}"
+
+
+def test_two_ranks_leave_out_the_patients_that_one_process_leaves_out(
+    synthetic_dataset: Dataset, tmp_path: Path, ranks
+) -> None:
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0].update(steps=2, batch_size=16, temperature=0.5, optim={**OPTIM, "lr": 1e-5}, patient_mask=True)
+    changed = {"stages": stages, "views": {"size_px": 64}, "encoder": {"name": "test_resnet"}}
+    answers = ranks.run("pretrain_stage", values(synthetic_dataset, tmp_path / "two", **changed))
+    assert answers[0] == answers[1]
+    for folder, masked in (("one", "even_slides"), ("unmasked", False)):
+        stages[0]["patient_mask"] = masked
+        run(synthetic_dataset, tmp_path / folder, **changed)
+    two, one, unmasked = (losses(tmp_path / folder / "1-simclr") for folder in ("two", "one", "unmasked"))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert all(masked < loss - 1e-3 for masked, loss in zip(one, unmasked))
+    expected = weights(tmp_path / "one/1-simclr")
+    for name, tensor in weights(tmp_path / "two/1-simclr").items():
+        apart = (tensor.float() - expected[name].float()).norm()
+        assert apart < 1e-4 + 1e-4 * expected[name].float().norm(), f"{name}: {apart}"
+
+
+def test_two_ranks_train_simclr_s_own_resnet(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
+    """Its batch norms carry activations (timm's BatchNormAct2d); with averages and activations computed twice.
+
+    So deep and narrow, its gradients are 1,000 long and its steps chaotic: none but the shortest can be compared.
+    """
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0].update(steps=2, batch_size=16, temperature=0.5, optim={**OPTIM, "lr": 1e-9}, ema=0.5)
+    changed = {
+        "stages": stages,
+        "views": {"size_px": 64},
+        "encoder": {"name": "narrow"},
+        "compute": {"checkpoint_activations": True},
+    }
+    answers = ranks.run("narrow_simclr_resnet", values(synthetic_dataset, tmp_path / "two", **changed))
+    assert answers[0] == answers[1]
+    narrow_simclr_resnet(values(synthetic_dataset, tmp_path / "one", **changed))
+    one, two = tmp_path / "one/1-simclr", tmp_path / "two/1-simclr"
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    expected = weights(one)
+    assert expected.keys() == weights(two).keys()
+    for name, tensor in weights(two).items():
+        apart = (tensor.float() - expected[name].float()).norm()
+        assert apart < 1e-4 + 1e-3 * expected[name].float().norm(), f"{name}: {apart}"
 
 
 def test_loader_processes_make_no_difference(synthetic_dataset: Dataset, finished: Path, tmp_path: Path) -> None:
@@ -278,6 +324,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(synthetic_dataset: Datase
         run(synthetic_dataset, tmp_path / "run", stages=stages)
     assert Folder(tmp_path / "run/1-simclr").exists("config.json")
     assert not (tmp_path / "run/encoder").exists()
+
+
+def test_two_ranks_stop_together_where_a_loss_is_not_finite(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
+    """At the next look of all, whatever their clocks say of checkpoints.
+
+    A rank that went first would leave the other waiting, and nobody to write the keys down.
+    """
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    stages[0].update(optim={**OPTIM, "lr": 1e30, "warmup": 0}, steps=4)
+    changed = {"stages": stages, "tracking": {"wandb": "disabled", "every_steps": 4}}
+    first, second = ranks.run("stopped_stage", values(synthetic_dataset, tmp_path / "run", **changed))
+    assert "1-simclr: the loss or its gradient is not finite at step 2" in first
+    assert first == second
+    assert len(Folder(tmp_path / "run/1-simclr").read_json("not-finite.json")["2"]) == 8
 
 
 def test_views_are_finished_where_the_stage_was_begun(tmp_path: Path) -> None:

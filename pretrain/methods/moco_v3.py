@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ class MoCoV3(MomentumMethod):
         super().__init__(encoder, projection, head(2, dim, hidden, dim), config.momentum)
         self.temperature = config.temperature
         patches = getattr(encoder, "patch_embed", None)
-        if patches is not None:
+        if isinstance(patches, PatchEmbed):  # of a hybrid it is a whole ResNet, which must learn
             patches.requires_grad_(False)
 
     def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:
