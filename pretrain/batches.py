@@ -136,7 +136,7 @@ def finished_views(batch: Batch, views: ViewConfig, device: torch.device, augmen
     """The batch's normalised views on the device, (V, B, channels, H, W); what the loader left undone is done there."""
     crops_NCHW = batch.crops_VBCHW.to(device, non_blocking=True).flatten(0, 1)
     if augmented:
-        flat = normalise(crops_NCHW.float() / 255, views.mean, views.std, channels)
+        flat = normalise(crops_NCHW.float().div_(255), views.mean, views.std, channels)
     else:
         flat = apply(views, crops_NCHW, batch.records_VBK.flatten(0, 1), channels)
     return flat.contiguous(memory_format=torch.channels_last).unflatten(0, batch.crops_VBCHW.shape[:2])

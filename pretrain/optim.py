@@ -110,12 +110,14 @@ class LARS(torch.optim.Optimizer):
             updates = [p.grad for p in parameters]
             if group["weight_decay"]:
                 updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
+            rates: list[Tensor] | float = group["lr"]
             if group["adapt"]:
-                rates = self._ratios(parameters, updates, group["trust"]) * group["lr"]
-                updates = torch._foreach_mul(updates, list(rates.unbind()))
+                rates = list((self._ratios(parameters, updates, group["trust"]) * group["lr"]).unbind())
+            if group["weight_decay"]:
+                torch._foreach_mul_(updates, rates)  # they are ours; gradients stay as they are
             else:
-                updates = torch._foreach_mul(updates, group["lr"])
-            self._move(parameters, list(updates), group["momentum"])
+                updates = list(torch._foreach_mul(updates, rates))
+            self._move(parameters, updates, group["momentum"])
         return loss
 
     def _move(self, parameters: list[Tensor], updates: list[Tensor], momentum: float) -> None:

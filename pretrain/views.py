@@ -135,6 +135,9 @@ def normalise(x_B3HW: Tensor, mean: Sequence[float], std: Sequence[float], chann
     assert channels in (1, 3)
     if channels == 1:
         x_B3HW = _weighted(x_B3HW)
+    if x_B3HW.device.type == "cpu":
+        mean_C11, std_C11 = (torch.tensor(numbers[:channels]).view(-1, 1, 1) for numbers in (mean, std))
+        return (x_B3HW - mean_C11).div_(std_C11)
     out = torch.empty_like(x_B3HW)
     for channel in range(channels):  # by numbers of the host: a tensor of them would have to be copied first
         torch.sub(x_B3HW[:, channel], mean[channel], out=out[:, channel]).div_(std[channel])

@@ -2,14 +2,14 @@
 
 1. One process trains on one core, its loader process works on another: the median step fed by the loader against
    the median step on a fixed batch, turn and turn about.
-2. Two gloo processes, each with one loader process, train ResNet-18 on 224 px views in bfloat16 by our code and by a
-   plain script of webdataset, PIL, lightly and DistributedDataParallel, turn and turn about in the same processes. Of
-   each step of either side the time is taken off that its model takes: from where encoder and projection are called
-   until they return, and from where the loss's gradient reaches the projections until backward is done, the exchange of
-   gradients that DDP does meanwhile included. What remains is waiting for data, augmentation, loss, optimiser, checks
-   and logging. Our model has the batch norm of the global batch, whose exchange counts as the model's; the peer's has
-   each process's own, since torch's SyncBatchNorm does not run on CPUs. Before each turn both loaders fill up
-   unmeasured, and the first steps, which are fed by that, are not counted.
+2. Two gloo processes, each of which loads for itself, since there is no third core, train ResNet-18 on 224 px views
+   in bfloat16 by our code and by a plain script of webdataset, PIL, lightly and DistributedDataParallel, turn and turn
+   about in the same processes. Of each step of either side the time is taken off that its model takes: from where
+   encoder and projection are called until they return, and from where the loss's gradient reaches the projections
+   until backward is done, the exchange of gradients that DDP does meanwhile included. What remains is waiting for data,
+   augmentation, loss, optimiser, checks and logging. Our model has the batch norm of the global batch, whose exchange
+   counts as the model's; the peer's has each process's own, since torch's SyncBatchNorm does not run on CPUs. The
+   first steps of a turn are not counted.
 """
 
 import csv
@@ -48,7 +48,7 @@ def run() -> list[dict[str, Any]]:
         return [_fed_or_fixed(location), _two_processes(location, Path(folder))]
 
 
-def _recipe(location: str, size_px: int, batch_size: int) -> PretrainConfig:
+def _recipe(location: str, size_px: int, batch_size: int, num_processes: int) -> PretrainConfig:
     stage = {"method": "simclr", "steps": STEPS, "batch_size": batch_size, "projection_hidden": HIDDEN}
     return PretrainConfig.model_validate(
         {
@@ -57,7 +57,7 @@ def _recipe(location: str, size_px: int, batch_size: int) -> PretrainConfig:
             "encoder": {"name": "resnet18"},
             "views": {"policy": "dermatology", "size_px": size_px},
             "augment": "loader",
-            "loader": {"num_processes": 1},
+            "loader": {"num_processes": num_processes},
             "stages": [stage],
         }
     )
@@ -105,7 +105,7 @@ class _Peer:
         shards = [str(path) for path in sorted(Path(dataset.location).glob("*.tar"))]
         samples: Any = WebDataset(shards, resampled=True, shardshuffle=False)
         samples = samples.shuffle(64).decode("pil").map(_Transformed(transform))
-        loader: Any = torch.utils.data.DataLoader(samples, SHARE, num_workers=1, drop_last=True)
+        loader: Any = torch.utils.data.DataLoader(samples, SHARE, num_workers=0, drop_last=True)
         self.batches = iter(loader)
         encoder = timm.create_model("resnet18", num_classes=0)
         self.model = nn.Sequential(encoder, SimCLRProjectionHead(512, HIDDEN, 128)).to(
@@ -174,7 +174,7 @@ class _ModelClock:
 def _fed_or_fixed(location: str) -> dict[str, Any]:
     """Row 1, in this process."""
     torch.set_num_threads(1)
-    ours = _Ours(_recipe(location, 64, 4 * SHARE), open_dataset(location))
+    ours = _Ours(_recipe(location, 64, 4 * SHARE, 1), open_dataset(location))
     median = _medians({"fed": ours.fed, "fixed": ours.on_fixed})
     return {
         "name": "step fed by the loader, ResNet-18, 64 px; peer the same step on a fixed batch",
@@ -206,7 +206,7 @@ def _rank(rank: int, location: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     dataset = open_dataset(location)
-    ours, peer = _Ours(_recipe(location, 224, 2 * SHARE), dataset), _Peer(dataset, Path(folder) / f"{rank}.csv")
+    ours, peer = _Ours(_recipe(location, 224, 2 * SHARE, 0), dataset), _Peer(dataset, Path(folder) / f"{rank}.csv")
     module: Any = ours.training.module
     clocks = {
         "ours": _ModelClock(module.encoder, module.projection),
