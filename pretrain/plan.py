@@ -105,6 +105,8 @@ class _Stage:
 def plan(config: PlanConfig) -> Iterator[str]:
     """The plan, line by line. Raises InputError for what a run of the recipe would refuse."""
     dataset = None
+    if config.encoder.weights == "timm:default":  # the same network, and nothing is fetched for a plan
+        config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": "none"})})
     if config.data:
         config = config.model_copy(update={"data": [absolute(location) for location in config.locations]})
         check(config)
