@@ -197,3 +197,9 @@ def test_the_command_line() -> None:
 def test_a_plan_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "resnet18" in lines(*SMALL, "encoder.weights=timm:default")
+
+
+def test_one_count_needs_no_brackets_and_a_short_run_is_said_to_be_short() -> None:
+    said = lines(*SMALL, "num_samples=512", "stages.0.epochs=1")
+    assert "of 512 samples" in said
+    assert "< 1 min" in said and "0–0" not in said
