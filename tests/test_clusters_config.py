@@ -61,6 +61,7 @@ def test_config_is_frozen(tmp_path: Path) -> None:
         (["data=/d", "run=/r", "seed.x=3"], ["'seed'", "valid integer"]),
         (["data=/d", "run=/r", "views.crop_aspect=[0,1]"], ["'views.crop_aspect.0'", "greater than 0"]),
         (["data=/d", "run=/r", "views.crop_area=[0.5,0.2]"], ["crop_area must go from low to high"]),
+        (["data=/d", "run=/r", "views.size_px=20000000"], ["'views.size_px'", "4096"]),
         (["run=/r"], ["'data' is missing"]),
         (["data=/d", "run"], ["'run' is not key=value"]),
         (["data=/d", "run=/r", "precision=fp8"], ["'precision'", "bf16"]),
