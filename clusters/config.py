@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 
@@ -103,20 +104,70 @@ def absolute(location: str) -> str:
 
 
 def describe(kind: type[Config], prefix: str = "") -> str:
-    """Every field as `key  default  meaning`, nested sections included: the body of `--help`."""
-    lines = []
+    """Every field as `key  default  meaning`, nested sections included: the body of `--help`.
+
+    What all kinds of a section have (the stages of all methods) stands once, before what each has of its own; a
+    section that a whole run has too (views) is described there and only pointed to within.
+    """
+    return "\n".join(_described(kind, prefix, frozenset(), {}))
+
+
+def _described(kind: type[Config], prefix: str, left_out: frozenset[str], places: dict[type[Config], str]) -> list[str]:
+    """`left_out`: fields told already. `places`: where each section of the top was described, by its class."""
+    lines, sections = [], []
     for name, field in kind.model_fields.items():
         key = f"{prefix}{name}"
-        default = "required" if field.is_required() else _short(field.get_default(call_default_factory=True))
         variants = _config_classes(field.annotation)
+        if name in left_out:
+            continue
         if not variants:
-            lines.append(f"  {key:<34} {default:<16} {field.description or ''}".rstrip())
-        for variant in variants:
+            default = "required" if field.is_required() else _short(field.get_default(call_default_factory=True))
+            lines.append(f"  {key:<34} {default:<16} {_meaning(field)}".rstrip())
+        elif len(variants) == 1 and variants[0] in places:
+            sections.append(f"\n  {key}: {field.description}; its keys are those of {places[variants[0]]}.")
+        else:
             in_list = typing.get_origin(field.annotation) in (list, tuple)
-            title = (variant.__doc__ or "").strip().splitlines()[0]
-            lines.append(f"\n  {key}{'[i]' if in_list else ''}: {title}")
-            lines.append(describe(variant, f"{key}{'.i' if in_list else ''}."))
-    return "\n".join(lines)
+            path = f"{key}.i" if in_list else key
+            sections += _described_section(path, key + "[i]" * in_list, field, variants, places)
+            if not prefix and not in_list:
+                places[variants[0]] = key
+    return lines + sections  # what stands under a section's title belongs to it
+
+
+def _described_section(
+    path: str, title: str, field: FieldInfo, variants: list[type[Config]], places: dict[type[Config], str]
+) -> list[str]:
+    shared = _shared_fields(variants)
+    lines = []
+    if shared:
+        lines.append(f"\n  {title}: {field.description}")
+        others = frozenset(variants[0].model_fields) - shared
+        lines += _described(variants[0], f"{path}.", others, places)
+    for variant in variants:
+        lines.append(f"\n  {title}: {(variant.__doc__ or '').strip().splitlines()[0]}")
+        lines += _described(variant, f"{path}.", shared, places)
+    return lines
+
+
+def _shared_fields(variants: list[type[Config]]) -> frozenset[str]:
+    """The fields that several classes have with the same type, default and meaning; none of one class alone."""
+    first, *others = variants
+    same = (
+        name
+        for name, field in first.model_fields.items()
+        if others and all(repr(other.model_fields.get(name)) == repr(field) for other in others)
+    )
+    return frozenset(same)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """A field's description, with the choices that it does not name itself."""
+    text = field.description or ""
+    choices = [str(choice) for choice in typing.get_args(field.annotation) if isinstance(choice, str)]
+    default = field.get_default(call_default_factory=True)
+    if any(choice not in text for choice in choices if choice != default):
+        return f"{text} ({' | '.join(choices)})"
+    return text
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -219,8 +270,13 @@ def _explain(kind: type[Config], values: dict[str, Any], error: ValidationError,
         return f"unknown key '{key}' in {source}{nearest(str(location[-1]), known)}"
     if first["type"] == "missing":
         return f"'{key}' is missing in {source}; add {key}=…"
+    if first["type"] == "union_tag_invalid":
+        told = first.get("ctx", {})
+        there = f"there is no {told['discriminator'].strip(chr(39))} '{told['tag']}'; there are {told['expected_tags']}"
+        return f"'{key}' in {source}: {there}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"'{key}' in {source}: {message} (got {_short(first.get('input'))})"
+    got = "" if isinstance(first.get("input"), dict) else f" (got {_short(first.get('input'))})"
+    return f"'{key}' in {source}: {message}{got}"
 
 
 def _is_variant_tag(part: Any, values: dict[str, Any], location: tuple[Any, ...]) -> bool:

@@ -6,8 +6,9 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from clusters.config import describe, load_config, run_main
+from clusters.config import InputError, describe, load_config, nearest, run_main
 
 
 def _help() -> str:
@@ -36,9 +37,11 @@ key                                  default          meaning
 
 def _pretrain(argv: Sequence[str]) -> None:
     from pretrain.config import PretrainConfig
-    from pretrain.run import pretrain
 
-    pretrain(load_config(PretrainConfig, argv))
+    config = load_config(PretrainConfig, argv)
+    from pretrain.run import pretrain  # after it, since networks take seconds to import: a refusal comes without
+
+    pretrain(config)
 
 
 def _preview(argv: Sequence[str]) -> None:
@@ -62,6 +65,8 @@ COMMANDS = {
 
 def _run(argv: Sequence[str]) -> None:
     command = COMMANDS.get(argv[0])
+    if command is None and "=" not in argv[0] and "." not in argv[0] and not Path(argv[0]).exists():
+        raise InputError(f"'{argv[0]}' is neither a recipe file nor preview or plan{nearest(argv[0], list(COMMANDS))}")
     if command is None:
         _pretrain(argv)
     else:

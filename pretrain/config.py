@@ -62,7 +62,9 @@ class PretrainConfig(Config):
     )
     encoder: EncoderConfig = Field(default=EncoderConfig(), description="the network")
     views: ViewConfig = Field(default=ViewConfig(), description="augmentation")
-    stages: list[AnyStage] = Field(default=[SimCLRConfig(epochs=100)], min_length=1, description="in this order")
+    stages: list[AnyStage] = Field(
+        default=[SimCLRConfig(epochs=100)], min_length=1, description="one after another; each has"
+    )
     on_change: Literal["refuse", "redo"] = Field(
         default="refuse", description="where a stage on disk was made otherwise; redo: from that stage on"
     )

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
-import timm
 import torch
 from pydantic import Field, field_validator
 from torch import nn
@@ -76,6 +75,8 @@ def create_encoder(config: EncoderConfig, size_px: int | None = None) -> nn.Modu
     Raises InputError for a name that timm does not have, a network that cannot be made so, or a small stem on
     a network without one to fit.
     """
+    import timm  # here, since it takes seconds: --help and refusals of a config do without
+
     if not timm.is_model(config.timm_name):
         known = [*SIMCLR_RESNETS, *timm.list_models()]
         raise InputError(f"encoder.name: timm has no '{config.name}'{nearest(config.name, known, count=3)}")
@@ -95,12 +96,16 @@ def create_encoder(config: EncoderConfig, size_px: int | None = None) -> nn.Modu
 
 def fixes_size(config: EncoderConfig) -> bool:
     """Whether the network is made for one image size, as most transformers are."""
+    import timm
+
     known = timm.get_pretrained_cfg(config.timm_name)
     return known is not None and bool(known.fixed_input_size)
 
 
 def native_size_px(config: EncoderConfig) -> int:
     """The image side that timm's network of this name was published with, px."""
+    import timm
+
     known = timm.get_pretrained_cfg(config.name if "." in config.name else config.timm_name)
     return int(known.input_size[-1]) if known is not None else 224
 

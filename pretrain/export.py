@@ -211,8 +211,9 @@ model.load_state_dict(safetensors.torch.load_file("{WEIGHTS}"))
 def _kept(layers: list[dict[str, Any]]) -> str:
     if not layers:
         return ""
+    first = f"first {len(layers)} layers" if len(layers) > 1 else "first layer"
     return (
-        f"`{PROJECTION}` holds the first {len(layers)} layers of the projection head, from which Manyview's "
+        f"`{PROJECTION}` holds the {first} of the projection head, from which Manyview's "
         f"fine-tuning goes on: {layers[-1]['outputs']} features. timm loads the encoder without them.\n"
     )
 

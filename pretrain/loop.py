@@ -72,6 +72,8 @@ def run_stage(
         if done % config.tracking.every_steps == 0 or done == total_steps:
             not_finite.check()
         watch.after_step(done, output)
+        if done == total_steps:
+            not_finite.end()
         # Rank 0's clock alone; where a step was left out, not before all ranks have named it together
         if done == total_steps or (distributed.is_main() and checkpoints.due(done) and not_finite.all_taken()):
             if distributed.is_main():

@@ -47,6 +47,7 @@ class NotFinite:
         self._steps: list[int] = []
         self._taken: list[Tensor] = []
         self._in_a_row = 0
+        self._num_seen = self._num_left_out = 0
 
     def add(self, step: int, taken: Tensor) -> None:
         """Keep in mind whether a step (from 0) was taken: a 0 or 1 that stays on the device."""
@@ -66,9 +67,19 @@ class NotFinite:
             return
         for step, taken in zip(self._steps, torch.stack(self._taken).tolist()):
             self._in_a_row = 0 if taken else self._in_a_row + 1
+            self._num_seen += 1
+            self._num_left_out += not taken
             if not taken:
                 self._meet(step)
         self._steps, self._taken = [], []
+
+    def end(self) -> None:
+        """Raise InputError where most steps were left out: the few that were taken have ruined the weights."""
+        if 2 * self._num_left_out > self._num_seen:
+            raise InputError(
+                f"{self._name}: {self._num_left_out} of {self._num_seen} steps were not finite and left out, so its "
+                f"encoder is worth nothing and is not handed on; {DIVERGED}"
+            )
 
     def _meet(self, step: int) -> None:
         keys = self._keys_of(step)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from clusters.config import InputError, absolute
 from data.combined import AnyDataset, open_datasets
@@ -38,6 +39,11 @@ class PlanConfig(PretrainConfig):
     num_samples: list[PositiveInt] = Field(
         default=[], description="without data: samples of each stage, [images,cases]; one number is for all of them"
     )
+
+    @field_validator("num_samples", mode="before")
+    @classmethod
+    def _listed(cls, counts: Any) -> Any:
+        return [counts] if isinstance(counts, int) else counts
 
     @model_validator(mode="after")
     def _one_count_each(self) -> "PlanConfig":
@@ -105,6 +111,8 @@ class _Stage:
 def plan(config: PlanConfig) -> Iterator[str]:
     """The plan, line by line. Raises InputError for what a run of the recipe would refuse."""
     dataset = None
+    if config.encoder.weights == "timm:default":  # the same network, and nothing is fetched for a plan
+        config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": "none"})})
     if config.data:
         config = config.model_copy(update={"data": [absolute(location) for location in config.locations]})
         check(config)
@@ -261,7 +269,9 @@ def _row(*cells: str) -> str:
 
 
 def _span(hours: tuple[float, ...]) -> str:
-    """Hours, or minutes where there is less than one."""
+    """Hours, or minutes where there is less than one; nothing more exact under a minute."""
+    if max(hours) < 1 / 60:
+        return "< 1 min"
     if max(hours) < 1:
         return "–".join(f"{60 * value:.0f}" for value in hours) + " min"
     return "–".join(f"{value:.1f}" if value < 10 else f"{value:,.0f}" for value in hours) + " h"

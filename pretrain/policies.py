@@ -56,7 +56,7 @@ class ViewConfig(Config):
         description="what fills in the settings that are not given: natural (SimCLR), dermatology (also vertical "
         "flips), chest_xray (grey, rotated, no blur), pathology (all orientations, milder colours)",
     )
-    size_px: int = Field(default=224, ge=8, description="side of a view, px")
+    size_px: int = Field(default=224, ge=8, le=4096, description="side of a view, px")
     crop_area: Range = Field(default=(0.08, 1.0), description="share of the image's area that a crop keeps")
     crop_aspect: Range = Field(default=(3 / 4, 4 / 3), description="width / height of a crop")
     keep_centre: float = Field(

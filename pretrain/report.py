@@ -118,11 +118,12 @@ def _stage(config: PretrainConfig, number: int, records: Records) -> Html:
 
 
 def _lines(records: Records, names: dict[str, str]) -> list[Line]:
-    """The curve of each metric over steps; null in a record breaks it."""
-    return [
-        Line(title, [(float(record["step"]), record[name]) for record in records if name in record])
+    """The curve of each metric over steps; null in a record breaks it. Of a step done again, its last record."""
+    curves = (
+        (title, {float(record["step"]): record[name] for record in records if name in record})
         for name, title in names.items()
-    ]
+    )
+    return [Line(title, [(step, curve[step]) for step in sorted(curve)]) for title, curve in curves]
 
 
 def _both(records: Records, figure: str) -> list[Line]:

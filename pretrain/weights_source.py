@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -123,6 +122,7 @@ def _other(config: EncoderConfig, folder: Folder, key: str, there: str) -> str:
 
 def _from_timm(config: EncoderConfig) -> Source:
     """The weights that timm publishes, kept in the hub's cache on this machine."""
+    import timm
     from huggingface_hub import hf_hub_download
 
     known = timm.get_pretrained_cfg(config.name)

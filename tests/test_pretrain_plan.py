@@ -196,3 +196,16 @@ def test_what_a_run_would_refuse_is_one_line_here_too(words: Sequence[str], told
 def test_the_command_line() -> None:
     with pytest.raises(InputError, match=r"stages\.0\.batch_size"):
         _run(["plan", "pretrain/recipes/ham10000.yaml", "stages.0.batch_size=1"])
+    with pytest.raises(InputError, match=r"neither a recipe file nor preview or plan \(nearest: plan\)"):
+        _run(["pln", "pretrain/recipes/ham10000.yaml"])
+
+
+def test_a_plan_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "resnet18" in lines(*SMALL, "encoder.weights=timm:default")
+
+
+def test_one_count_needs_no_brackets_and_a_short_run_is_said_to_be_short() -> None:
+    said = lines(*SMALL, "num_samples=512", "stages.0.epochs=1")
+    assert "of 512 samples" in said
+    assert "< 1 min" in said and "0–0" not in said

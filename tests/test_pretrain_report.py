@@ -17,7 +17,7 @@ from data.dataset import Dataset, open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from pretrain.config import PretrainConfig
-from pretrain.report import report_page, write_report
+from pretrain.report import _lines, report_page, write_report
 from pretrain.report_pictures import NOT_LABELLED, OTHERS, label_groups, views_as_trained
 from pretrain.run import pretrain
 from tests.test_data_look import BROWSERS, QUIET
@@ -183,3 +183,9 @@ def test_charts_break_thin_and_scale_their_lines() -> None:
     assert ticks(0.13, 4.2, 4) == [0, 2, 4, 6]
     assert ticks(0, 1000, 4, inside=True) == [0, 500, 1000]
     assert [short(value) for value in (0.00031, 1500, 2_000_000, -3.94, 0)] == ["0.00031", "1.5k", "2e6", "-3.94", "0"]
+
+
+def test_a_curve_over_steps_that_were_done_again_never_turns_back() -> None:
+    records = [{"step": step, "loss": loss} for step, loss in ((10, 5.0), (20, 4.0), (30, None), (20, 3.0), (40, 2.0))]
+    (line,) = _lines(records, {"loss": "Loss"})
+    assert line.points == [(10.0, 5.0), (20.0, 3.0), (30.0, None), (40.0, 2.0)]

@@ -255,6 +255,14 @@ def test_a_step_that_was_not_taken_is_named_with_its_keys(tmp_path: Path, capsys
     watched("skip", [0] * 9 + [1] + [0] * 9).check()
     with pytest.raises(InputError, match="nor were the 9 before it"):
         watched("skip", [0] * 10).check()
+    for taken, most in (([1, 0, 1, 0], False), ([1, 0, 0], True)):
+        ending = watched("skip", taken)
+        ending.check()
+        if not most:
+            ending.end()
+            continue
+        with pytest.raises(InputError, match="2 of 3 steps were not finite and left out"):
+            ending.end()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
