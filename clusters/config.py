@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,15 +76,18 @@ def load_config(kind: type[C], argv: Sequence[str]) -> C:
             raise InputError(f"'{word}' is not key=value; see --help for the keys")
         as_typed = _takes_text(kind, key.split("."), listed=text.startswith("["))
         _assign(values, key, text if as_typed else _parse_value(text))
-    return validate(kind, values, source)
+    return validate(kind, values, source, {word.partition("=")[0] for word in overrides})
 
 
-def validate(kind: type[C], values: dict[str, Any], source: str) -> C:
-    """Build the config, or raise InputError naming the first offending key."""
+def validate(kind: type[C], values: dict[str, Any], source: str, typed: Collection[str] = ()) -> C:
+    """Build the config, or raise InputError naming the first offending key and where it stands.
+
+    `typed` are dotted keys that come from the command line rather than from `source`.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(kind, values, error, source)) from None
+        raise InputError(_explain(kind, values, error, source, typed)) from None
 
 
 def absolute(location: str) -> str:
@@ -261,13 +264,18 @@ def _list_position(node: list[Any], part: str, dotted: str) -> int:
     return int(part)
 
 
-def _explain(kind: type[Config], values: dict[str, Any], error: ValidationError, source: str) -> str:
+def _explain(
+    kind: type[Config], values: dict[str, Any], error: ValidationError, source: str, typed: Collection[str]
+) -> str:
     first = error.errors()[0]
     location = [part for part in first["loc"] if not _is_variant_tag(part, values, first["loc"])]
     key = ".".join(str(part) for part in location) or "config"
+    if any(f"{key}.".startswith(f"{word}.") or word.startswith(f"{key}.") for word in typed):
+        source = "the command line"
     if first["type"] == "extra_forbidden":
-        known = sorted(_known_keys(kind))
-        return f"unknown key '{key}' in {source}{nearest(str(location[-1]), known)}"
+        known, last = _known_keys(kind), str(location[-1])
+        hint = " (a key of other sections, not of this one)" if last in known else nearest(last, sorted(known))
+        return f"unknown key '{key}' in {source}{hint}"
     if first["type"] == "missing":
         return f"'{key}' is missing in {source}; add {key}=…"
     if first["type"] == "union_tag_invalid":

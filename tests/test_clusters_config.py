@@ -49,6 +49,16 @@ def test_config_is_frozen(tmp_path: Path) -> None:
         config.seed = 1  # type: ignore[misc]
 
 
+def test_a_refusal_says_where_the_value_stands(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "seed: -1\n")
+    with pytest.raises(InputError, match=f"'seed' in {path}"):
+        load_config(PretrainConfig, [path, "data=/d", "run=/r"])
+    with pytest.raises(InputError, match=r"'stages\.0\.batch_size' in the command line"):
+        load_config(PretrainConfig, [recipe(tmp_path), "data=/d", "run=/r", "stages.0.batch_size=1"])
+    with pytest.raises(InputError, match=r"'stages.0.pair_within' in the command line \(a key of other"):
+        load_config(PretrainConfig, [recipe(tmp_path), "data=/d", "run=/r", "stages.0.pair_within.view=same"])
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +40,8 @@ class MoCoV3(MomentumMethod):
     """
 
     def __init__(self, config: MoCoV3Config, encoder: nn.Module, num_features: int) -> None:
+        from timm.layers import PatchEmbed  # here, since timm takes seconds and configs do without it
+
         hidden, dim = config.projection_hidden, config.projection_dim
         projection = head(config.projection_layers, num_features, hidden, dim)
         super().__init__(encoder, projection, head(2, dim, hidden, dim), config.momentum)
