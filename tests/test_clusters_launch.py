@@ -36,7 +36,7 @@ RAY_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(600)  # Ray takes most of a minute to start workers, on a busy machine several
 
 
 def values(dataset: Dataset, run: Path) -> dict[str, Any]:
@@ -98,11 +98,11 @@ def test_a_worker_killed_by_sigkill_costs_nothing(synthetic_dataset: Dataset, un
     with (tmp_path / "output.txt").open("w") as output:
         driver = subprocess.Popen(words, cwd=ROOT, env=RAY_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
         try:
-            wait_for(lambda: (run / "1-simclr/checkpoints/step-000000005/MANIFEST.json").exists(), 150, "a checkpoint")
+            wait_for(lambda: (run / "1-simclr/checkpoints/step-000000005/MANIFEST.json").exists(), 300, "a checkpoint")
             victims = ray_workers(driver)
             assert len(victims) == 2
             victims[1].send_signal(signal.SIGKILL)
-            assert driver.wait(200) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+            assert driver.wait(270) == 0, (tmp_path / "output.txt").read_text()[-3000:]
         finally:
             driver.kill()
     said = (tmp_path / "output.txt").read_text()

@@ -71,10 +71,11 @@ def test_a_run_whose_loss_is_not_finite_stops_with_the_batch_s_keys(synthetic_da
 def test_such_steps_can_be_left_out(
     synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(synthetic_dataset, tmp_path, "compute.on_nonfinite=skip", "tracking.every_steps=1", **BROKEN)
+    """Until they are most: the one step that was taken has ruined the weights, which are not handed on."""
+    with pytest.raises(InputError, match="3 of 4 steps were not finite and left out"):
+        run(synthetic_dataset, tmp_path, "compute.on_nonfinite=skip", "tracking.every_steps=1", **BROKEN)
     assert list(json.loads((tmp_path / "run/1-simclr/not-finite.json").read_text())) == ["2", "3", "4"]
     assert "not finite at step 4" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run/1-simclr/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line.get("loss") is not None] == [1]
-    weights = safetensors.torch.load_file(tmp_path / "run/encoder/model.safetensors")
-    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    assert not (tmp_path / "run/encoder").exists()
