@@ -202,7 +202,7 @@ def test_a_submitted_job_learns_the_same(
     words = command(synthetic_dataset, tmp_path)
     submit = [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", "."]
     ended = subprocess.run(
-        [*submit, "--", "python", *words], cwd=ROOT, env=RAY_ENVIRONMENT, capture_output=True, text=True, timeout=240
+        [*submit, "--", "python", *words], cwd=ROOT, env=RAY_ENVIRONMENT, capture_output=True, text=True, timeout=400
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-2000:]
     assert "2-micle  step 4/4" in ended.stdout
