@@ -1,9 +1,16 @@
-"""`python -m finetune RECIPE.yaml data=DIR encoder=RUN out=DIR [key=value …]`: encoder to diagnosis."""
+"""`python -m finetune RECIPE.yaml data=DIR encoder=RUN out=DIR [key=value …]`: encoder to diagnosis.
+
+`python -m finetune COMMAND …` runs one of the other commands; each is a module with `usage()` and `run(argv)`.
+"""
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from clusters.config import describe, load_config, run_main
+
+COMMANDS: dict[str, str] = {}
+"""Name of a command → the module of it."""
 
 
 def _help() -> str:
@@ -28,5 +35,13 @@ def _run(argv: Sequence[str]) -> None:
     finetune(load_config(FinetuneConfig, argv))
 
 
+def _main(argv: Sequence[str]) -> None:
+    if argv and argv[0] in COMMANDS:
+        command = import_module(COMMANDS[argv[0]])
+        run_main(command.run, argv[1:], command.usage)
+    else:
+        run_main(_run, argv, _help)
+
+
 if __name__ == "__main__":
-    run_main(_run, sys.argv[1:], _help)
+    _main(sys.argv[1:])

@@ -127,7 +127,7 @@ def _said(source: Source, sha256: str, report: dict[str, Any]) -> str:
     parts.append(f"left at random: {_shown(report['at_random'])}")
     parts.append(f"ignored: {_shown(report['ignored'])}")
     if report["classifier"]:
-        parts.append(f"classifier left out: {', '.join(report['classifier'])}")
+        parts.append(f"classifier left out: {', '.join(sorted(report['classifier']))}")
     return f"{source.title} (SHA-256 {sha256[:12]}): {'; '.join(parts)}"
 
 
