@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from clusters.config import Config, InputError
 from clusters.storage import Folder
@@ -24,6 +24,17 @@ class FileRecord(Config):
 
     size: int = Field(description="bytes")
     sha256: str
+    rest_sha256: str | None = Field(
+        default=None,
+        description="of a shard's bytes that are no image of the index, in their order: with the hashes of the images "
+        "it stands for the whole file, so that verifying hashes each byte once",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a hash of the rest nothing is said of it: manifests from before there was one keep their bytes."""
+        values = dump(self)
+        return {name: value for name, value in values.items() if name != "rest_sha256" or value is not None}
 
 
 class Counts(Config):

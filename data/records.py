@@ -21,6 +21,7 @@ class ShardRecord:
     shard: int
     size: int
     sha256: str
+    rest_sha256: str
     num_rows: int
     bad: tuple[str, ...]
     dropped_cases: int

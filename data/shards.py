@@ -17,6 +17,7 @@ from clusters.config import InputError, differences
 from clusters.storage import Folder
 from data.cases import Case, RawDataset, RawFile
 from data.config import ImportConfig
+from data.hashes import hash_outside
 from data.identities import load_identities
 from data.images import BURNED_IN
 from data.index import build_manifest, count_duplicates, write_index
@@ -69,7 +70,11 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
     known = census.known()
     duplicates = count_duplicates(known, config, lambda image: row_of(out, done, image))
     files = {INDEX: index}
-    files |= {shard_name(r.shard): FileRecord(size=r.size, sha256=r.sha256) for r in done if r.num_rows}
+    for record in done:
+        if record.num_rows:
+            files[shard_name(record.shard)] = FileRecord(
+                size=record.size, sha256=record.sha256, rest_sha256=record.rest_sha256
+            )
     dropped = sum(record.dropped_cases for record in done)
     manifest = build_manifest(raw, config, plan, known, bad, dropped, duplicates, files)
     out.write(MANIFEST, manifest_bytes(manifest))
@@ -84,7 +89,7 @@ def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecor
     rows: list[dict[str, Any]] = []
     bad: list[str] = []
     size = dropped = 0
-    digest = hashlib.sha256()
+    digest, rest = hashlib.sha256(), hashlib.sha256()
     with out.create(shard_name(shard)) as file:
         for part in parts:
             rows += [{**row, "shard": shard, "offset": row["offset"] + size} for row in part.rows]
@@ -92,13 +97,15 @@ def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecor
             dropped += part.dropped_cases
             size += len(part.content)
             digest.update(part.content)
+            hash_outside(rest, part.content, [(row["offset"], row["size"]) for row in part.rows])
             file.write(part.content)
         end = tar_end(size)
         digest.update(end)
+        rest.update(end)
         file.write(end)
     if not rows:
         out.remove(shard_name(shard))
-    record = ShardRecord(shard, size + len(end), digest.hexdigest(), len(rows), tuple(bad), dropped)
+    record = ShardRecord(shard, size + len(end), digest.hexdigest(), rest.hexdigest(), len(rows), tuple(bad), dropped)
     write_record(out, record, rows)
     return record
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as parquet
 from clusters.config import InputError
 from clusters.storage import BLOCK_BYTES, Folder
 from data.config import num_cores
-from data.manifest import INDEX, Manifest, read_manifest
+from data.manifest import INDEX, FileRecord, Manifest, read_manifest
 from data.progress import Progress
 
 ROWS_AT_ONCE = 1 << 16
@@ -129,9 +129,17 @@ def _shard_problem(
     if name not in sizes:
         return f"{name} is missing"
     found: list[str] = []
+
+    def advance(number: int) -> None:
+        progress.advance(number * TO_MB)
+
     try:
         with folder.open(name) as file:
-            sha256, size, differ = _read_through(file, images, lambda number: progress.advance(number * TO_MB))
+            if record.rest_sha256:
+                if _holds(file, images, record, advance):
+                    return ""
+                file.seek(0)  # once more, to say what differs
+            sha256, size, differ = _read_through(file, images, (lambda _: None) if record.rest_sha256 else advance)
     except OSError as error:
         return f"{name} cannot be read ({error.strerror or error})"
     if size != record.size:
@@ -146,13 +154,52 @@ def _shard_problem(
     return "; ".join(found)
 
 
+def _holds(file: BinaryIO, images: list[Expected], record: FileRecord, advance: Callable[[int], None]) -> bool:
+    """Whether images and rest are what index and manifest say, so that the file is; each byte is hashed once."""
+    parts = _parts(images, record.size)
+    rest, one = hashlib.sha256(), hashlib.sha256()  # `one`: of the image that is being read
+    done = 0
+    while block := file.read(BLOCK_BYTES):  # large ones: each call to read or hash may wait for another thread
+        pieces, place = memoryview(block), 0
+        while place < len(block):
+            if not parts:
+                return False
+            stop, sha256 = parts[0]
+            number = min(stop - done, len(block) - place)
+            (one if sha256 else rest).update(pieces[place : place + number])
+            place, done = place + number, done + number
+            if done == stop:
+                if sha256 and one.hexdigest() != sha256:
+                    return False
+                one = hashlib.sha256()
+                parts.popleft()
+        advance(len(block))
+    return not parts and rest.hexdigest() == record.rest_sha256
+
+
+def _parts(images: list[Expected], size: int) -> deque[tuple[int, str]]:
+    """Where each part of a shard ends, with its hash; without one what lies around images. Empty where they overlap."""
+    parts: deque[tuple[int, str]] = deque()
+    done = 0
+    for image in sorted(images, key=lambda image: image.offset):
+        if image.offset < done or image.size < 1:
+            return deque()
+        if image.offset > done:
+            parts.append((image.offset, ""))
+        done = image.offset + image.size
+        parts.append((done, image.sha256))
+    if done > size:
+        return deque()
+    return parts if done == size else parts + deque([(size, "")])
+
+
 def _read_through(file: BinaryIO, images: list[Expected], advance: Callable[[int], None]) -> tuple[str, int, list[str]]:
     """Hash and size of a file, and the members among `images` whose bytes are not those of the index."""
     whole, size = hashlib.sha256(), 0
     left = deque(sorted(images, key=lambda image: image.offset))
     one, before = hashlib.sha256(), 0  # of the image that is being read, and where the one before it ended
     differ: list[str] = []
-    while block := file.read(BLOCK_BYTES):  # large ones: each call to read or hash may wait for another thread
+    while block := file.read(BLOCK_BYTES):
         whole.update(block)
         pieces, end = memoryview(block), size + len(block)
         while left and left[0].offset < end:

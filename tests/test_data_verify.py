@@ -1,9 +1,12 @@
 """verify: nothing is cut, flipped, added, swapped or missing in silence."""
 
+import hashlib
 import json
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -175,6 +178,53 @@ def test_a_tar_that_was_added_in_a_folder_below_is_named(scratch: Path) -> None:
     with pytest.raises(InputError, match=r"more/extra\.tar is not in the manifest"):
         verify(str(scratch))
     shutil.rmtree(below)
+
+
+def before_hashes_of_the_rest(folder: Path) -> None:
+    """The manifest as it was written before shards had a hash of what is no image."""
+    manifest = read_manifest(Folder(folder))
+    files = {name: record.model_copy(update={"rest_sha256": None}) for name, record in manifest.files.items()}
+    sealed = seal(manifest.model_copy(update={"files": files, "sha256": ""}))
+    (folder / "manifest.json").write_bytes(manifest_bytes(sealed))
+    assert "rest_sha256" not in (folder / "manifest.json").read_text()
+
+
+def test_a_whole_dataset_is_hashed_once_and_one_from_before_there_was_a_hash_of_the_rest_twice(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(written, tmp_path)
+    hashed = Counter()
+
+    class Counting:
+        def __init__(self) -> None:
+            self.digest = hashlib.sha256()
+
+        def update(self, content: memoryview) -> None:
+            hashed["bytes"] += len(content)
+            self.digest.update(content)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
+    monkeypatch.setattr("data.verify.hashlib", SimpleNamespace(sha256=Counting))
+    size = sum(record.size for record in read_manifest(Folder(folder)).files.values())
+    verify(str(folder))
+    assert hashed["bytes"] == size
+    before_hashes_of_the_rest(folder)
+    verify(str(folder))
+    images = sum(parquet.read_table(folder / "index.parquet").column("size").to_pylist())
+    assert hashed["bytes"] == 2 * size + images
+
+
+def test_every_flipped_bit_is_found_without_a_hash_of_the_rest(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    before_hashes_of_the_rest(folder)
+    content = (folder / "shard-000000.tar").read_bytes()
+    rng = random.Random(1)
+    for _ in range(40):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        assert "shard-000000.tar was altered (its hash differs)" in damaged(folder, "shard-000000.tar", bytes(flipped))
 
 
 def with_index(folder: Path, name: str, values: list) -> None:

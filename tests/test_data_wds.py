@@ -1,5 +1,6 @@
 """Tars of others, adopted in place: read exactly, never trusted, never touched."""
 
+import hashlib
 import io
 import json
 import os
@@ -233,6 +234,13 @@ def test_images_that_cannot_be_decoded_are_left_out_and_counted(tmp_path: Path) 
     tar_of(tmp_path / "a.tar", members)
     assert "max_bad_fraction" in refusal(tmp_path)
     manifest = adopt(options(tmp_path, "max_bad_fraction=0.5")).manifest
+    rest = bytearray((tmp_path / "a.tar").read_bytes())  # bad images are part of it: the index does not know them
+    dataset = open_dataset(str(tmp_path))
+    for row in reversed(range(8)):
+        offset, size = int(dataset.column("offset")[row]), int(dataset.column("size")[row])
+        del rest[offset : offset + size]
+    assert manifest.files["a.tar"].rest_sha256 == hashlib.sha256(rest).hexdigest()
+    assert verify(str(tmp_path)).startswith("OK")
     assert (manifest.counts.images, manifest.quarantined.count, manifest.quarantined.dropped_cases) == (8, 3, 3)
     assert manifest.quarantined.reasons == {"not an image": 1, "truncated": 1, "zero bytes": 1}
     assert manifest.quarantined.rows[0].startswith("a.tar: member 9 (page.jpg)")

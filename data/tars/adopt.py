@@ -35,6 +35,7 @@ from data.progress import Progress
 from data.shards import Imported
 from data.sources.wds import NOT_DONE, Options, cases_of
 from data.tars.facts import Facts, read_facts
+from data.tars.members import hash_of_rest, local_copy
 from data.tars.scan import Member, Tar, TarImage, repeated_keys, scan
 from data.whois import write_whois
 
@@ -74,7 +75,7 @@ def adopt(config: Options, quiet: bool = True) -> Imported:
     folder.write_json(f"{WORK}/plan.json", {"plan": plan.fingerprint, "settings": plan.settings})
 
     try:
-        manifest = _written(folder, raw, plan, _laid_out(raw, plan, identities), config, files, quiet)
+        manifest = _written(folder, raw, plan, _laid_out(raw, plan, identities), config, tars, quiet)
     except BaseException:  # the folder is somebody's own: nothing of an adoption that failed stays in it
         folder.remove(INDEX)
         raise
@@ -89,17 +90,22 @@ def _written(
     plan: Plan,
     cases: Sequence[Case],
     config: Options,
-    files: dict[str, FileRecord],
+    tars: Sequence[Tar],
     quiet: bool,
 ) -> Manifest:
     """Read every image once, write the index, and last the manifest."""
-    rows, bad, dropped = _rows(cases, files, config, quiet)
+    rows, bad, dropped = _rows(cases, [tar.name for tar in tars], config, quiet)
     record, known = write_index(folder, rows, raw, plan)
     flat = [row for shard in rows for row in shard]
     duplicates = count_duplicates(known.known(), config, lambda image: flat[image])
-    manifest = build_manifest(
-        raw, config, plan, known.known(), bad, dropped, duplicates, {INDEX: record, **dict(sorted(files.items()))}
-    )
+    told: dict[str, FileRecord] = {INDEX: record}
+    for tar, images in zip(tars, rows, strict=True):
+        rest = tar.rest_sha256
+        if len(images) != sum(len(sample.images) for sample in tar.samples):  # some are not in the index
+            with local_copy(folder, tar.name) as file:
+                rest = hash_of_rest(file, [(row["offset"], row["size"]) for row in images])
+        told[tar.name] = FileRecord(size=tar.size, sha256=tar.sha256, rest_sha256=rest)
+    manifest = build_manifest(raw, config, plan, known.known(), bad, dropped, duplicates, told)
     manifest = seal(manifest.model_copy(update={"images": {"format": AS_ADOPTED}, "sha256": ""}))
     folder.write(MANIFEST, manifest_bytes(manifest))
     return manifest
@@ -153,10 +159,14 @@ def _refuse_half_written(folder: Folder) -> None:
         )
 
 
+def _told_of(record: FileRecord | None) -> tuple[int, str] | None:
+    return None if record is None else (record.size, record.sha256)
+
+
 def _check_unchanged(manifest: Manifest, files: dict[str, FileRecord]) -> None:
     before = {name: record for name, record in manifest.files.items() if name != INDEX}
     for name in sorted(before.keys() | files.keys()):
-        if before.get(name) != files.get(name):
+        if _told_of(before.get(name)) != _told_of(files.get(name)):
             what = "is gone" if name not in files else "is new" if name not in before else "was changed"
             raise InputError(
                 f"{name} {what} since this folder was adopted; bring back what was there, or remove {INDEX} and "
@@ -180,13 +190,13 @@ def _laid_out(raw: RawDataset, plan: Plan, identities: Identities) -> list[Case]
 
 
 def _rows(
-    cases: Sequence[Case], files: dict[str, FileRecord], config: Options, quiet: bool
+    cases: Sequence[Case], tars: Sequence[str], config: Options, quiet: bool
 ) -> tuple[list[list[dict[str, Any]]], list[str], int]:
     """Rows of the index by shard, the images that cannot be used with reasons, and how many cases are left empty.
 
     Raises InputError as soon as too many images are bad.
     """
-    number_of = {name: number for number, name in shard_numbers(files).items()}
+    number_of = {name: number for number, name in shard_numbers(tars).items()}
     rows: dict[int, list[dict[str, Any]]] = {number: [] for number in sorted(number_of.values())}
     images = [image for case in cases for image in case.images]
     tasks = [

@@ -3,15 +3,16 @@
 Only images, JSON and short texts may be members: nothing here is unpickled, executed, followed or written.
 """
 
+import hashlib
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from clusters.config import InputError
-from clusters.storage import Folder
+from clusters.storage import BLOCK_BYTES, Folder
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
 TEXTS = ("json", "cls", "txt")
@@ -30,6 +31,18 @@ def local_copy(folder: Folder, name: str) -> Iterator[BinaryIO]:
         folder.download(name, target)
         with target.open("rb") as file:
             yield cast(BinaryIO, file)
+
+
+def hash_of_rest(file: BinaryIO, spans: Iterable[tuple[int, int]]) -> str:
+    """SHA-256 of a file without its images, given as (offset, size)."""
+    digest, done = hashlib.sha256(), 0
+    for offset, size in [*sorted(spans), (file.seek(0, 2), 0)]:
+        file.seek(done)
+        while block := file.read(min(BLOCK_BYTES, offset - done)):
+            digest.update(block)
+            done += len(block)
+        done = offset + size
+    return digest.hexdigest()
 
 
 def members(

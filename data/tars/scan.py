@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.tars.members import IMAGES, local_copy, members
+from data.tars.members import IMAGES, hash_of_rest, local_copy, members
 
 MAX_TEXT_BYTES = 16 << 20
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
@@ -61,11 +61,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Tar:
-    """One tar: size and hash of the file, its samples, and the names of all JSON fields that were seen."""
+    """One tar: size and hash of the file, hash of all but its images, samples, names of all JSON fields seen."""
 
     name: str
     size: int
     sha256: str
+    rest_sha256: str
     samples: list[Sample]
     seen: frozenset[str]
 
@@ -102,6 +103,7 @@ def scan(folder: Folder, name: str, wanted: Wanted) -> Tar:
         digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
         size = file.seek(0, 2)
         samples, seen = _samples(file, size, name, wanted)
+        rest = hash_of_rest(file, [(image.offset, image.size) for sample in samples for image in sample.images])
     for sample in samples:
         if not sample.images:
             raise InputError(
@@ -110,7 +112,7 @@ def scan(folder: Folder, name: str, wanted: Wanted) -> Tar:
             )
     if not samples:
         raise InputError(f"{name} has no sample; remove it")
-    return Tar(name, size, digest, samples, frozenset(seen))
+    return Tar(name, size, digest, rest, samples, frozenset(seen))
 
 
 def _samples(file: BinaryIO, size: int, name: str, wanted: Wanted) -> tuple[list[Sample], set[str]]:
