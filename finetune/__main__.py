@@ -9,7 +9,9 @@ from importlib import import_module
 
 from clusters.config import describe, load_config, run_main
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "table": "finetune.table",
+}
 """Name of a command → the module of it."""
 
 

@@ -1,0 +1,70 @@
+"""`python -m finetune table RESULTS …`: figures of several results folders as one Markdown table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from clusters.config import InputError
+from clusters.storage import Folder
+
+FIGURES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    return """usage: python -m finetune table RESULTS [RESULTS …]
+
+Prints the test figures of every model in some results folders, with their intervals, as a Markdown table: a row for
+each head and model, a pair of columns for each share of the labels. What a paper or a README says is then what was
+measured.
+
+  python -m finetune table /runs/ham-linear /runs/ham-linear-10 /runs/ham-full"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print the table."""
+    print(markdown([_results(location) for location in argv]))
+
+
+def markdown(found: Sequence[dict[str, Any]]) -> str:
+    """The table of some results. Raises InputError where two say something else of the same model and labels."""
+    cells: dict[tuple[str, str], dict[float, dict[str, Any]]] = {}
+    for results in found:
+        share = float(results["identity"]["recipe"]["label_fraction"])
+        for model in results["models"].values():
+            row = cells.setdefault((model["head"], model["title"]), {})
+            if row.setdefault(share, model["test"]) != model["test"]:
+                raise InputError(
+                    f"{model['title']}, {model['head']} head, {share:.0%} of the labels: two results folders differ in "
+                    "its figures; give one of them"
+                )
+    shares = sorted({share for row in cells.values() for share in row})
+    titles = [f"{name}, {share:.0%} of labels" for share in shares for name in FIGURES.values()]
+    lines = [_line(["head", "model", *titles]), _line(["---"] * (2 + len(titles)))]
+    for (head, title), row in cells.items():
+        figures = [_cell(row.get(share, {}).get(name)) for share in shares for name in FIGURES]
+        lines.append(_line([head, title, *figures]))
+    return "\n".join(lines)
+
+
+def _results(location: str) -> dict[str, Any]:
+    folder = Folder(location)
+    try:
+        return folder.read_json("results.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{location} has no results.json: not a results folder, or its run has not ended") from None
+    except ValueError:
+        raise InputError(f"{folder.file('results.json')} is damaged; run the command that made it again") from None
+
+
+def _cell(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    if figure["value"] is None:
+        return "undefined"
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
