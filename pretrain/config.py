@@ -108,6 +108,7 @@ class PretrainConfig(Config):
             "initial_weights": weights_fingerprint(self.encoder) if number == 0 else None,
             "precision": self.precision,
             "batch_norm_group": self.compute.batch_norm_group,
+            "compile": self.compute.compile or None,  # none, as in runs that do not tell
             "seed": self.seed,
             "splits": self.splits,
             "dataset": dataset_identity,
