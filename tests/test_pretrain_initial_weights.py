@@ -260,8 +260,16 @@ def test_our_encoder_passes_on_what_it_is_and_whom_it_saw(
     for name, tensor in safetensors.torch.load_file(tmp_path / "run/encoder/projection.safetensors").items():
         assert torch.equal(tensor, whole[name])
     assert encoder.num_features == 12
-    # The same weights elsewhere are the same run, others are not.
+    # A finished run needs its weights no more, until its first stage is to be done again.
     (tmp_path / "first").rename(tmp_path / "moved")
+    pretrain(begun)
+    assert "first cannot be found" in (said := capsys.readouterr().out)
+    assert "1-simclr: reused" in said
+    again = begun.model_copy(update={"seed": 7, "on_change": "redo"})
+    with pytest.raises(InputError, match=r"first: no such|encoder\.weights: .*first"):
+        pretrain(again)
+    assert (tmp_path / "run/1-simclr/finished.json").exists()
+    # The same weights elsewhere are the same run, others are not.
     pretrain(recipe(synthetic_dataset, tmp_path / "run", config("test_resnet", tmp_path / "moved")))
     assert "1-simclr: reused" in capsys.readouterr().out
     tensors = {n: t + 1 for n, t in written.state_dict().items()}
