@@ -51,6 +51,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_memory() -> int | None:
+    """Bytes of this worker's GPU; none where it works on a CPU."""
+    return torch.cuda.get_device_properties(device()).total_memory if device().type == "cuda" else None
+
+
 def time_collectives(stopwatch: Stopwatch | None) -> None:
     """From now on the collectives of loss, global batch norm and metrics count there as `communication`.
 
@@ -83,6 +88,13 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def stop_together(problem: Exception | None) -> None:
+    """Raise on every rank what any of them has met, so that none waits for one that has gone. Every rank calls it."""
+    met = [found for found in gather_objects(problem) if found is not None]
+    if met:
+        raise met[0]
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

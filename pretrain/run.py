@@ -17,6 +17,7 @@ from pretrain.compute import checkpoint_activations, ranks_per_group
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
+from pretrain.footprint import check_memory
 from pretrain.heads import first_layers
 from pretrain.initial_weights import check_start
 from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows
@@ -57,10 +58,11 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     tracker = Tracker(run, config.tracking, run.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
     previous: Folder | None = None
     fingerprint: str | None = None
-    for number in range(len(config.stages)):
-        folder = run / config.stage_name(number)
-        finished = distributed.broadcast_object(_finished(folder) if distributed.is_main() else None)
-        if finished is None:
+    folders = [run / config.stage_name(number) for number in range(len(config.stages))]
+    done = distributed.broadcast_object([_finished(folder) for folder in folders])
+    check_memory(config, [number for number, finished in enumerate(done) if finished is None])
+    for number, folder in enumerate(folders):
+        if done[number] is None:
             chosen = config.model_copy(update={"augment": where_views_are_finished(config, folder)})
             distributed.barrier()
             if distributed.is_main():
