@@ -5,12 +5,14 @@ laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features.
 """
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from clusters.stopwatch import Stopwatch
@@ -19,6 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 _device: torch.device | None = None
 _stopwatch: Stopwatch | None = None
+_last_are_ready = False
 
 
 def rank() -> int:
@@ -51,11 +54,18 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def time_collectives(stopwatch: Stopwatch | None) -> None:
-    """From now on the collectives of loss, global batch norm and metrics count there as `communication`.
+def device_memory() -> int | None:
+    """Bytes of this worker's GPU; none where it works on a CPU."""
+    return torch.cuda.get_device_properties(device()).total_memory if device().type == "cuda" else None
 
-    That includes waiting for slower ranks. The gradient's all-reduce, which runs beside the backward pass, and torch's
-    own SyncBatchNorm are not in it.
+
+def time_collectives(stopwatch: Stopwatch | None) -> None:
+    """From now on collectives count there as `communication`, the waiting for slower ranks included.
+
+    In it are those of loss, metrics and our own global batch norm (on CPUs), and of the gradient's all-reduce what
+    backward does not hide: from when the last gradients are ready until all are averaged. Most of it runs beside
+    backward and takes no time of its own. Not in it are the exchange of torch's SyncBatchNorm, which its kernels on
+    GPUs keep to themselves and which counts as forward and backward, and that of Python objects.
     """
     global _stopwatch
     _stopwatch = stopwatch
@@ -85,6 +95,13 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def stop_together(problem: Exception | None) -> None:
+    """Raise on every rank what any of them has met, so that none waits for one that has gone. Every rank calls it."""
+    met = [found for found in gather_objects(problem) if found is not None]
+    if met:
+        raise met[0]
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum over ranks, without gradient."""
     if world_size() == 1:
@@ -105,17 +122,6 @@ def gather(local_N: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def gather_with_gradient(local_ND: Tensor) -> Tensor:
-    """Every rank's rows in rank order, shape (W·N, D), with the gradient of every rank's loss.
-
-    Backward sums over ranks what each rank's loss says about these rows, so that after the data-parallel
-    mean the gradient is that of the mean of the ranks' losses. All ranks must hold N equal rows.
-    """
-    if world_size() == 1:
-        return local_ND
-    return cast(Tensor, _GatherWithGradient.apply(local_ND))
-
-
 def data_parallel(module: M) -> M | DistributedDataParallel:
     """Wrap a module so that gradients are averaged over ranks; itself where there is one rank."""
     if world_size() == 1:
@@ -123,29 +129,36 @@ def data_parallel(module: M) -> M | DistributedDataParallel:
     with warnings.catch_warnings():
         # torch renames broadcast_buffers; the old name is the one that all versions ≥ 2.11 know.
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
+        parallel = DistributedDataParallel(
             module,
             device_ids=[device()] if device().type == "cuda" else None,
             broadcast_buffers=False,  # batch statistics are global, so every rank computes the same ones
             gradient_as_bucket_view=True,
             static_graph=True,
         )
+    parallel.register_comm_hook(None, _average)
+    return parallel
+
+
+@contextmanager
+def averaging_gradients() -> Iterator[None]:
+    """The block is the backward pass of a data-parallel module: once it has ended its gradients are averaged."""
+    global _last_are_ready
+    _last_are_ready = False
+    yield
+    if _last_are_ready and _stopwatch is not None:
+        _stopwatch.stop("communication")
+
+
+def _average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """What DistributedDataParallel does by itself, with the time taken from the last bucket on."""
+    global _last_are_ready
+    if bucket.is_last() and _stopwatch is not None:
+        _stopwatch.start("communication")
+        _last_are_ready = True
+    return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
 
 
 def timed() -> AbstractContextManager[None]:
     """The block is a collective of our own, see `time_collectives`."""
     return nullcontext() if _stopwatch is None else _stopwatch.timing("communication")
-
-
-class _GatherWithGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local_ND: Tensor) -> Tensor:
-        return gather(local_ND)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (all_ND,) = gradients
-        total = all_ND.contiguous()
-        with timed():
-            dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]

@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 
 class ComputeConfig(Config):
-    """How a step is computed. All but batch_norm_group may change between resumes."""
+    """How a step is computed. All but batch_norm_group and compile may change between resumes."""
 
     batch_norm_group: int | None = Field(
         default=None,

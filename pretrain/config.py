@@ -99,15 +99,21 @@ class PretrainConfig(Config):
         """The stage's own views, else the recipe's."""
         return self.stages[number].views or self.views
 
-    def stage_identity(self, number: int, dataset_identity: Any, previous: str | None) -> dict[str, Any]:
-        """All that determines a stage's result: what must not change between resumes."""
+    def stage_identity(
+        self, number: int, dataset_identity: Any, previous: str | None, began_from: str | None = None
+    ) -> dict[str, Any]:
+        """All that determines a stage's result: what must not change between resumes.
+
+        `began_from`: the fingerprint of weights that are there no more.
+        """
         return {
             "stage": self.stages[number].model_dump(mode="json", exclude={"views"}),
             "views": self.stage_views(number).model_dump(mode="json"),
             "encoder": self.encoder.structure(),
-            "initial_weights": weights_fingerprint(self.encoder) if number == 0 else None,
+            "initial_weights": (began_from or weights_fingerprint(self.encoder)) if number == 0 else None,
             "precision": self.precision,
             "batch_norm_group": self.compute.batch_norm_group,
+            "compile": self.compute.compile or None,  # none, as in runs that do not tell
             "seed": self.seed,
             "splits": self.splits,
             "dataset": dataset_identity,

@@ -5,7 +5,9 @@ size and under the run's own autocast; what it allocates, saves for backward, mu
 """
 
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from clusters import distributed
 from clusters.config import InputError
+from clusters.tracking import say
 from pretrain.compute import checkpoint_activations
 from pretrain.config import PretrainConfig
 from pretrain.encoder import EncoderConfig
-from pretrain.losses import TILE_ELEMENTS, TILE_ROWS
+from pretrain.methods import METHODS
 from pretrain.methods.method import Method
-from pretrain.methods.simclr import SimCLRConfig
 from pretrain.optim import build_optimizer
 from pretrain.training import build_module
 
@@ -53,7 +56,7 @@ class Footprint:
 
     `state` is what lives from step to step (weights, gradients, optimiser, averages), `held` what stays from forward
     to backward, `peak` the most that forward and backward hold at once, `update` the most that the optimiser does; all
-    three are above the state, and the views are among them.
+    three are above the state, and the views are among them. `loss(samples, workers)` is what the loss holds besides.
     """
 
     encoder_parameters: int
@@ -68,7 +71,7 @@ class Footprint:
     flops: Linear
     traffic: Linear
     input_per_sample: int
-    projection_dim: int
+    loss: Callable[[int, int], int]
 
     @property
     def state(self) -> int:
@@ -82,9 +85,8 @@ class Footprint:
 
     def needed(self, num_samples: int, num_workers: int) -> float:
         """Bytes of a worker that has so many samples of the global batch."""
-        loss = loss_bytes(num_samples, num_workers, self.projection_dim) if self.projection_dim else 0
         ready = READY_BATCHES * self.input_per_sample * num_samples
-        return self.state + max(self.peak(num_samples), self.update) + loss + ready
+        return self.state + max(self.peak(num_samples), self.update) + self.loss(num_samples, num_workers) + ready
 
     def largest(self, device_bytes: int, num_workers: int) -> int:
         """The most samples a worker can have on a device of so much memory; 0 where not even one fits."""
@@ -106,14 +108,6 @@ class Footprint:
 def usable(device_bytes: int) -> float:
     """What of a card's memory the step itself can have."""
     return device_bytes * (1 - KEPT_FREE_SHARE) - KEPT_FREE
-
-
-def loss_bytes(num_samples: int, num_workers: int, width: int, device: str = "cuda") -> int:
-    """The most that `nt_xent` holds at once, in backward: two tiles, two masks, all ranks' rows, five times its own."""
-    rows, all_rows = 2 * num_samples, 2 * num_samples * num_workers
-    height = min(TILE_ROWS, num_samples)
-    tile = height * min(max(1, TILE_ELEMENTS[device] // height), all_rows)
-    return (4 + 4 + 1 + 1) * tile + 4 * (all_rows + 5 * rows) * width
 
 
 def footprint(config: PretrainConfig, number: int, recompute: bool | None = None) -> Footprint:
@@ -144,33 +138,52 @@ def footprint(config: PretrainConfig, number: int, recompute: bool | None = None
         averages=_averages(module) if stage.ema else 0,
         update=large.update,
         input_per_sample=2 * 3 * size * size,  # in colours, also for an encoder of grey images
-        projection_dim=stage.projection_dim if isinstance(stage, SimCLRConfig) else 0,  # of the tiled NT-Xent
+        loss=partial(METHODS[stage.method].loss_bytes, stage),  # type: ignore[arg-type]
         **lines,
     )
 
 
-def check_fits(config: PretrainConfig, device_bytes: int, num_workers: int) -> None:
-    """Raise InputError, with the numbers, where a stage's batch does not fit on devices of so many bytes.
+def check_memory(config: PretrainConfig, numbers: Sequence[int]) -> None:
+    """Raise InputError on all ranks where one of these stages does not fit on their GPUs; nothing without GPUs."""
+    memories = distributed.gather_objects(distributed.device_memory())
+    if None in memories:
+        return
+    problem = None
+    if distributed.is_main():
+        try:
+            for number in numbers:
+                check_fits(config, number, min(memories), len(memories))
+        except InputError as error:
+            problem = error
+    distributed.stop_together(problem)
 
-    A contrastive batch cannot be accumulated from smaller ones: each sample's negatives are all the others.
+
+def check_fits(config: PretrainConfig, number: int, device_bytes: int, num_workers: int) -> None:
+    """Raise InputError, with the numbers, where a stage's batch does not fit on GPUs of so many bytes.
+
+    A contrastive batch cannot be accumulated from smaller ones: each sample's negatives are all the others. Where the
+    network is compiled, which may keep less than is counted here, the same is said and nothing is raised.
     """
-    for number, stage in enumerate(config.stages):
-        needs, share = footprint(config, number), stage.batch_size // num_workers
-        if needs.needed(share, num_workers) > usable(device_bytes):
-            raise InputError(f"stages.{number}.batch_size: {what_does_not_fit(needs, config, number, device_bytes)}")
+    needs, share = footprint(config, number), config.stages[number].batch_size // num_workers
+    if needs.needed(share, num_workers) <= usable(device_bytes):
+        return
+    problem = what_does_not_fit(needs, config.stages[number].batch_size, device_bytes, num_workers)
+    if not config.compute.compile:
+        raise InputError(f"stages.{number}.batch_size: {problem}")
+    say(f"{config.stage_name(number)}: as it is without compute.compile, {problem}")
 
 
-def what_does_not_fit(needs: Footprint, config: PretrainConfig, number: int, device_bytes: int) -> str:
+def what_does_not_fit(needs: Footprint, batch_size: int, device_bytes: int, num_workers: int) -> str:
     """The numbers and the mend, for a stage that is too large for a device."""
-    batch_size, workers = config.stages[number].batch_size, max(1, config.cluster.num_workers)
-    share, more = batch_size // workers, needs.workers_for(batch_size, device_bytes)
+    share, more = batch_size // num_workers, needs.workers_for(batch_size, device_bytes)
     mends = [f"on {more} GPUs or more it fits"] if more is not None else ["no number of such GPUs is enough"]
-    largest = needs.largest(device_bytes, workers)
-    if largest * workers >= 2:
-        mends.append(f"on {workers} at most batch_size={largest * workers}")
+    largest = needs.largest(device_bytes, num_workers)
+    if largest * num_workers >= 2:
+        mends.append(f"on {num_workers} at most batch_size={largest * num_workers}")
     return (
-        f"{share} samples a GPU need {needs.needed(share, workers) / 1e9:.1f} GB and {usable(device_bytes) / 1e9:.1f} "
-        f"of {device_bytes / 1e9:.0f} GB can be used; {', '.join(mends)} (a contrastive batch cannot be accumulated)"
+        f"{share} samples a GPU need {needs.needed(share, num_workers) / 1e9:.1f} GB and "
+        f"{usable(device_bytes) / 1e9:.1f} of {device_bytes / 1e9:.0f} GB can be used; {', '.join(mends)} "
+        "(a contrastive batch cannot be accumulated)"
     )
 
 

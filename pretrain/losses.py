@@ -44,6 +44,14 @@ def nt_xent(first_nD: Tensor, second_nD: Tensor, temperature: float, groups: Ten
         return _NTXent.apply(rows_MD, temperature, groups)  # type: ignore[no-any-return]
 
 
+def nt_xent_bytes(num_pairs: int, num_ranks: int, width: int, device: str = "cuda") -> int:
+    """The most that `nt_xent` holds at once, in backward: two tiles, two masks, all ranks' rows, five times its own."""
+    rows, all_rows = 2 * num_pairs, 2 * num_pairs * num_ranks
+    height = min(TILE_ROWS, num_pairs)
+    tile = height * min(max(1, TILE_ELEMENTS[device] // height), all_rows)
+    return (4 + 4 + 1 + 1) * tile + 4 * (all_rows + 5 * rows) * width
+
+
 class _NTXent(torch.autograd.Function):
     """The loss of normalised rows, first views above second ones, with its gradient written out.
 

@@ -21,7 +21,7 @@ class Meter:
 
     The parts are shares of all the time: `data_wait` from the end of a step until the next batch lies ready on the
     device, `step` forward and backward, `optimizer`, `checkpoint`, `probe`. `communication` is what of them goes into
-    collectives of our own (see `distributed.time_collectives`). What is left is logging and health.
+    collectives (`distributed.time_collectives` says which). What is left is logging and health.
     """
 
     def __init__(self, batch_size: int, optimizer: torch.optim.Optimizer) -> None:

@@ -19,7 +19,7 @@ from data.combined import AnyDataset, open_datasets
 from pretrain.batches import ViewBatches
 from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, Card, cards
 from pretrain.config import PretrainConfig
-from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, Footprint, footprint, loss_bytes, usable
+from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, Footprint, footprint, usable
 from pretrain.leakage import pretraining_rows
 from pretrain.methods import METHODS
 from pretrain.run import check, check_recipe
@@ -184,8 +184,8 @@ def _needs(stage: _Stage) -> Iterator[str]:
         f"{_size(needs.peak(stage.share) / stage.share)} at the peak, "
         f"{_size(needs.input_per_sample)} of uint8 input",
     )
-    if needs.projection_dim:
-        yield _fact("memory, loss", f"{_size(loss_bytes(stage.share, stage.workers, needs.projection_dim))}, in tiles")
+    if loss := needs.loss(stage.share, stage.workers):
+        yield _fact("memory, loss", _size(loss))
     yield _fact("one worker", f"{stage.share} samples need {_size(needs.needed(stage.share, stage.workers))}")
     yield _fact(
         "work, a sample",

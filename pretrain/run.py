@@ -17,6 +17,7 @@ from pretrain.compute import checkpoint_activations, ranks_per_group
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
+from pretrain.footprint import check_memory
 from pretrain.heads import first_layers
 from pretrain.initial_weights import check_start
 from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows
@@ -26,7 +27,7 @@ from pretrain.monitor import probe_dataset
 from pretrain.patient_mask import check_patient_mask
 from pretrain.report import write_report
 from pretrain.stage import Rows
-from pretrain.weights_source import with_absolute_weights
+from pretrain.weights_source import NONE, find_weights, weights_fingerprint, with_absolute_weights
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -42,7 +43,9 @@ def pretrain(config: PretrainConfig) -> None:
     }
     config = config.model_copy(update=locations)
     run = Folder(config.run)
-    remaining = _prepare(config, run, check(config))
+    began_from = _weights_that_are_gone(config, run)
+    identity = check(config if began_from is None else _without_weights(config))
+    remaining = _prepare(config, run, identity, began_from)
     if remaining:
         launch(train, config, config.cluster, run)
     print(f"encoder: {run / 'encoder'}")
@@ -55,10 +58,11 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     tracker = Tracker(run, config.tracking, run.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
     previous: Folder | None = None
     fingerprint: str | None = None
-    for number in range(len(config.stages)):
-        folder = run / config.stage_name(number)
-        finished = distributed.broadcast_object(_finished(folder) if distributed.is_main() else None)
-        if finished is None:
+    folders = [run / config.stage_name(number) for number in range(len(config.stages))]
+    done = distributed.broadcast_object([_finished(folder) for folder in folders])
+    check_memory(config, [number for number, finished in enumerate(done) if finished is None])
+    for number, folder in enumerate(folders):
+        if done[number] is None:
             chosen = config.model_copy(update={"augment": where_views_are_finished(config, folder)})
             distributed.barrier()
             if distributed.is_main():
@@ -163,9 +167,33 @@ def _check_probe(dataset: AnyDataset, config: PretrainConfig) -> None:
         say(f"probe: on {probed[0].location} alone, the first with labels; the labels of the datasets differ")
 
 
-def _prepare(config: PretrainConfig, run: Folder, identity: Any) -> bool:
+def _weights_that_are_gone(config: PretrainConfig, run: Folder) -> str | None:
+    """The fingerprint of the weights that a finished first stage began from, where they cannot be found any more.
+
+    They have done their part. Only the same place is believed to have held them.
+    """
+    folder = run / config.stage_name(0)
+    if config.encoder.weights == NONE or not _is_ours(folder, "identity") or _finished(folder) is None:
+        return None
+    begun = folder.read_json("config.json")
+    if begun["config"]["encoder"]["weights"] != config.encoder.weights:
+        return None
+    try:
+        find_weights(config.encoder)
+    except InputError:
+        say(f"encoder.weights: {config.encoder.weights} cannot be found; {folder} is finished and needs it no more")
+        return begun["identity"]["initial_weights"]
+    return None
+
+
+def _without_weights(config: PretrainConfig) -> PretrainConfig:
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": NONE})})
+
+
+def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str | None) -> bool:
     """Say what is reused and what is redone; refuse or clear away what was made otherwise.
 
+    `began_from`: the fingerprint of weights that the first stage began from and that are there no more.
     Returns whether anything is left to do. Removes nothing but Manyview's own stages, and those only where
     on_change=redo asks for it.
     """
@@ -181,13 +209,15 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any) -> bool:
             changed = [f"stage {number + 1}: {there} -> {name}"]
         else:
             before = (run / name).read_json("config.json")["identity"]
-            changed = differences(before, config.stage_identity(number, identity, previous))
+            changed = differences(before, config.stage_identity(number, identity, previous, began_from))
         if changed and config.on_change == "refuse":
             raise InputError(
                 f"{run / (there or name)}: made with another config ({'; '.join(changed[:3])}); set on_change=redo "
                 f"to do {name} and what follows again, or give another run="
             )
         if changed:
+            if number == 0:
+                weights_fingerprint(config.encoder)  # refused where they are gone, before anything is removed
             say(f"{name}: done again, since {'; '.join(changed[:3])}")
             for place, old in on_disk.items():
                 if place > number:

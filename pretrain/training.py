@@ -100,12 +100,11 @@ class Training:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             output: Output = self._parallel(views_VBCHW, groups_VBG)
         self.optimizer.zero_grad(set_to_none=True)
-        if not self.config.compute.checkpoint_activations:
+        # With checkpointed activations, backward runs a second forward, which moves running statistics again
+        moved = self._statistics.copy() if self.config.compute.checkpoint_activations else None
+        with distributed.averaging_gradients():
             output.loss.backward()
-        else:
-            # The second forward, in here, moves running statistics again
-            moved = self._statistics.copy()
-            output.loss.backward()
+        if moved is not None:
             self._statistics.restore(moved)
         return output
 

@@ -123,7 +123,6 @@ def _other(config: EncoderConfig, folder: Folder, key: str, there: str) -> str:
 def _from_timm(config: EncoderConfig) -> Source:
     """The weights that timm publishes, kept in the hub's cache on this machine."""
     import timm
-    from huggingface_hub import hf_hub_download
 
     known = timm.get_pretrained_cfg(config.name)
     if config.name in SIMCLR_RESNETS or known is None or not known.hf_hub_id:
@@ -131,15 +130,26 @@ def _from_timm(config: EncoderConfig) -> Source:
             f"encoder.weights: timm has no weights for '{config.name}'; set encoder.weights=none, or another "
             "encoder.name"
         )
-    try:
-        path = Path(hf_hub_download(known.hf_hub_id, WEIGHTS))
-    except Exception as error:  # the hub's errors have many classes
-        raise InputError(
-            f"encoder.weights: {known.hf_hub_id} cannot be fetched from the Hugging Face hub ({type(error).__name__}); "
-            f"where this machine has no internet, copy its {WEIGHTS} here and give its path"
-        ) from None
+    path = _fetched(known.hf_hub_id)
     title = f"timm {config.timm_name}.{known.tag}"
     return Source(Folder(path.parent), path.name, title, int(known.input_size[-1]), known.to_dict())
+
+
+def _fetched(repository: str) -> Path:
+    """Weights on the hub, from its cache where they are there, so that a run goes on without internet as it began."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, WEIGHTS)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, WEIGHTS))  # asks once, where a download would six times
+        return Path(hf_hub_download(repository, WEIGHTS))
+    except Exception as error:  # the hub's errors have many classes
+        raise InputError(
+            f"encoder.weights: {repository} cannot be fetched from the Hugging Face hub ({type(error).__name__}); "
+            f"where this machine has no internet, copy its {WEIGHTS} here and give its path"
+        ) from None
 
 
 def _pickle(location: str) -> str:

@@ -9,6 +9,7 @@ from clusters import distributed
 from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
+from clusters.stopwatch import Stopwatch
 from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.config import FinetuneConfig
@@ -76,12 +77,17 @@ def batch_norm_network(seed: int) -> dict[str, Any]:
     }
 
 
-def gather(value: float) -> list[Any]:
-    row = torch.full((2, 3), value + distributed.rank(), requires_grad=True)
-    everything = distributed.gather_with_gradient(row)
-    weights = torch.arange(everything.numel(), dtype=torch.float32).view_as(everything)
-    (everything * weights).sum().backward()
-    return [everything.detach(), row.grad]
+def time_of_averaging(num_steps: int) -> dict[str, float]:
+    """Seconds by name of backward passes whose only collective is the gradient's, in buckets of a megabyte and less."""
+    stopwatch = Stopwatch(torch.device("cpu"))
+    parallel = distributed.data_parallel(nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 600)))
+    distributed.time_collectives(stopwatch)
+    for _ in range(num_steps):
+        loss = parallel(torch.ones(2, 600)).sum()
+        with distributed.averaging_gradients():
+            loss.backward()
+    distributed.time_collectives(None)
+    return stopwatch.read()
 
 
 def pretrain_stage(values: dict[str, Any]) -> str:

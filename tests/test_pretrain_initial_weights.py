@@ -1,8 +1,11 @@
 """What the first stage starts from: what is loaded, what is told of it, what is refused, and what travels on."""
 
+import http.server
 import json
 import re
 import shlex
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from pretrain.encoder_folder import load_encoder, read_card, read_seen
 from pretrain.initial_weights import check_start, start
 from pretrain.run import pretrain
 from pretrain.views import ViewConfig
+from pretrain.weights_source import find_weights
 from tests.encoder_folders import export, unsettle
 
 VIEWS = ViewConfig(size_px=32)
@@ -174,6 +178,48 @@ def test_timm_s_own_weights_without_internet_are_refused_in_one_line(
         check_start(config("resnet18", "timm:default"), VIEWS)
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hub's own client asks six times in 23 s, with two lines for each."""
+    asked: list[str] = []
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", here)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        template = "HUGGINGFACE_CO_URL_TEMPLATE"
+        monkeypatch.setattr(
+            huggingface_hub.constants, template, f"{here}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        with pytest.raises(InputError, match=r"cannot be fetched from the Hugging Face hub .* give its path$"):
+            check_start(config("resnet18", "timm:default"), VIEWS)
+        server.shutdown()
+    assert asked == ["/timm/resnet18.a1_in1k/resolve/main/model.safetensors"]
+    assert not caplog.records
+
+
+def test_weights_in_the_hub_s_cache_need_no_internet(
+    resnet18: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--timm--resnet18.a1_in1k/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("abc")
+    shutil.copy(resnet18[0], snapshot / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert find_weights(config("resnet18", "timm:default")).folder.path == snapshot
+
+
 def test_a_vit_of_another_size_and_channels_is_fitted(
     synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,8 +260,16 @@ def test_our_encoder_passes_on_what_it_is_and_whom_it_saw(
     for name, tensor in safetensors.torch.load_file(tmp_path / "run/encoder/projection.safetensors").items():
         assert torch.equal(tensor, whole[name])
     assert encoder.num_features == 12
-    # The same weights elsewhere are the same run, others are not.
+    # A finished run needs its weights no more, until its first stage is to be done again.
     (tmp_path / "first").rename(tmp_path / "moved")
+    pretrain(begun)
+    assert "first cannot be found" in (said := capsys.readouterr().out)
+    assert "1-simclr: reused" in said
+    again = begun.model_copy(update={"seed": 7, "on_change": "redo"})
+    with pytest.raises(InputError, match=r"first: no such|encoder\.weights: .*first"):
+        pretrain(again)
+    assert (tmp_path / "run/1-simclr/finished.json").exists()
+    # The same weights elsewhere are the same run, others are not.
     pretrain(recipe(synthetic_dataset, tmp_path / "run", config("test_resnet", tmp_path / "moved")))
     assert "1-simclr: reused" in capsys.readouterr().out
     tensors = {n: t + 1 for n, t in written.state_dict().items()}

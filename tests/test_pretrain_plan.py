@@ -2,20 +2,24 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from clusters import distributed
 from clusters.config import InputError, load_config
 from data.dataset import Dataset
 from pretrain.__main__ import _run
 from pretrain.cards import CARDS
 from pretrain.config import PretrainConfig
-from pretrain.footprint import Footprint, _Ledger, check_fits, footprint, loss_bytes, usable
-from pretrain.losses import nt_xent
+from pretrain.footprint import Footprint, _Ledger, check_fits, footprint, usable
+from pretrain.losses import nt_xent, nt_xent_bytes
+from pretrain.methods.moco_v3 import contrast, contrast_bytes
 from pretrain.optim import build_optimizer
 from pretrain.plan import PlanConfig, plan
+from pretrain.run import pretrain
 from pretrain.training import build_module
 
 SMALL = [
@@ -118,16 +122,35 @@ def test_loss_buffers_are_those_of_the_loss(pairs: int) -> None:
     ledger = _Ledger({views.untyped_storage()._cdata})
     with ledger:
         nt_xent(views[0], views[1], 0.1, torch.arange(pairs)).backward()
-    print(ledger.peak, loss_bytes(pairs, 1, 128, "cpu"))
-    assert 0.6 < loss_bytes(pairs, 1, 128, "cpu") / ledger.peak < 1.7
+    assert 0.6 < nt_xent_bytes(pairs, 1, 128, "cpu") / ledger.peak < 1.7
+
+
+@pytest.mark.parametrize("num_samples", [512, 1024])
+def test_the_logits_of_moco_are_counted(num_samples: int) -> None:
+    queries, keys = torch.randn(2, 2, num_samples, 64).unbind()
+    queries.requires_grad_()
+    groups = torch.arange(num_samples)[:, None]
+    ledger = _Ledger({tensor.untyped_storage()._cdata for tensor in (queries, keys, groups)})
+    with ledger:
+        losses = [contrast(queries[k], keys[1 - k], groups, groups, 0.2) for k in (0, 1)]
+        (losses[0] + losses[1]).backward()
+    assert contrast_bytes(num_samples, 1, 64) == pytest.approx(ledger.peak, rel=0.1)
+
+
+def test_the_logits_of_moco_make_a_large_global_batch_too_large() -> None:
+    words = ["encoder.name=test_resnet", "views.size_px=32", "stages=[{method: moco_v3, epochs: 1}]"]
+    needs = footprint(config(*words), 0)
+    logits = 4 * 4 * 1024 * 65_536  # of both directions, and their probabilities
+    assert needs.needed(1024, 64) - needs.needed(1024, 1) > logits
+    assert needs.needed(1024, 64) - needs.needed(1024, 1) < 2 * logits
 
 
 def test_loss_buffers_stay_small_at_a_large_global_batch() -> None:
-    assert loss_bytes(512, 128, 128) < 0.25 * GB  # 65,536 pairs; all similarities at once would be 0.5 GB
+    assert nt_xent_bytes(512, 128, 128) < 0.25 * GB  # 65,536 pairs; all similarities at once would be 0.5 GB
 
 
-def test_only_a_method_with_nt_xent_has_its_buffers() -> None:
-    for method, there in (("simclr", True), ("byol", False)):
+def test_only_a_loss_over_the_global_batch_has_buffers_of_its_own() -> None:
+    for method, there in (("simclr", True), ("moco_v3", True), ("byol", False)):
         words = ["encoder.name=test_resnet", "views.size_px=32", f"stages=[{{method: {method}, epochs: 1}}]"]
         assert ("memory, loss" in lines(*words)) == there
 
@@ -145,9 +168,25 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 def test_a_batch_that_does_not_fit_is_refused_with_the_numbers() -> None:
     of = config(*SMALL, "stages.0.batch_size=32768")
-    check_fits(of, 141 * GB, 32)
+    check_fits(of, 0, 141 * GB, 32)
     with pytest.raises(InputError, match=r"stages\.0\.batch_size: 32768 samples a GPU need \d+\.\d GB .* on \d+ GPUs"):
-        check_fits(of, 24 * GB, 1)
+        check_fits(of, 0, 24 * GB, 1)
+
+
+def test_what_is_compiled_may_need_less_and_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    check_fits(config(*SMALL, "stages.0.batch_size=32768", "compute.compile=true"), 0, 24 * GB, 1)
+    assert "without compute.compile, 32768 samples a GPU need" in capsys.readouterr().out
+
+
+def test_a_run_on_a_gpu_that_is_too_small_is_refused_as_it_starts(
+    synthetic_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the memory of a GPU of 1.6 GB, of which 0.02 GB can be used."""
+    monkeypatch.setattr(distributed, "device_memory", lambda: int(1.6 * GB))
+    words = [f"data={synthetic_dataset.location}", f"run={tmp_path / 'run'}", "stages.0.batch_size=8"]
+    with pytest.raises(InputError, match=r"8 samples a GPU need .* of 2 GB can be used; .* cannot be accumulated"):
+        pretrain(config(*SMALL, *words, "tracking.wandb=disabled"))
+    assert not (tmp_path / "run/1-simclr").exists()
 
 
 def test_a_plan_says_what_fits_how_long_it_takes_and_what_is_not_measured() -> None:

@@ -238,6 +238,7 @@ def test_diverged_weights_replace_no_checkpoint(synthetic_dataset: Dataset, tmp_
     ("changed", "told"),
     [
         ({"seed": 3}, "seed: 0 -> 3"),
+        ({"compute": {"compile": True}}, "compile: None -> True"),
         ({"encoder": {"name": "resnet18", "stem": "small"}}, "encoder.stem: standard -> small"),
         ({"views": {"size_px": 40}}, "views.size_px: 32 -> 40"),
         ({"splits": ["train", "test"]}, "test split is never pretrained on"),

@@ -45,6 +45,11 @@ class Method(nn.Module):
         """What a person should know of these samples before the stage starts. Raises InputError for bad ones."""
         return []
 
+    @staticmethod
+    def loss_bytes(config: Any, num_samples: int, num_ranks: int) -> int:
+        """The most that the loss holds at once on one of so many GPUs; 0 where it grows with the samples alone."""
+        return 0
+
     def begin(self) -> None:
         """What follows once the weights that the stage starts from are loaded, and before any step."""
 

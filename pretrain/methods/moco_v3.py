@@ -50,6 +50,11 @@ class MoCoV3(MomentumMethod):
         if isinstance(patches, PatchEmbed):  # of a hybrid it is a whole ResNet, which must learn
             patches.requires_grad_(False)
 
+    @staticmethod
+    def loss_bytes(config: MoCoV3Config, num_samples: int, num_ranks: int) -> int:  # type: ignore[override]
+        """All logits of both directions, and all ranks' keys."""
+        return contrast_bytes(num_samples, num_ranks, config.projection_dim)
+
     def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:
         """Algorithm 1: the contrast of each view's predictions with the other view's keys, summed."""
         features_VBF, projected_VBD, queries_VBD = self.predict(views_VBCHW)
@@ -80,6 +85,16 @@ def contrast(
         same_BR = (query_groups_BG[:, None] == gather(key_groups_BG)[None]).any(dim=2)
         others_BR = same_BR.scatter_(1, own_B[:, None], False)
         return 2 * temperature * F.cross_entropy(logits_BR.masked_fill(others_BR, -math.inf), own_B)
+
+
+def contrast_bytes(num_samples: int, num_ranks: int, width: int) -> int:
+    """The most that `contrast` of both directions holds at once, (B, R) of each: it is not cut into tiles.
+
+    In the second direction's forward: log-probabilities in float32 and the mask of either direction, and of the second
+    one the logits and those that are left.
+    """
+    all_samples = num_samples * num_ranks
+    return (4 + 1 + 4 + 1 + 4 + 4) * num_samples * all_samples + 2 * 4 * all_samples * width
 
 
 def head(num_layers: int, num_inputs: int, hidden: int, dim: int) -> nn.Module:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pretrain.heads import projection_head
-from pretrain.losses import nt_xent
+from pretrain.losses import nt_xent, nt_xent_bytes
 from pretrain.methods.method import Method, Output, two_views
 from pretrain.stage import StageConfig
 
@@ -45,6 +45,11 @@ class SimCLR(Method):
         hidden, dim = config.projection_hidden, config.projection_dim
         self.projection = projection_head(num_features, hidden, dim, config.projection_layers)
         self.temperature = config.temperature
+
+    @staticmethod
+    def loss_bytes(config: SimCLRConfig, num_samples: int, num_ranks: int) -> int:  # type: ignore[override]
+        """Tiles of the similarities, and all ranks' projections."""
+        return nt_xent_bytes(num_samples, num_ranks, config.projection_dim)
 
     def forward(self, views_VBCHW: Tensor, groups_VBG: Tensor) -> Output:
         """The loss of this rank's share, both views through the network in one batch."""
