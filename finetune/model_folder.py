@@ -2,68 +2,271 @@
 
 encoder.safetensors   the encoder, fine-tuned or as it was pretrained
 head.safetensors      weight (K, D) and bias (K): logits = features · weightᵀ + bias
-model.json            task, labels, input, decision threshold, and where it comes from; written last
+model.json            task, labels, input, thresholds, temperature, and where it comes from; written last
+
+Shapes: I images, N cases, B batch, D features, K labels, H and W pixels.
 """
 
 import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
+from clusters.config import InputError
 from clusters.storage import Folder
+from finetune.bootstrap import Floats, Integers
 from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
 from finetune.contenders import load
 from finetune.evaluate import Judged
 from finetune.linear import Choice
+from finetune.tasks import TASKS, Task, pool_cases
+from pretrain.encoder import EncoderConfig, create_encoder
+from pretrain.encoder_folder import load_weights
+from pretrain.heads import EncoderWithHead, head_of
+from pretrain.views import normalise
 
-MODEL_FILES = ("encoder.safetensors", "head.safetensors", "model.json")
+CARD = "model.json"
+MODEL_FILES = ("encoder.safetensors", "head.safetensors", CARD)
+SCHEMA_VERSION = 2
+MEAN_PROBABILITY = "mean of the probabilities of a case's images"
+POOLINGS: dict[str, Callable[[Task, Integers, Floats], tuple[Integers, Floats]]] = {
+    MEAN_PROBABILITY: lambda task, case_I, logits_IK: pool_cases(case_I, task.probabilities(logits_IK)),
+}
+"""How a case's answer comes from its images' logits: each gives the cases, (N,), and their probabilities, (N, K)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What validation froze: a threshold per label (none where the largest probability decides), the temperature.
+
+    Logits are divided by the temperature before they become probabilities; 1 changes nothing.
+    """
+
+    thresholds: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a user of the model must know. `processing`: how the dataset's images were made from their files.
+
+    `mean` and `std` are per channel of the encoder, of pixels in 0..1; `fingerprint` is of everything but the latency.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    decision: Decision
+    pooling: str
+    encoder: EncoderConfig
+    projection: list[dict[str, Any]]
+    size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    processing: dict[str, Any]
+    made_from: dict[str, Any]
+    latency: list[dict[str, Any]]
+    fingerprint: str
+
+
+class Model(nn.Module):
+    """A fine-tuned model: RGB images in 0..1, (B, 3, H, W), to logits (B, K); normalises by itself."""
+
+    def __init__(self, card: ModelCard, encoder: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.card, self.task = card, TASKS[card.task](list(card.labels))
+        self.encoder, self.head = encoder, head
+
+    def features(self, images_B3HW: Tensor) -> Tensor:
+        """What the encoder makes of images in 0..1, (B, D)."""
+        card = self.card
+        return self.encoder(normalise(images_B3HW, card.mean, card.std, card.encoder.channels))
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Logits, before the temperature."""
+        return self.head(self.features(images_B3HW))
+
+    @torch.inference_mode()
+    def logits(self, pixels_B3HW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (B, K) of pixels as the loader gives them, on the device on which the model stands."""
+        pixels = torch.from_numpy(pixels_B3HW).to(self.head.weight.device)
+        images = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
+        return self(images).float().cpu().numpy()
+
+    def probabilities(self, logits_IK: Floats) -> Floats:
+        """Probability of each label, (I, K), at the frozen temperature."""
+        return self.task.probabilities(logits_IK / self.card.decision.temperature)
+
+    def pool(self, case_I: Integers, logits_IK: Floats) -> tuple[Integers, Floats]:
+        """Each case's number, (N,) ascending, and its probabilities, (N, K), at the frozen temperature."""
+        return POOLINGS[self.card.pooling](self.task, case_I, logits_IK / self.card.decision.temperature)
+
+    def decide(self, probabilities_NK: Floats) -> NDArray[np.int64]:
+        """What is decided at the frozen thresholds: class number (N, 1) where one of several, else 0 or 1, (N, K)."""
+        if self.card.task == "multiclass":
+            return probabilities_NK.argmax(axis=1)[:, None]
+        thresholds = [self.card.decision.thresholds.get(label, 0.5) for label in self.card.labels]
+        return (probabilities_NK >= np.array(thresholds)).astype(np.int64)
+
+
+def model_folder(location: str) -> Folder:
+    """The model folder at a location: itself, or `model/` in a results folder. Raises InputError for neither."""
+    folder = Folder(location)
+    for candidate in (folder, folder / "model"):
+        if candidate.exists(CARD):
+            return candidate
+    raise InputError(f"{location}: no {CARD} here; give a finished results folder of python -m finetune or its model/")
+
+
+def load_model(location: str) -> Model:
+    """The model of a results folder, in evaluation mode on the CPU; every file is checked against its hash.
+
+    Raises InputError for a folder that is none, of another schema, or of which a byte was altered.
+    """
+    folder = model_folder(location)
+    card, files = _read_card(folder)
+    tensors = {name: _checked(folder, name, files[name]) for name in MODEL_FILES if name != CARD}
+    encoder = create_encoder(card.encoder, card.size_px)
+    num_features = int(encoder.num_features)  # type: ignore[arg-type]
+    if card.projection:
+        num_features = int(card.projection[-1]["outputs"])
+        encoder = EncoderWithHead(encoder, head_of(card.projection), num_features)
+    head = nn.Linear(num_features, len(card.labels))
+    load_weights(encoder, tensors["encoder.safetensors"], folder.file("encoder.safetensors"), card.encoder.name)
+    load_weights(head, tensors["head.safetensors"], folder.file("head.safetensors"), "the head")
+    return Model(card, encoder, head).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def write_model(
-    folder: Folder, judged: Judged, choice: Choice | None, cohort: Cohort, config: FinetuneConfig, out: Folder
+    folder: Folder,
+    judged: Judged,
+    choice: Choice | None,
+    cohort: Cohort,
+    config: FinetuneConfig,
+    out: Folder,
+    decision: Decision | None = None,
 ) -> None:
-    """Write the model of one contender: the head from `choice`, or encoder and head as trained in `out`."""
-    contender = judged.outcome.contender
+    """Write the model of one contender: the head from `choice`, or encoder and head as trained in `out`.
+
+    `decision`: what validation froze; without it, the threshold of `judged` for every label and no temperature.
+    """
+    contender, task = judged.outcome.contender, cohort.task
     encoder, card = load(contender, config)
-    if choice is None:
-        weights = safetensors.torch.load((out / "training" / contender.name).read("model.safetensors"))
-        parts = {
-            part: {name.removeprefix(f"{part}."): t for name, t in weights.items() if name.startswith(f"{part}.")}
-            for part in ("encoder", "head")
-        }
-    else:
-        head = {
-            "weight": torch.from_numpy(choice.head.weight_KD),
-            "bias": torch.from_numpy(choice.head.bias_K),
-        }
-        parts = {"encoder": {n: t.contiguous() for n, t in encoder.state_dict().items()}, "head": head}
+    if decision is None:
+        decision = Decision({} if judged.threshold is None else dict.fromkeys(task.label_names, judged.threshold))
+    parts = _trained(out / "training" / contender.name) if choice is None else _with_head(encoder, choice)
     files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
     for name, content in files.items():
         folder.write(name, content)
-    folder.write_json(
-        "model.json",
-        {
-            "schema_version": 1,
-            "task": cohort.task.kind,
-            "labels": list(cohort.task.label_names),
-            "classes": list(cohort.task.class_names),
-            "threshold": judged.threshold,
-            "pooling": "mean of the probabilities of a case's images",
-            "encoder": card.config.structure(),
-            "projection": card.projection,
-            "input": {
-                "size_px": config.size_px or card.size_px,
-                "crop": "largest centred square",
-                "mean": list(card.mean[: card.config.channels]),
-                "std": list(card.std[: card.config.channels]),
-            },
-            "made_from": {
-                "encoder": contender.fingerprint,
-                "lineage": contender.lineage,
-                "dataset": cohort.dataset.fingerprint,
-                "recipe": config.recipe(),
-            },
-            "files": {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()},
+    told: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "task": task.kind,
+        "labels": list(task.label_names),
+        "classes": list(task.class_names),
+        "thresholds": decision.thresholds,
+        "temperature": decision.temperature,
+        "pooling": MEAN_PROBABILITY,
+        "encoder": card.config.structure(),
+        "projection": card.projection,
+        "input": {
+            "size_px": config.size_px or card.size_px,
+            "crop": "largest centred square",
+            "mean": list(card.mean[: card.config.channels]),
+            "std": list(card.std[: card.config.channels]),
+            "processing": cohort.dataset.manifest.images,
         },
-    )
+        "made_from": {
+            "encoder": contender.fingerprint,
+            "lineage": contender.lineage,
+            "dataset": cohort.dataset.fingerprint,
+            "recipe": config.recipe(),
+        },
+        "files": {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()},
+    }
+    folder.write_json(CARD, {**told, "fingerprint": _fingerprint(told)})
+
+
+def record_latency(folder: Folder, rows: list[dict[str, Any]]) -> None:
+    """Write into the card how long one image takes; nothing else of it changes, nor does its fingerprint."""
+    folder.write_json(CARD, {**folder.read_json(CARD), "latency": rows})
+
+
+def _trained(training: Folder) -> dict[str, dict[str, Tensor]]:
+    """Encoder and head as full fine-tuning left them."""
+    weights = safetensors.torch.load(training.read("model.safetensors"))
+    return {
+        part: {name.removeprefix(f"{part}."): t for name, t in weights.items() if name.startswith(f"{part}.")}
+        for part in ("encoder", "head")
+    }
+
+
+def _with_head(encoder: nn.Module, choice: Choice) -> dict[str, dict[str, Tensor]]:
+    """The encoder as it was pretrained, and the linear head that was fitted on it."""
+    head = {"weight": torch.from_numpy(choice.head.weight_KD), "bias": torch.from_numpy(choice.head.bias_K)}
+    return {"encoder": {n: t.contiguous() for n, t in encoder.state_dict().items()}, "head": head}
+
+
+def _fingerprint(told: dict[str, Any]) -> str:
+    what = {key: value for key, value in told.items() if key not in ("fingerprint", "latency")}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _read_card(folder: Folder) -> tuple[ModelCard, dict[str, dict[str, Any]]]:
+    """The card, and size and hash of each file. Raises InputError where it is damaged, altered or of before."""
+    where = folder.file(CARD)
+    try:
+        told = folder.read_json(CARD)
+        if told["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"{where} has schema_version {told['schema_version']}, this program reads {SCHEMA_VERSION}; run the "
+                "fine-tuning again, which makes model/ anew from what was trained"
+            )
+        if told["fingerprint"] != _fingerprint(told):
+            raise InputError(f"{where} was altered (its own hash differs); copy the model folder again")
+        given = told["input"]
+        card = ModelCard(
+            task=told["task"],
+            labels=tuple(told["labels"]),
+            classes=tuple(told["classes"]),
+            decision=Decision(told["thresholds"], float(told["temperature"])),
+            pooling=told["pooling"],
+            encoder=EncoderConfig(**told["encoder"]),
+            projection=told["projection"],
+            size_px=int(given["size_px"]),
+            mean=tuple(given["mean"]),
+            std=tuple(given["std"]),
+            processing=given["processing"],
+            made_from=told["made_from"],
+            latency=told.get("latency", []),
+            fingerprint=told["fingerprint"],
+        )
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where} is damaged ({type(error).__name__}: {error}); copy the model folder again") from None
+    if card.task not in TASKS or card.pooling not in POOLINGS:
+        raise InputError(f"{where}: task '{card.task}' with '{card.pooling}' is of a newer program; update this one")
+    return card, told["files"]
+
+
+def _checked(folder: Folder, name: str, record: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file whose hash is the card's."""
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        raise InputError(f"{folder.file(name)} is not there; copy the model folder again") from None
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise InputError(f"{folder.file(name)} was altered (its hash differs); copy the model folder again")
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise InputError(f"{folder.file(name)}: not safetensors ({error}); copy the model folder again") from None

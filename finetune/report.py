@@ -247,6 +247,9 @@ def _p(p: float) -> str:
 
 
 def _chosen(chosen: dict[str, Any]) -> str:
-    what = f"C {chosen['C']:g}" if "C" in chosen else f"epoch {chosen['epoch']} of {chosen['of']}"
+    if "neighbours" in chosen:
+        what = f"{chosen['neighbours']} neighbours"
+    else:
+        what = f"C {chosen['C']:g}" if "C" in chosen else f"epoch {chosen['epoch']} of {chosen['of']}"
     note = "" if chosen.get("converged", True) else ", not converged: raise linear.max_iterations"
     return f"{what}, validation AUROC {chosen['val_auroc']:.3f}{note}"

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
@@ -13,10 +12,10 @@ from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.dataset import open_dataset
-from finetune.bootstrap import Floats
+from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
-from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contenders, load
+from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load
 from finetune.evaluate import Judged, Outcome, compare, judge
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.linear import Choice, fit_linear
@@ -44,6 +43,7 @@ def finetune(config: FinetuneConfig) -> None:
     }
     cohort = choose_cohort(dataset, config)
     _check_batch(config, cohort)
+    check_baselines(entrants, cohort.task, dataset.location)
     warnings = [
         warning
         for entrant in entrants
@@ -70,8 +70,8 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
     name = out.location.rsplit("/", 1)[-1]
     tracker = Tracker(out, config.tracking, name, config.model_dump(mode="json"))
     for entrant in contenders(config):
-        if entrant.kind == "pca":
-            size_px, compute = PCA_SIZE_PX, _flat_pixels
+        if entrant.kind in IMAGE_NUMBERS:
+            size_px, compute = IMAGE_NUMBERS[entrant.kind]
         elif entrant.head == "full":
             model, card = train_full(entrant, cohort, config, out / "training" / entrant.name, tracker)
             size_px, compute = config.size_px or card.size_px, images_to_numbers(model, card, config)
@@ -90,21 +90,21 @@ def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder
     folder, rows = _cache(entrant, cohort, config, out)
     numbers = read_parts(folder, rows)
 
-    def of(some: Rows) -> Floats:
-        return numbers[np.searchsorted(rows, some)].astype(np.float32)
+    def of(some: Rows) -> Any:
+        return numbers[np.searchsorted(rows, some)]
 
     if entrant.head == "full":
         chosen = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
         probabilities = [cohort.task.probabilities(of(some)) for some in (cohort.val, cohort.test)]
         return Outcome(entrant, chosen, [], *probabilities), None
-    transform = _fit_pca(of(cohort.all_train), config.seed) if entrant.kind == "pca" else lambda values: values
+    if entrant.kind in CLASSICAL:
+        fitted = fit_baseline(entrant.kind, cohort, of, config)
+        probabilities = [cohort.task.probabilities(fitted.logits(of(some))) for some in (cohort.val, cohort.test)]
+        return Outcome(entrant, fitted.chosen, fitted.tried, *probabilities), None
     choice = fit_linear(
-        cohort, transform(of(cohort.train)), transform(of(cohort.val)), config.class_weighting, config.linear,
-        entrant.name,
+        cohort, of(cohort.train), of(cohort.val), config.class_weighting, config.linear, entrant.name
     )  # fmt: skip
-    probabilities = [
-        cohort.task.probabilities(choice.head.logits(transform(of(some)))) for some in (cohort.val, cohort.test)
-    ]
+    probabilities = [cohort.task.probabilities(choice.head.logits(of(some))) for some in (cohort.val, cohort.test)]
     return Outcome(entrant, choice.chosen, choice.tried, *probabilities), choice
 
 
@@ -185,8 +185,9 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
 
 def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Folder, Rows]:
     """Where the numbers of a contender's images are kept, and of which images, ascending."""
-    what: list[object] = [entrant.fingerprint]
-    if entrant.kind != "pca":
+    title, fingerprint = entrant.numbers_of or (entrant.name, entrant.fingerprint)
+    what: list[object] = [fingerprint]
+    if entrant.kind not in IMAGE_NUMBERS:
         what += [config.size_px, config.precision]
     if entrant.head == "full":
         what.append((out / "training" / entrant.name).read_json("finished.json")["weights_sha256"])
@@ -195,20 +196,7 @@ def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Fold
         train = cohort.all_train if entrant.kind == "pca" else cohort.train
         rows = np.concatenate([train, cohort.val, cohort.test])
     rows = np.unique(rows)
-    return out / "features" / cache_name(entrant.name, cohort.dataset, rows, *what), rows
-
-
-def _flat_pixels(pixels_BCHW: np.ndarray) -> np.ndarray:
-    return pixels_BCHW.reshape(len(pixels_BCHW), -1)
-
-
-@threadpool_limits.wrap(limits=1)
-def _fit_pca(pixels_ID: Floats, seed: int) -> Any:
-    """Principal components of all training images, labelled or not, as the encoder saw them all."""
-    from sklearn.decomposition import PCA
-
-    components = min(PCA_COMPONENTS, len(pixels_ID) - 1, pixels_ID.shape[1])
-    return PCA(components, svd_solver="randomized", random_state=seed).fit(pixels_ID).transform
+    return out / "features" / cache_name(title, cohort.dataset, rows, *what), rows
 
 
 def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
@@ -235,7 +223,7 @@ def _evaluations_so_far(out: Folder) -> int:
 
 
 def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
-    baselines = [b if b in ("untrained", "pca") else absolute(b) for b in config.baselines]
+    baselines = [absolute_baseline(word) for word in config.baselines]
     locations = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
     return config.model_copy(update={**locations, "baselines": baselines})
 

@@ -9,6 +9,7 @@ import pytest
 from data.dataset import Dataset, open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
+from finetune.config import FinetuneConfig
 from tests.ranks import Ranks
 
 
@@ -36,6 +37,19 @@ def synthetic_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     )
     write_dataset(read_raw(config), config)
     return open_dataset(str(out))
+
+
+@pytest.fixture(scope="session")
+def finetuned(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
+    """A finished run of a linear head on a small encoder, without baselines; its folder is not to be altered."""
+    from finetune.run import finetune
+    from tests.finetune_runs import recipe, write_encoder
+
+    folder = tmp_path_factory.mktemp("finetuned")
+    encoder = write_encoder(folder / "encoder", synthetic_dataset)
+    config = recipe(synthetic_dataset, encoder, folder / "out", head="linear", bootstrap={"resamples": 20})
+    finetune(config)
+    return config
 
 
 @pytest.fixture(scope="session")

@@ -201,7 +201,9 @@ def test_a_binary_label_has_a_threshold_from_validation(binary_dataset, tmp_path
         assert model["test"]["auroc"]["value"] > 0.9
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Youden" in page
-    assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["threshold"] == model["threshold"]
+    assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["thresholds"] == {
+        "dark": model["threshold"]
+    }
 
 
 def test_bad_input_is_said_in_one_line(linear, synthetic_dataset, tmp_path):

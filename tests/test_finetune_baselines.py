@@ -1,0 +1,167 @@
+"""The baselines that reviewers ask for, in the same command and table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from clusters.config import InputError
+from data.loader import evaluation_batches
+from finetune.baselines import check_baselines, fit_baseline, logits_of, orb_descriptors
+from finetune.cohort import choose_cohort
+from finetune.contenders import ORB_KEYPOINTS, absolute_baseline, contenders, load
+from finetune.run import finetune
+from finetune.tasks import Binary, MultiClass
+from tests.finetune_runs import NAME, recipe
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A file of others' weights for the test network, classifier included, as timm writes it."""
+    torch.manual_seed(5)
+    file = tmp_path_factory.mktemp("weights") / "theirs.safetensors"
+    safetensors.torch.save_file(timm.create_model(NAME).state_dict(), file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def compared(finetuned, synthetic_dataset, weights, tmp_path_factory):
+    """A linear run with the baselines that are quick on small images."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    words = ["untrained", "pca", "orb", "knn", f"imagenet:{weights}"]
+    config = recipe(synthetic_dataset, finetuned.encoder, out, head="linear", baselines=words)
+    finetune(config)
+    return config
+
+
+def test_all_baselines_stand_in_one_table(compared, finetuned, weights):
+    results = json.loads((Path(compared.out) / "results.json").read_text())
+    models = results["models"]
+    assert list(models) == ["pretrained", "untrained", "pca", "orb", "knn", "imagenet"]
+    assert {row["baseline"] for row in results["comparisons"]} == set(models) - {"pretrained"}
+    for model in models.values():
+        assert 0 <= model["test"]["auroc"]["value"] <= 1
+    assert models["orb"]["chosen"]["C"] in (0.01, 0.1, 1.0, 10.0)
+    assert models["knn"]["chosen"]["neighbours"] in (5, 10, 20)
+    assert models["imagenet"]["title"] == f"{NAME}, theirs.safetensors"
+    assert weights not in (Path(compared.out) / "results.json").read_text()
+    # The neighbours go by the features that are there already.
+    assert sorted(p.name.rsplit("-", 1)[0] for p in (Path(compared.out) / "features").iterdir()) == [
+        "features-imagenet", "features-orb", "features-pca", "features-pretrained", "features-untrained",
+    ]  # fmt: skip
+
+
+def test_weights_of_others_are_loaded_with_their_own_input_scale(finetuned, synthetic_dataset, weights, tmp_path):
+    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path, baselines=[f"imagenet:{weights}"])
+    encoder, card = load(contenders(config)[1], config)
+    given = safetensors.torch.load_file(weights)
+    state = encoder.state_dict()
+    assert all(torch.equal(state[name], given[name]) for name in state)
+    known = timm.get_pretrained_cfg(NAME)
+    assert known is not None
+    assert (card.mean, card.std) == (known.mean, known.std)
+
+
+def test_neighbours_are_those_of_scikit_learn(synthetic_dataset, tmp_path):
+    """By cosine, one image a case."""
+    cohort = choose_cohort(synthetic_dataset, recipe(synthetic_dataset, "", tmp_path))
+    features = np.random.default_rng(0).normal(size=(synthetic_dataset.num_images, 6)).astype(np.float32)
+    fitted = fit_baseline("knn", cohort, lambda rows: features[rows], recipe(synthetic_dataset, "", tmp_path))
+    weights = cohort.training_weights("none")
+
+    nearest = KNeighborsClassifier(fitted.chosen["neighbours"], metric="cosine", algorithm="brute")
+    nearest.fit(features[cohort.train], cohort.class_of(cohort.train))
+    near = nearest.kneighbors(features[cohort.test], return_distance=False)
+    votes = np.stack([(weights[near] * (cohort.class_of(cohort.train)[near] == k)).sum(1) for k in range(5)], axis=1)
+    expected = votes / votes.sum(1, keepdims=True)
+    found = cohort.task.probabilities(fitted.logits(features[cohort.test]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_orb_finds_what_is_drawn_and_tells_it_apart(synthetic_dataset, tmp_path):
+    """Squares against noise-free discs: their keypoints make words that an SVM separates on unseen images."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    cohort = choose_cohort(synthetic_dataset, recipe(synthetic_dataset, "", tmp_path, label="melanoma"))
+    pixels = np.full((synthetic_dataset.num_images, 224, 224, 3), 128, np.uint8)
+    for image, truth in zip(pixels, np.nan_to_num(cohort.truth[:, 0])):
+        for x, y in rng.integers(40, 184, (12, 2)).tolist():
+            if truth:
+                cv2.rectangle(image, (x - 14, y - 14), (x + 14, y + 14), (200, 200, 200), -1)
+            else:
+                cv2.circle(image, (x, y), 14, (200, 200, 200), -1)
+    numbers = orb_descriptors(pixels.transpose(0, 3, 1, 2))
+    assert numbers[:, 0].min() > 10
+    fitted = fit_baseline("orb", cohort, lambda rows: numbers[rows], recipe(synthetic_dataset, "", tmp_path))
+    found = cohort.task.probabilities(fitted.logits(numbers[cohort.test]))[:, 0]
+    truth = cohort.truth[cohort.test, 0]
+    assert ((found > 0.5) == (truth > 0.5)).mean() > 0.9
+    assert fitted.chosen["val_auroc"] > 0.95
+
+
+def test_an_image_without_keypoints_has_an_answer_too():
+    numbers = orb_descriptors(np.zeros((2, 3, 224, 224), np.uint8))
+    assert numbers.shape == (2, 1 + 32 * ORB_KEYPOINTS)
+    assert not numbers.any()
+
+
+@pytest.mark.parametrize("task", [MultiClass(["a", "b", "c"]), Binary(["a"])])
+def test_logits_give_the_probabilities_back(task):
+    values = np.random.default_rng(0).random((7, len(task.label_names)))
+    values = values / values.sum(1, keepdims=True) if task.kind == "multiclass" else values
+    np.testing.assert_allclose(task.probabilities(logits_of(task, values)), values, atol=1e-5)
+    edge = np.eye(3)[:1] if task.kind == "multiclass" else np.array([[0.0]])
+    assert np.isfinite(logits_of(task, edge)).all()
+
+
+@pytest.mark.parametrize("name", ["vgg16", "inception_v3"])
+def test_networks_of_the_literature_make_features(finetuned, synthetic_dataset, tmp_path, name):
+    """Without a file they are untrained, and said to be."""
+    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path, baselines=[name], size_px=80)
+    contender = contenders(config)[1]
+    assert "untrained: no file of its weights was given" in contender.title
+    if name == "inception_v3":  # VGG16's 138 million weights take their time
+        encoder, card = load(contender, config)
+        ((_, pixels),) = evaluation_batches(synthetic_dataset, synthetic_dataset.rows(["test"])[:2], 80, 2)
+        assert encoder.eval()(pixels.float() / 255).shape == (2, 2048)
+        assert card.size_px == 299
+        assert card.mean == (0.5, 0.5, 0.5)
+
+
+def test_what_cannot_be_had_is_said_in_one_line(finetuned, synthetic_dataset, tmp_path, weights):
+    def refused(match: str, *words: str, **changed) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            contenders(recipe(synthetic_dataset, finetuned.encoder, tmp_path, baselines=list(words), **changed))
+        assert "\n" not in str(caught.value)
+
+    refused(
+        "^baselines: imagenet: nothing is fetched from the network here; give the file, as imagenet:PATH", "imagenet"
+    )
+    refused("^baselines: vgg16: .*/none.safetensors: no such file", f"vgg16:{tmp_path}/none.safetensors")
+    refused("^baselines: imagenet: .*/x.pth is a pickle", f"imagenet:{tmp_path}/x.pth")
+    refused("^baselines: inception_v3: .*not the weights of inception_v3", f"inception_v3:{weights}")
+    refused("^baselines: inception_v3: 'inception_v3' does not take images of 32 px", "inception_v3", size_px=32)
+    refused("'knn' is compared already", "knn", "knn")
+
+
+def test_neighbours_of_numbers_are_refused(finetuned, synthetic_dataset, tmp_path):
+    class Numbers(Binary):
+        number_names = ("ef",)
+
+    entrants = contenders(recipe(synthetic_dataset, finetuned.encoder, tmp_path, baselines=["knn"]))
+    with pytest.raises(InputError, match="knn tell classes apart, and ef of /d are numbers; take them out"):
+        check_baselines(entrants, Numbers(["ef"]), "/d")
+
+
+def test_paths_are_made_absolute_and_words_are_not():
+    for word in ("untrained", "pca", "orb", "knn", "vgg16", "imagenet"):
+        assert absolute_baseline(word) == word
+    assert absolute_baseline("imagenet:w.safetensors") == f"imagenet:{Path.cwd()}/w.safetensors"
+    assert absolute_baseline("runs/other") == f"{Path.cwd()}/runs/other"
+    assert absolute_baseline("vgg16:s3://b/w.safetensors") == "vgg16:s3://b/w.safetensors"
