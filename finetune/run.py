@@ -19,6 +19,7 @@ from finetune.config import FinetuneConfig
 from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contenders, load
 from finetune.evaluate import Judged, Outcome, compare, judge
 from finetune.features import cache_name, compute_parts, read_parts
+from finetune.heads import pool_images
 from finetune.linear import Choice, fit_linear
 from finetune.model_folder import MODEL_FILES, write_model
 
@@ -88,14 +89,17 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
 def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Outcome, Choice | None]:
     """The contender's answers to validation and test images; for a linear one the head is fitted here."""
     folder, rows = _cache(entrant, cohort, config, out)
-    numbers = read_parts(folder, rows)
+    numbers, dataset = read_parts(folder, rows), cohort.dataset
 
     def of(some: Rows) -> Floats:
         return numbers[np.searchsorted(rows, some)].astype(np.float32)
 
     if entrant.head == "full":
         chosen = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
-        probabilities = [cohort.task.probabilities(of(some)) for some in (cohort.val, cohort.test)]
+        probabilities = [
+            cohort.task.probabilities(pool_images(of(some), dataset.case_of[some], config.full.pooling))
+            for some in (cohort.val, cohort.test)
+        ]
         return Outcome(entrant, chosen, [], *probabilities), None
     transform = _fit_pca(of(cohort.all_train), config.seed) if entrant.kind == "pca" else lambda values: values
     choice = fit_linear(
