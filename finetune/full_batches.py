@@ -104,7 +104,10 @@ class Targets:
 def training_images(batch: MixedBatch, views: ViewConfig, channels: int, mixes: bool) -> Tensor:
     """The batch's normalised images on this worker's device, mixed, (V, B, channels, H, W)."""
     images_VBCHW = finished_views(batch.views, views, distributed.device(), in_loader(), channels)
-    return mix_images(*images_VBCHW.chunk(2), batch.mixing_B5) if mixes else images_VBCHW
+    if not mixes:
+        return images_VBCHW
+    own, partners = images_VBCHW.chunk(2)
+    return mix_images(own, partners, batch.mixing_B5)
 
 
 def in_loader() -> bool:

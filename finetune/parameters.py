@@ -60,7 +60,7 @@ def layers(model: Classifier) -> dict[str, int]:
     backbone, prefix = _backbone(model)
     matcher = getattr(backbone, "group_matcher", None)
     try:
-        of_backbone: dict[str, int] = group_parameters(backbone, matcher(coarse=False), reverse=True)  # type: ignore[misc]
+        of_backbone = cast(dict[str, int], group_parameters(backbone, cast(Any, matcher)(coarse=False), reverse=True))
     except (TypeError, NotImplementedError, AssertionError):
         raise InputError(
             f"full: timm tells no layers of {type(backbone).__name__}; use train=all, head or lora, and layer_decay=1"

@@ -14,6 +14,7 @@ from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.dataset import open_dataset
 from finetune.bootstrap import Floats
+from finetune.checks import check_full
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contenders, load
@@ -44,7 +45,7 @@ def finetune(config: FinetuneConfig) -> None:
         "models": {entrant.name: entrant.fingerprint for entrant in entrants},
     }
     cohort = choose_cohort(dataset, config)
-    _check_batch(config, cohort)
+    check_full(config, cohort, entrants)
     warnings = [
         warning
         for entrant in entrants
@@ -249,15 +250,6 @@ def _check_workers(config: FinetuneConfig) -> None:
         raise InputError(
             f"full.batch_size: {config.full.batch_size} cannot be divided equally among "
             f"{config.cluster.num_workers} workers; choose a multiple"
-        )
-
-
-def _check_batch(config: FinetuneConfig, cohort: Cohort) -> None:
-    images = len(cohort.train)
-    if config.head == "full" and config.full.batch_size > images:
-        raise InputError(
-            f"full.batch_size: {config.full.batch_size} is more than the {images} training images of "
-            f"{cohort.dataset.location} at label_fraction={config.label_fraction:g}; choose {images} or fewer"
         )
 
 
