@@ -11,10 +11,9 @@ from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
 from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
-from pretrain.optim import OptimConfig
+from finetune.full_config import FullConfig
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class LinearConfig(Config):
@@ -26,44 +25,6 @@ class LinearConfig(Config):
         description="C of scikit-learn (small: strong regularisation) to choose from on validation",
     )
     max_iterations: int = Field(default=500, ge=1, description="of L-BFGS, for each strength")
-
-
-class AugmentationConfig(Config):
-    """How a training image is varied."""
-
-    crop_area: tuple[Share, Share] = Field(
-        default=(0.5, 1.0), description="share of the image's area that a crop keeps"
-    )
-    flip_horizontal: float = Field(default=0.5, ge=0, le=1, description="probability")
-    flip_vertical: float = Field(default=0.5, ge=0, le=1, description="probability; 0 for radiographs")
-    jitter_strength: float = Field(default=0.0, ge=0, le=1.25, description="of colour jitter as in SimCLR; 0: none")
-
-    @field_validator("crop_area")
-    @classmethod
-    def _low_to_high(cls, area: tuple[float, float]) -> tuple[float, float]:
-        if area[0] > area[1]:
-            raise ValueError("must go from low to high")
-        return area
-
-
-class FullOptimConfig(OptimConfig):
-    """How weights are updated, with defaults for fine-tuning."""
-
-    name: Literal["lars", "adamw", "sgd"] = Field(default="adamw", description="adamw, sgd or lars")
-    lr: float = Field(default=3e-4, gt=0, description="base learning rate, before scaling")
-    lr_scaling: Literal["linear", "sqrt", "none"] = Field(
-        default="none", description="linear: lr x batch / 256; sqrt: lr x sqrt(batch); none: lr as it is"
-    )
-    weight_decay: float = Field(default=0.05, ge=0, description="on weights, never on biases and normalisation")
-
-
-class FullConfig(Config):
-    """head=full: encoder and a fresh linear head, trained end to end."""
-
-    epochs: int = Field(default=30, ge=1, description="passes over the training images")
-    batch_size: int = Field(default=128, ge=2, description="images in the global batch, over all workers")
-    optim: FullOptimConfig = Field(default=FullOptimConfig(), description="optimiser and learning rate")
-    augmentation: AugmentationConfig = Field(default=AugmentationConfig(), description="of training images")
 
 
 class FinetuneConfig(Config):

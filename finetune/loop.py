@@ -1,10 +1,11 @@
-"""Full fine-tuning: encoder and a fresh linear head, end to end, resumed to the exact next batch.
+"""Full fine-tuning: encoder and a fresh head, end to end or in part, resumed to the exact next batch.
 
-Shapes: B images on this rank, C = 3 colours, H and W pixels, K labels.
+Shapes: B images on this rank, C = 3 colours, H and W pixels, K labels, M numbers an image.
 """
 
 import hashlib
-from typing import Any
+import math
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from clusters import distributed
-from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import Checkpoints
 from clusters.config import InputError
 from clusters.launch import report
@@ -23,30 +23,16 @@ from finetune.bootstrap import Floats
 from finetune.cohort import Cohort, Rows
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, load
-from finetune.linear import case_auroc
-from pretrain.batches import ViewBatches, finished_views
+from finetune.full_batches import FullBatches
+from finetune.heads import Classifier, pool_images
+from finetune.learner import Training
+from finetune.losses import LABEL_KINDS
+from finetune.parameters import choose_trained, plain_weights
+from finetune.tasks import pool_cases
 from pretrain.encoder_folder import EncoderCard
-from pretrain.optim import build_optimizer, learning_rate
-from pretrain.stage import Samples
 from pretrain.views import ViewConfig, normalise
 
 WEIGHTS, FINISHED = "model.safetensors", "finished.json"
-
-
-class Classifier(nn.Module):
-    """Normalised images (B, 3, H, W) to logits (B, K)."""
-
-    def __init__(self, encoder: nn.Module, num_features: int, num_labels: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(num_features, num_labels)
-        # Zero weights: the first predictions are even, whatever the scale of the features.
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits."""
-        return self.head(self.encoder(images_BCHW))
 
 
 def train_full(
@@ -54,62 +40,45 @@ def train_full(
 ) -> tuple[Classifier, EncoderCard]:
     """Train one contender in its folder and return it with the weights of its best epoch.
 
-    The best epoch is that of the highest case-level macro AUROC on validation, the first of equal ones.
-    Leaves the weights and, last, `finished.json`; where that is there, nothing is trained. On every rank.
+    The best epoch is that of the highest figure on validation (`case_score`), the first of equal ones; it ends early
+    by `full.patience`. Leaves the weights and, last, `finished.json`; where that is there, nothing is trained. On
+    every rank.
     """
-    settings, device, title = config.full, distributed.device(), f"{contender.name}, full"
+    settings, title = config.full, f"{contender.name}, full"
     model, card, views = _build(contender, cohort, config)
-    channels = card.config.channels
     finished = folder.read_json(FINISHED) if folder.exists(FINISHED) else None
     if distributed.broadcast_object(finished) is not None:
         return _with_best_weights(model, folder), card
-    global_batch_norm(model)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, settings.optim)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        choose_trained(model, settings, card.architecture)
+    training = Training(model, cohort, views, card.config.channels, config)
 
     # Batches and the length of an epoch
-    batches_of = _batches(cohort, views, config)
-    steps_per_epoch = max(1, round(len(cohort.train) / settings.batch_size))
+    make_batch = FullBatches(cohort, views, config)
+    steps_per_epoch = max(1, round(len(make_batch.samples) / settings.batch_size))
     total_steps = settings.epochs * steps_per_epoch
-    class_of, weight_of = _targets(cohort, config.class_weighting)
 
     # Newest intact checkpoint
     checkpoints = Checkpoints(folder, config.checkpoint)
     restored = checkpoints.restore()
     first_step = restored.step if restored else 0
-    best: dict[str, Any] = {"epoch": 0, "auroc": -1.0, "weights": {}}
+    best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
     if restored:
-        model.load_state_dict(restored.state["model"])
-        optimizer.load_state_dict(restored.state["optimizer"])
-        best = restored.state["best"]
+        best = restored.state.pop("best")
+        training.restore(restored.state)
         say(f"{title}: resumed at step {first_step} of {total_steps}")
     tracker.start_section(folder, contender.name)
     tracker.rewind(first_step)
-    batches = training_batches(batches_of, first_step, total_steps, config.loader)
-    parallel = distributed.data_parallel(model)
+    batches = training_batches(make_batch, first_step, total_steps, config.loader)
     progress = Progress(title, total_steps, config.tracking, first_step)
     losses: list[Tensor] = []
 
-    for step in range(first_step, total_steps):
-        batch = next(batches)
-        rows_B = batch.rows_VB[0].numpy()
-        rate = learning_rate(settings.optim, step, total_steps, settings.batch_size)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits_BK = parallel(finished_views(batch, views, device, _in_loader(), channels)[0])
-        weight_B = torch.from_numpy(weight_of[rows_B]).to(device)
-        losses_B = cohort.task.loss(logits_BK, torch.from_numpy(class_of[rows_B]).to(device))
-        # A weighted mean over the global batch; the data-parallel mean divides by the number of ranks.
-        total_weight = distributed.sum_over_ranks(weight_B.sum())
-        loss = (losses_B * weight_B).sum() / total_weight * distributed.world_size()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-
-        done = step + 1
+    done = first_step
+    while done < total_steps and not _is_stopped(best, done, steps_per_epoch, settings.patience):
+        loss, rate = training.step(done, total_steps, next(batches))
+        losses.append(loss)
+        done += 1
         logging = done % config.tracking.every_steps == 0 or done == total_steps
         validating = done % steps_per_epoch == 0
         # Rank 0 decides when it is time, so that all ranks look at the loss together
@@ -122,28 +91,48 @@ def train_full(
             progress.line(done, metrics)
             report(metrics)
         if validating:
-            auroc = case_auroc(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
-            tracker.log(done, {"val_auroc": auroc})
-            if auroc > best["auroc"]:
-                weights = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
-                best = {"epoch": done // steps_per_epoch, "auroc": auroc, "weights": weights}
+            score = case_score(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
+            tracker.log(done, {score_name(cohort): score})
+            if score > best["score"] or not best["weights"]:
+                best = {"epoch": done // steps_per_epoch, "score": score, "weights": plain_weights(model)}
         if saving:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
-            checkpoints.save(done, state)
+            checkpoints.save(done, {**training.state(), "best": best})
 
-    # The best epoch's weights, for everybody
-    say(f"{title}: epoch {best['epoch']} of {settings.epochs}, validation AUROC {best['auroc']:.4f}")
+    _finish(best, cohort, settings.epochs, title, folder)
+    return _with_best_weights(_build(contender, cohort, config)[0], folder), card
+
+
+def _is_stopped(best: dict[str, Any], done: int, steps_per_epoch: int, patience: int | None) -> bool:
+    """Whether so many epochs have passed without a better one; the same wherever a run was resumed."""
+    return patience is not None and bool(best["weights"]) and done // steps_per_epoch - best["epoch"] >= patience
+
+
+def _finish(best: dict[str, Any], cohort: Cohort, epochs: int, title: str, folder: Folder) -> None:
+    """The best epoch's weights, for everybody."""
+    say(f"{title}: epoch {best['epoch']} of {epochs}, {score_name(cohort)} {best['score']:.4f}")
     if distributed.is_main():
         folder.write(WEIGHTS, safetensors.torch.save(best["weights"]))
-        chosen = {"epoch": best["epoch"], "of": settings.epochs, "val_auroc": best["auroc"]}
+        chosen = {"epoch": best["epoch"], "of": epochs, score_name(cohort): best["score"]}
         folder.write_json(FINISHED, {"chosen": chosen, "weights_sha256": _weights_hash(folder)})
     distributed.barrier()
-    return _with_best_weights(_build(contender, cohort, config)[0], folder), card
+
+
+def case_score(cohort: Cohort, rows: Rows, logits_IK: Floats) -> float:
+    """The task's own figure over cases, a case's answer being the mean of its images'; larger is better."""
+    task = cohort.task
+    _, scores_NK = pool_cases(cohort.dataset.case_of[rows], task.probabilities(logits_IK))
+    _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
+    return task.score(cohort.truth[rows[first]], scores_NK)
+
+
+def score_name(cohort: Cohort) -> str:
+    """What the figure is called where it is written down."""
+    return "val_auroc" if cohort.task.kind in LABEL_KINDS else "val_score"
 
 
 @torch.no_grad()
 def predict(model: nn.Module, cohort: Cohort, rows: Rows, card: EncoderCard, config: FinetuneConfig) -> Floats:
-    """Logits (len(rows), K) in evaluation mode, each image on one rank, on every rank."""
+    """Logits (len(rows), K) in evaluation mode, of each image or of its case (`full.pooling`), on every rank."""
     model.eval()
     compute = images_to_numbers(model, card, config)
     mine = np.arange(distributed.rank(), len(rows), distributed.world_size())
@@ -152,12 +141,12 @@ def predict(model: nn.Module, cohort: Cohort, rows: Rows, card: EncoderCard, con
         compute(pixels.numpy())
         for _, pixels in evaluation_batches(cohort.dataset, rows[mine], size_px, config.feature_batch_size)
     ]
-    num_labels = len(cohort.task.label_names)
-    values = np.concatenate(parts) if parts else np.empty((0, num_labels), dtype=np.float32)
-    logits = np.empty((len(rows), num_labels), dtype=np.float32)
-    for places, numbers in distributed.gather_objects((mine, values)):
-        logits[places] = numbers
-    return logits
+    gathered = distributed.gather_objects((mine, np.concatenate(parts) if parts else None))
+    found = [(places, values) for places, values in gathered if values is not None]
+    numbers = np.empty((len(rows), found[0][1].shape[1]), dtype=np.float32)
+    for places, values in found:
+        numbers[places] = values
+    return pool_images(numbers, cohort.dataset.case_of[rows], config.full.pooling)
 
 
 def images_to_numbers(model: nn.Module, card: EncoderCard, config: FinetuneConfig) -> Any:
@@ -193,34 +182,8 @@ def _build(contender: Contender, cohort: Cohort, config: FinetuneConfig) -> tupl
         mean=card.mean,
         std=card.std,
     )
-    return Classifier(encoder, int(encoder.num_features), len(cohort.task.label_names)), card, views  # type: ignore[arg-type]
-
-
-def _batches(cohort: Cohort, views: ViewConfig, config: FinetuneConfig) -> ViewBatches:
-    """One view of each image; an epoch has every training image once."""
-    samples = Samples.group(cohort.train, cohort.train, cohort.dataset.shard_of[cohort.train])
-    return ViewBatches(
-        cohort.dataset, samples, _the_image, views, config.seed, 0, config.full.batch_size,
-        distributed.rank(), distributed.world_size(), augment=_in_loader(),
-    )  # fmt: skip
-
-
-def _in_loader() -> bool:
-    """Without an accelerator, views are finished by the loader, in 8 bits: many times faster there."""
-    return distributed.device().type == "cpu"
-
-
-def _the_image(sample: int, rows: Rows, turn: int, uniforms: Any) -> tuple[int, ...]:
-    return (int(rows[0]),)
-
-
-def _targets(cohort: Cohort, class_weighting: str) -> tuple[Any, Any]:
-    """Class and weight of each row of the dataset; set for training rows only."""
-    class_of = np.zeros(cohort.dataset.num_images, dtype=np.int64)
-    weight_of = np.zeros(cohort.dataset.num_images, dtype=np.float32)
-    class_of[cohort.train] = cohort.class_of(cohort.train)
-    weight_of[cohort.train] = cohort.training_weights(class_weighting)
-    return class_of, weight_of
+    num_features, num_labels = int(cast(Any, encoder).num_features), len(cohort.task.label_names)
+    return Classifier(encoder, num_features, num_labels, config.full.pooling), card, views
 
 
 def _finite_loss(losses: list[Tensor], model: nn.Module, title: str, step: int) -> float:

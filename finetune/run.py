@@ -13,11 +13,13 @@ from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.dataset import open_dataset
 from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
+from finetune.checks import check_full
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load
 from finetune.evaluate import Judged, Outcome, compare, judge
 from finetune.features import cache_name, compute_parts, read_parts
+from finetune.heads import pool_images
 from finetune.linear import Choice, fit_linear
 from finetune.model_folder import MODEL_FILES, write_model
 
@@ -42,7 +44,7 @@ def finetune(config: FinetuneConfig) -> None:
         "models": {entrant.name: entrant.fingerprint for entrant in entrants},
     }
     cohort = choose_cohort(dataset, config)
-    _check_batch(config, cohort)
+    check_full(config, cohort, entrants)
     check_baselines(entrants, cohort.task, dataset.location)
     warnings = [
         warning
@@ -88,14 +90,17 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
 def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Outcome, Choice | None]:
     """The contender's answers to validation and test images; for a linear one the head is fitted here."""
     folder, rows = _cache(entrant, cohort, config, out)
-    numbers = read_parts(folder, rows)
+    numbers, dataset = read_parts(folder, rows), cohort.dataset
 
     def of(some: Rows) -> Any:
         return numbers[np.searchsorted(rows, some)]
 
     if entrant.head == "full":
         chosen = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
-        probabilities = [cohort.task.probabilities(of(some)) for some in (cohort.val, cohort.test)]
+        probabilities = [
+            cohort.task.probabilities(pool_images(of(some), dataset.case_of[some], config.full.pooling))
+            for some in (cohort.val, cohort.test)
+        ]
         return Outcome(entrant, chosen, [], *probabilities), None
     if entrant.kind in CLASSICAL:
         fitted = fit_baseline(entrant.kind, cohort, of, config)
@@ -233,15 +238,6 @@ def _check_workers(config: FinetuneConfig) -> None:
         raise InputError(
             f"full.batch_size: {config.full.batch_size} cannot be divided equally among "
             f"{config.cluster.num_workers} workers; choose a multiple"
-        )
-
-
-def _check_batch(config: FinetuneConfig, cohort: Cohort) -> None:
-    images = len(cohort.train)
-    if config.head == "full" and config.full.batch_size > images:
-        raise InputError(
-            f"full.batch_size: {config.full.batch_size} is more than the {images} training images of "
-            f"{cohort.dataset.location} at label_fraction={config.label_fraction:g}; choose {images} or fewer"
         )
 
 

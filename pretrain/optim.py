@@ -1,7 +1,7 @@
 """Optimisers, the parameters they leave alone, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -24,24 +24,27 @@ class OptimConfig(Config):
     warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps over which the rate rises from 0")
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, scale_of: Mapping[int, float] | None = None, spare: bool = True
+) -> torch.optim.Optimizer:
     """The optimiser over a module, with biases and normalisation free of decay and of LARS's adaptation.
 
-    So are what a network of timm's names as such: position embeddings and class tokens.
+    So are what a network of timm's names as such: position embeddings and class tokens; with `spare=False` none is.
+    `scale_of`, by a parameter's id, is its share of the learning rate, told as `lr_scale` of its group; 1 without.
 
     Where its attribute `found_inf` is a tensor of 1, a step changes nothing, without the host having to know: the
     contract of torch's fused optimisers, which ours keeps too.
     """
     spared = _not_decayed(module)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for name, p in named if p.ndim > 1 and name not in spared],
-            "weight_decay": config.weight_decay,
-            "adapt": True,
-        },
-        {"params": [p for name, p in named if p.ndim <= 1 or name in spared], "weight_decay": 0.0, "adapt": False},
-    ]
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({(scale_of or {}).get(id(p), 1.0) for _, p in named}):
+        of_scale = [(name, p) for name, p in named if (scale_of or {}).get(id(p), 1.0) == scale]
+        decayed = [p for name, p in of_scale if not spare or (p.ndim > 1 and name not in spared)]
+        rest = [p for name, p in of_scale if spare and (p.ndim <= 1 or name in spared)]
+        own = {} if scale_of is None else {"lr_scale": scale}
+        groups.append({"params": decayed, "weight_decay": config.weight_decay, "adapt": True, **own})
+        groups.append({"params": rest, "weight_decay": 0.0, "adapt": False, **own})
     optimizer: torch.optim.Optimizer
     if config.name == "lars":
         optimizer = LARS(groups, momentum=config.momentum)

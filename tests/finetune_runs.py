@@ -19,10 +19,12 @@ from pretrain.views import ViewConfig
 NAME = "test_resnet"
 
 
-def write_encoder(folder: Path, dataset: AnyDataset, splits: list[str] | None = None, seed: int = 0) -> str:
+def write_encoder(
+    folder: Path, dataset: AnyDataset, splits: list[str] | None = None, seed: int = 0, name: str = NAME
+) -> str:
     """An encoder that has seen the training split (or others) of a dataset; returns its location."""
     torch.manual_seed(seed)
-    config = PretrainConfig(data="/none", run="/none", encoder=EncoderConfig(name=NAME))
+    config = PretrainConfig(data="/none", run="/none", encoder=EncoderConfig(name=name))
     encoder = create_encoder(config.encoder)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
