@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score, top_k_accuracy_score
 
 from finetune.bootstrap import bootstrap, draw_patients, interval, patient_strata, two_sided_p
-from finetune.metrics import (
-    CaseFigures,
-    ScoredCases,
-    WeightedAuroc,
-    figures_of,
-    macro_auroc,
-    roc_curve,
-    youden_threshold,
-)
+from finetune.metrics import CaseFigures, ScoredCases, confusion, figures_of
+from finetune.ranking import Ranking, macro_auroc, roc_curve
+from finetune.thresholds import youden_threshold
 
 
 def multiclass(num_cases=300, num_classes=5, num_patients=120, seed=0, ties=True) -> ScoredCases:
@@ -43,7 +37,7 @@ def test_auroc_with_ties_and_weights_equals_scikit_learn(data):
     patients = np.unique([row[2] for row in data], return_inverse=True)[1]
     counts = np.array([row[3] for row in data], dtype=np.float32)[: patients.max() + 1]
     weights = counts[patients]
-    found = WeightedAuroc(truth, scores, patients, len(counts))(counts[:, None])[0]
+    found = Ranking(truth, scores, patients, len(counts)).auroc(counts[:, None])[0]
     if weights[truth == 1].sum() and weights[truth == 0].sum():
         assert found == pytest.approx(roc_auc_score(truth, scores, sample_weight=weights), abs=1e-12)
     else:
@@ -56,7 +50,7 @@ def test_auroc_by_hand():
     assert macro_auroc(truth[:, None], scores[:, None]) == 3.5 / 4
     # The first positive's patient drawn three times: (3·2 + ½ + 1) / (4·2).
     counts = np.array([3, 1, 1, 1], dtype=np.float32)
-    assert WeightedAuroc(truth, scores, np.arange(4), 4)(counts[:, None])[0] == 7.5 / 8
+    assert Ranking(truth, scores, np.arange(4), 4).auroc(counts[:, None])[0] == 7.5 / 8
 
 
 def test_figures_equal_scikit_learn_on_every_resample():
@@ -83,7 +77,7 @@ def test_figures_equal_scikit_learn_on_every_resample():
     untied = multiclass(ties=False)
     top3 = top_k_accuracy_score(untied.true_class_N, untied.scores_NK, k=3)
     assert figures_of(untied)["top3",] == pytest.approx(top3)
-    assert (CaseFigures(cases).confusion() == confusion_matrix(cases.true_class_N, cases.decided_class_N)).all()
+    assert (confusion(cases) == confusion_matrix(cases.true_class_N, cases.decided_class_N)).all()
 
 
 def test_top_1_follows_the_decision_where_scores_tie():
@@ -179,7 +173,7 @@ def test_intervals_over_patients_cover_the_truth_where_images_alone_would_not():
         truth = (patients % 2).astype(float)
         shared = np.sqrt(0.8) * rng.normal(size=60)
         scores = truth + shared[patients] + np.sqrt(0.2) * rng.normal(size=240)
-        auroc = WeightedAuroc(truth, scores, patients, 60)
+        auroc = Ranking(truth, scores, patients, 60).auroc
         strata = patient_strata(truth[:, None], patients)
         values = bootstrap(lambda counts, auroc=auroc: {("auroc",): auroc(counts)}, strata, 200, seed=draw)
         found = interval(values["auroc",], 0.95)

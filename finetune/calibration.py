@@ -1,0 +1,181 @@
+"""Whether of the cases said to be 70 % sure, 70 % are so; and the temperature that mends it.
+
+Shapes: I images, N cases, K labels, P patients, R resamples, B bins.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.bootstrap import Floats, Integers, Key
+from finetune.ranking import Counts, Values, share, sums_of
+
+if TYPE_CHECKING:
+    from finetune.metrics import ScoredCases
+
+NUM_BINS = 10
+COLDEST, HOTTEST = 0.05, 20.0
+SMALLEST = 1e-15
+"""Probabilities closer to 0 or 1 than this count as this close in logarithms."""
+
+
+class ReliabilityFigures:
+    """("brier",), ("brier", label), ("ece",), ("ece", label), ("bin", label, number): positives in a bin of scores.
+
+    Brier (1950): the mean squared error, of exclusive classes summed over them. Expected calibration error: the
+    mean over bins, weighted by cases, of |mean score - share of positives| (Naeini et al., 2015); the bins are of
+    equal mass on these cases (Nixon et al., 2019) and stay the same in all resamples. ("ece",) of exclusive classes
+    is of the largest score and whether it is right (Guo et al., 2017), else the mean over labels.
+    """
+
+    def __init__(self, cases: "ScoredCases") -> None:
+        self._labels, self._exclusive = cases.label_names, cases.exclusive
+        self._of = [
+            _Bins(cases.truth_NK[:, k], cases.scores_NK[:, k], cases.patient_N, cases.num_patients)
+            for k in range(len(self._labels))
+        ]
+        self._largest = None
+        if self._exclusive:
+            right_N = (cases.scores_NK.argmax(axis=1) == cases.true_class_N).astype(np.float64)
+            self._largest = _Bins(right_N, cases.scores_NK.max(axis=1), cases.patient_N, cases.num_patients)
+
+    def __call__(self, counts_PR: Counts) -> dict[Key, Values]:
+        """Every figure on every resample."""
+        found: dict[Key, Values] = {}
+        brier, ece = [], []
+        for label, bins in zip(self._labels, self._of):
+            found["brier", label], found["ece", label], shares_BR = bins(counts_PR)
+            found |= {("bin", label, str(number)): shares_R for number, shares_R in enumerate(shares_BR)}
+            if bins.num_known:
+                brier.append(found["brier", label])
+                ece.append(found["ece", label])
+        undefined = np.full(counts_PR.shape[1], np.nan)
+        found["brier",] = np.mean(brier, axis=0) if brier else undefined
+        found["ece",] = np.mean(ece, axis=0) if ece else undefined
+        if self._largest is not None:
+            found["brier",] = np.sum(brier, axis=0)
+            found["ece",] = self._largest(counts_PR)[1]
+        return found
+
+
+class _Bins:
+    """Squared error and calibration error of one label."""
+
+    def __init__(self, truth_N: Floats, scores_N: Floats, patient_N: Integers, num_patients: int) -> None:
+        known = np.flatnonzero(np.isfinite(truth_N))
+        truth, scores, patients = truth_N[known], scores_N[known], patient_N[known]
+        self.num_known = len(known)
+        place, num = equal_mass_bins(scores)
+        parts = [np.ones(len(known)), scores - truth, truth, (scores - truth) ** 2]
+        group = np.concatenate([number * num + place for number in range(len(parts))])
+        every = np.tile(patients, len(parts))
+        self._sums = sums_of(group, every, len(parts) * num, num_patients, np.concatenate(parts))
+        self._num_bins = num
+
+    def __call__(self, counts_PR: Counts) -> tuple[Values, Values, Values]:
+        """Brier score (R,), ECE (R,), and the share of positives in each bin (B, R)."""
+        sums = (self._sums @ counts_PR).astype(np.float64).reshape(4, self._num_bins, counts_PR.shape[1])
+        num_BR, excess_BR, positive_BR, squared_BR = sums
+        total_R = num_BR.sum(axis=0)
+        ece_R = share(np.abs(excess_BR).sum(axis=0), total_R)
+        return share(squared_BR.sum(axis=0), total_R), ece_R, share(positive_BR, num_BR)
+
+
+def equal_mass_bins(scores_N: Floats) -> tuple[Integers, int]:
+    """The bin of each score, (N,), ascending, and their number: ten with as many cases, fewer where scores tie."""
+    if not len(scores_N):
+        return np.zeros(0, dtype=np.int64), 0
+    edges = np.quantile(scores_N, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
+    place = np.searchsorted(np.unique(edges), scores_N, "right")
+    used, place = np.unique(place, return_inverse=True)
+    return place, len(used)
+
+
+def reliability_table(truth_N: Floats, scores_N: Floats) -> list[dict[str, float]]:
+    """The bins of one label, ascending: their cases, mean score and share of positives."""
+    known = np.isfinite(truth_N)
+    truth, scores = truth_N[known], scores_N[known]
+    place, num = equal_mass_bins(scores)
+    return [
+        {
+            "cases": int((place == b).sum()),
+            "mean_score": float(scores[place == b].mean()),
+            "share_positive": float(truth[place == b].mean()),
+        }
+        for b in range(num)
+    ]
+
+
+def slope_and_intercept(truth_N: Floats, scores_N: Floats) -> tuple[float, float] | None:
+    """Cox's (1958) recalibration: logit P(positive) = intercept + slope · logit(score); 1 and 0 are right.
+
+    A slope below 1 says too sure of itself. None where it has no finite answer: one side only, all scores equal,
+    or scores that separate the two sides perfectly.
+    """
+    known = np.isfinite(truth_N)
+    truth, x = truth_N[known], logit(scores_N[known])
+    if not (truth == 1).any() or not (truth == 0).any() or np.ptp(x) < 1e-12:
+        return None
+    low, high = x[truth == 0], x[truth == 1]
+    if low.max() <= high.min() or high.max() <= low.min():
+        return None
+    from sklearn.linear_model import LogisticRegression
+
+    centre, spread = x.mean(), x.std()
+    fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(((x - centre) / spread)[:, None], truth)
+    slope = float(fit.coef_[0, 0] / spread)
+    return slope, float(fit.intercept_[0] - slope * centre)
+
+
+def negative_log_likelihood(exclusive: bool, truth_NK: Floats, scores_NK: Floats) -> float:
+    """Mean over cases of -log of the true class's probability, or over known labels of the binary cross-entropy."""
+    if exclusive:
+        return float(-np.log(np.maximum(scores_NK[truth_NK == 1], SMALLEST)).mean())
+    known = np.isfinite(truth_NK)
+    truth, scores = truth_NK[known], np.clip(scores_NK[known], SMALLEST, 1 - SMALLEST)
+    return float(-(truth * np.log(scores) + (1 - truth) * np.log(1 - scores)).mean())
+
+
+def with_temperature(exclusive: bool, probabilities_IK: Floats, temperature: float) -> Floats:
+    """What softmax (exclusive classes) or sigmoid would have given of logits / temperature, (I, K).
+
+    Softmax needs logits up to a constant only, which the logarithms of its outcome are.
+    """
+    if temperature == 1.0:
+        return probabilities_IK
+    if exclusive:
+        logits_IK = np.log(np.maximum(probabilities_IK, 1e-300)) / temperature
+        powers = np.exp(logits_IK - logits_IK.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+    return 0.5 * (1 + np.tanh(0.5 * logit(probabilities_IK) / temperature))
+
+
+def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, probabilities_IK: Floats) -> float:
+    """The temperature at which cases are likeliest (Guo et al., 2017), a case's probability being its images' mean.
+
+    `truth_NK` is by case, cases in the order of their numbers `case_I`. 1 where every case is of one kind, since
+    then certainty would pay without end. Between 0.05 and 20.
+    """
+    from scipy.optimize import minimize_scalar
+
+    from finetune.tasks import pool_cases
+
+    if not len(truth_NK) or not any(_both_sides(truth_NK[:, k]) for k in range(truth_NK.shape[1])):
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        changed = with_temperature(exclusive, probabilities_IK, float(np.exp(log_temperature)))
+        return negative_log_likelihood(exclusive, truth_NK, pool_cases(case_I, changed)[1])
+
+    found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x))
+
+
+def logit(scores: Floats) -> Floats:
+    """log(p / (1 - p)), of probabilities kept a little away from 0 and 1."""
+    kept = np.clip(np.asarray(scores, dtype=np.float64), SMALLEST, 1 - SMALLEST)
+    return np.log(kept) - np.log1p(-kept)
+
+
+def _both_sides(truth_N: Floats) -> bool:
+    return bool((truth_N == 1).any() and (truth_N == 0).any())

@@ -1,0 +1,178 @@
+"""Calibration, temperature and thresholds, against scikit-learn, planted truth and hand examples."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss, log_loss
+
+from finetune.bootstrap import draw_patients
+from finetune.calibration import (
+    ReliabilityFigures,
+    equal_mass_bins,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_table,
+    slope_and_intercept,
+    with_temperature,
+)
+from finetune.metrics import ScoredCases
+from finetune.thresholds import (
+    OperatingConfig,
+    choose_thresholds,
+    threshold_at_sensitivity,
+    threshold_at_specificity,
+)
+from tests.test_finetune_metrics import multiclass
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def binary(truth, scores, patients=None) -> ScoredCases:
+    patients = np.arange(len(truth)) if patients is None else patients
+    decided = (scores >= 0.5).astype(int)
+    return ScoredCases(truth[:, None], scores[:, None], truth.astype(int), decided, patients, ("x",), ("not x", "x"))
+
+
+def test_brier_and_ece_equal_plain_restatements_on_every_resample():
+    rng = np.random.default_rng(0)
+    scores = rng.random(400)
+    truth = (rng.random(400) < scores**1.5).astype(float)
+    patients = np.unique(rng.integers(0, 150, 400), return_inverse=True)[1]
+    counts = draw_patients(np.zeros(patients.max() + 1, dtype=int), 3, "test")
+    found = ReliabilityFigures(binary(truth, scores, patients))(counts)
+    place, num = equal_mass_bins(scores)
+    assert num == 10
+    assert np.bincount(place).tolist() == [40] * 10
+    for r in range(3):
+        weights = counts[patients, r].astype(float)
+        assert found["brier", "x"][r] == pytest.approx(brier_score_loss(truth, scores, sample_weight=weights), abs=1e-6)
+        ece = 0.0
+        for b in range(num):
+            inside = place == b
+            mean_score = np.average(scores[inside], weights=weights[inside])
+            positive = np.average(truth[inside], weights=weights[inside])
+            ece += weights[inside].sum() / weights.sum() * abs(mean_score - positive)
+            assert found["bin", "x", str(b)][r] == pytest.approx(positive, abs=1e-6)
+        assert found["ece", "x"][r] == pytest.approx(ece, abs=1e-6)
+
+
+def test_multiclass_brier_sums_over_classes_and_ece_is_of_the_largest():
+    cases = multiclass()
+    scores = softmax(cases.scores_NK)
+    cases = ScoredCases(
+        cases.truth_NK, scores, cases.true_class_N, scores.argmax(1), cases.patient_N, cases.label_names,
+        cases.class_names,
+    )  # fmt: skip
+    ones = np.ones((cases.num_patients, 1), dtype=np.float32)
+    found = ReliabilityFigures(cases)(ones)
+    assert found["brier",][0] == pytest.approx(((scores - cases.truth_NK) ** 2).sum(1).mean(), abs=1e-6)
+    right = (scores.argmax(1) == cases.true_class_N).astype(float)
+    rows = reliability_table(right, scores.max(1))
+    expected = sum(row["cases"] * abs(row["mean_score"] - row["share_positive"]) for row in rows) / len(right)
+    assert found["ece",][0] == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_bins_are_ordered_nonempty_and_keep_ties_together(values):
+    scores = np.array(values) / 12
+    place, num = equal_mass_bins(scores)
+    assert sorted(set(place.tolist())) == list(range(num))
+    assert num <= 10
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(place[order]) >= 0).all()
+    for value in set(values):
+        assert len(set(place[np.array(values) == value])) == 1
+
+
+def test_log_likelihood_equals_scikit_learn():
+    cases = multiclass()
+    scores = softmax(cases.scores_NK)
+    found = negative_log_likelihood(True, cases.truth_NK, scores)
+    assert found == pytest.approx(log_loss(cases.true_class_N, scores, labels=range(5)))
+    truth = np.array([[1, np.nan], [0, 1], [0, 0.0]])
+    said = np.array([[0.7, 0.1], [0.2, 0.6], [0.4, 0.3]])
+    expected = -np.mean(np.log([0.7, 0.8, 0.6, 0.6, 0.7]))
+    assert negative_log_likelihood(False, truth, said) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_the_planted_temperature_is_found_and_the_logits_are_those_divided(exclusive):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (6000, 4))
+    if exclusive:
+        true = np.array([rng.choice(4, p=p) for p in softmax(logits)])
+        truth, sure, expected = np.eye(4)[true], softmax(2.5 * logits), softmax(logits)
+    else:
+        truth = (rng.random((6000, 4)) < 1 / (1 + np.exp(-logits))).astype(float)
+        truth[rng.random(truth.shape) < 0.2] = np.nan
+        sure, expected = 1 / (1 + np.exp(-2.5 * logits)), 1 / (1 + np.exp(-logits))
+    assert with_temperature(exclusive, sure, 2.5) == pytest.approx(expected, abs=1e-5)
+    found = fit_temperature(exclusive, truth, np.arange(6000), sure)
+    assert found == pytest.approx(2.5, rel=0.05)
+    before = negative_log_likelihood(exclusive, truth, sure)
+    assert negative_log_likelihood(exclusive, truth, with_temperature(exclusive, sure, found)) < before
+
+
+def test_without_both_sides_the_temperature_stays_one():
+    assert fit_temperature(False, np.ones((5, 1)), np.arange(5), np.full((5, 1), 0.7)) == 1.0
+    assert with_temperature(True, np.array([[0.2, 0.8]]), 1.0).tolist() == [[0.2, 0.8]]
+
+
+def test_slope_and_intercept_of_scores_that_are_twice_too_sure():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 1.5, 20_000)
+    truth = (rng.random(20_000) < 1 / (1 + np.exp(-logits))).astype(float)
+    found = slope_and_intercept(truth, 1 / (1 + np.exp(-(2 * logits + 1))))
+    assert found is not None
+    slope, intercept = found
+    assert slope == pytest.approx(0.5, abs=0.03)
+    assert intercept == pytest.approx(-0.5, abs=0.06)
+    assert slope_and_intercept(np.ones(4), np.array([0.1, 0.2, 0.3, 0.4])) is None
+    assert slope_and_intercept(np.array([0, 0, 1, 1.0]), np.array([0.1, 0.2, 0.3, 0.4])) is None
+    assert slope_and_intercept(np.array([0, 1, 0, 1.0]), np.full(4, 0.3)) is None
+
+
+def test_operating_points_by_hand():
+    truth = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1.0])
+    scores = np.array([0.1, 0.2, 0.3, 0.5, 0.8, 0.2, 0.5, 0.6, 0.7, 0.9])
+    # From 0.6 on one of five negatives is called positive; from 0.5 on two are.
+    assert threshold_at_specificity(truth, scores, 0.8) == 0.6
+    assert threshold_at_specificity(truth, scores, 0.9) == 0.9
+    assert threshold_at_sensitivity(truth, scores, 0.8) == 0.5
+    assert threshold_at_sensitivity(truth, scores, 0.9) == 0.2
+    assert threshold_at_specificity(np.array([0, 1.0]), np.array([0.9, 0.1]), 0.9) == np.inf
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=50), st.floats(0.05, 0.95))
+@settings(max_examples=200, deadline=None)
+def test_operating_points_reach_their_target_and_no_other_threshold_is_better(data, target):
+    truth, scores = np.array([float(row[0]) for row in data]), np.array([row[1] / 8 for row in data])
+    if truth.min() == truth.max():
+        return
+
+    def judged(threshold):
+        said = scores >= threshold
+        return said[truth == 1].mean(), (~said)[truth == 0].mean()
+
+    sensitivity, specificity = judged(threshold_at_specificity(truth, scores, target))
+    assert specificity >= target - 1e-9
+    others = [judged(t) for t in [*np.unique(scores), np.inf]]
+    assert sensitivity == max(s for s, p in others if p >= target - 1e-9)
+    sensitivity, specificity = judged(threshold_at_sensitivity(truth, scores, target))
+    assert sensitivity >= target - 1e-9
+    assert specificity == max(p for s, p in others if s >= target - 1e-9)
+
+
+def test_a_label_without_positives_in_validation_is_decided_at_a_half_and_named():
+    truth = np.array([[0, 0], [0, 1], [0, np.nan], [0, 1.0]])
+    scores = np.array([[0.1, 0.2], [0.3, 0.9], [0.2, 0.95], [0.9, 0.8]])
+    found = choose_thresholds(truth, scores, ("none", "some"), OperatingConfig())
+    assert found.one_sided == ("none",)
+    assert found.decision_K.tolist() == [0.5, 0.8]
+    assert np.isnan(found.at_specificity_K[0])
+    assert found.at_sensitivity_K[1] == 0.8
