@@ -7,7 +7,7 @@ laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features.
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -122,6 +122,17 @@ def gather(local_N: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
+def gather_with_gradient(local_ND: Tensor) -> Tensor:
+    """Every rank's rows in rank order, shape (W·N, D), with the gradient of every rank's loss.
+
+    Backward sums over ranks what each rank's loss says about these rows, so that after the data-parallel
+    mean the gradient is that of the mean of the ranks' losses. All ranks must hold N equal rows.
+    """
+    if world_size() == 1:
+        return local_ND
+    return cast(Tensor, _GatherWithGradient.apply(local_ND))
+
+
 def data_parallel(module: M) -> M | DistributedDataParallel:
     """Wrap a module so that gradients are averaged over ranks; itself where there is one rank."""
     if world_size() == 1:
@@ -162,3 +173,17 @@ def _average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
 def timed() -> AbstractContextManager[None]:
     """The block is a collective of our own, see `time_collectives`."""
     return nullcontext() if _stopwatch is None else _stopwatch.timing("communication")
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local_ND: Tensor) -> Tensor:
+        return gather(local_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (all_ND,) = gradients
+        total = all_ND.contiguous()
+        with timed():
+            dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from data.dataset import Dataset, open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from finetune.config import FinetuneConfig
+from tests.browser import chromium
 from tests.ranks import Ranks
 
 
@@ -58,3 +60,10 @@ def ranks() -> Iterator[Ranks]:
     two = Ranks()
     yield two
     two.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real headless Chromium for the tests of a file; its loop of events ends with them."""
+    with chromium() as found:
+        yield found

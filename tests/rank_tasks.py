@@ -77,6 +77,14 @@ def batch_norm_network(seed: int) -> dict[str, Any]:
     }
 
 
+def gather(value: float) -> list[Any]:
+    row = torch.full((2, 3), value + distributed.rank(), requires_grad=True)
+    everything = distributed.gather_with_gradient(row)
+    weights = torch.arange(everything.numel(), dtype=torch.float32).view_as(everything)
+    (everything * weights).sum().backward()
+    return [everything.detach(), row.grad]
+
+
 def time_of_averaging(num_steps: int) -> dict[str, float]:
     """Seconds by name of backward passes whose only collective is the gradient's, in buckets of a megabyte and less."""
     stopwatch = Stopwatch(torch.device("cpu"))

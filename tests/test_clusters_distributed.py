@@ -33,3 +33,12 @@ def test_the_time_of_the_gradient_s_all_reduce_is_communication(ranks) -> None:
     for times in ranks.run("time_of_averaging", 3):
         assert times.keys() == {"communication"}
         assert times["communication"] > 0
+
+
+def test_gathered_rows_carry_every_rank_s_gradient(ranks) -> None:
+    answers = ranks.run("gather", 5.0)
+    rows = torch.cat([torch.full((2, 3), 5.0), torch.full((2, 3), 6.0)])
+    for rank, (everything, gradient) in enumerate(answers):
+        assert torch.equal(everything, rows)
+        # Both ranks' sums see each row with the same weight, so its gradient is twice that weight.
+        assert torch.equal(gradient, 2 * torch.arange(12.0).view(4, 3)[2 * rank : 2 * rank + 2])

@@ -1,7 +1,6 @@
 """The page of a dataset, seen with a real browser."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -24,64 +23,22 @@ from data.look.findings import findings
 from data.look.lookalikes import lookalikes
 from data.look.overview import Overview
 from data.shards import write_dataset
+from tests.browser import Shown, contrast, opened
 
-BROWSERS = ("chromium", "google-chrome", "chromium-browser")
-QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync")
-QUIET += ("--disable-background-networking", "--disable-component-update")
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield browser
-        browser.close()
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A page in the browser, with what it asked for and what it complained of."""
-
-    page: Page
-    requests: list[str]
-    complaints: list[str]
-
-    def numbers(self, caption: str) -> dict[str, list[str]]:
-        """The cells of the table with this caption, by the first cell of the row; bars are left out."""
-        return self.page.evaluate(
-            """caption => {
-                const table = [...document.querySelectorAll('table')].find(t => t.caption?.textContent == caption);
-                return Object.fromEntries([...table.tBodies[0].rows].map(row => [row.cells[0].textContent,
-                    [...row.cells].slice(1).filter(cell => cell.className != 'bar').map(cell => cell.textContent)]));
-            }""",
-            caption,
-        )
-
-    def texts(self, selector: str) -> list[str]:
-        return self.page.locator(selector).all_text_contents()
 
 
 @pytest.fixture
 def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Shown]]:
     pages = []
 
-    def opened(dataset: Dataset | str, width: int = 1280, scheme: Any = "light") -> Shown:
+    def looked_at(dataset: Dataset | str, width: int = 1280, scheme: Any = "light") -> Shown:
         location = dataset if isinstance(dataset, str) else dataset.location
-        path = look(location, str(tmp_path / "page.html"))
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        pages.append(page)
-        shown = Shown(page, [], [])
-        page.on("request", lambda request: shown.requests.append(request.url))
-        page.on("console", lambda message: shown.complaints.append(message.text))
-        page.on("pageerror", lambda error: shown.complaints.append(str(error)))
-        page.goto(Path(path).as_uri())
+        shown = opened(browser, look(location, str(tmp_path / "page.html")), width, scheme)
+        pages.append(shown.page)
         return shown
 
-    yield opened
+    yield looked_at
     for page in pages:
         page.close()
 
@@ -193,27 +150,6 @@ def test_a_page_is_whole_quiet_and_fits(
     for selector in ("h1", ".lead", "dt", "td", "figcaption", ".note", "nav a"):
         if page.locator(selector).count():
             assert contrast(page, selector) >= 4.5, selector
-
-
-def contrast(page: Page, selector: str) -> float:
-    ink, paper = page.evaluate(
-        """selector => {
-            const part = document.querySelector(selector);
-            const behind = node => getComputedStyle(node).backgroundColor;
-            let paper = part;
-            while (paper != document.body && behind(paper) == 'rgba(0, 0, 0, 0)') paper = paper.parentElement;
-            return [getComputedStyle(part).color, behind(paper)];
-        }""",
-        selector,
-    )
-
-    def light(colour: str) -> float:
-        parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
-        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-        return float(linear @ [0.2126, 0.7152, 0.0722])
-
-    dark, bright = sorted((light(ink), light(paper)))
-    return (bright + 0.05) / (dark + 0.05)
 
 
 def test_counts_are_those_of_the_dataset(show: Callable[..., Shown], synthetic_dataset: Dataset) -> None:

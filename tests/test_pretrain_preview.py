@@ -2,8 +2,6 @@
 
 import base64
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from clusters.config import InputError, load_config
 from data.dataset import Dataset, open_dataset
@@ -21,9 +19,9 @@ from pretrain.batches import ViewBatches, finished_views
 from pretrain.methods import METHODS
 from pretrain.preview import PreviewConfig, in_words, preview
 from pretrain.views import COLUMNS
+from tests.browser import opened
 from tests.drawn_cases import cases, config
 
-BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 RECIPE = "pretrain/recipes/synthetic.yaml"
 SMALL = ["stages.0.batch_size=16", "stages.1.batch_size=16", "num_cases=4", "views.size_px=48"]
 
@@ -37,24 +35,13 @@ def made(dataset: Dataset | str, out: Path, *words: str) -> PreviewConfig:
 
 @pytest.fixture(scope="module")
 def shown(
-    synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[PreviewConfig, Page, list[str]]]:
+    synthetic_dataset: Dataset, browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreviewConfig, Page, list[str]]:
     """The page in a real browser, with what it asked for and complained of."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     out = tmp_path_factory.mktemp("preview") / "preview.html"
     chosen = made(synthetic_dataset, out)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        noise: list[str] = []
-        page.on("request", lambda request: noise.append(request.url))
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.goto(out.as_uri())
-        yield chosen, page, noise
-        browser.close()
+    found = opened(browser, out)
+    return chosen, found.page, found.requests + found.complaints
 
 
 def pictures(page: Page, stage: int) -> list[list[np.ndarray]]:

@@ -3,12 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from clusters.storage import Folder
 from clusters.tracking import read_metrics
@@ -20,7 +19,7 @@ from pretrain.config import PretrainConfig
 from pretrain.report import _lines, report_page, write_report
 from pretrain.report_pictures import NOT_LABELLED, OTHERS, label_groups, views_as_trained
 from pretrain.run import pretrain
-from tests.test_data_look import BROWSERS, QUIET
+from tests.browser import opened
 from tests.test_pretrain_preview import decoded
 
 HEALTH = {f"health/{name}" for name in ("alignment", "uniformity")} | {
@@ -57,17 +56,6 @@ def config(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pretra
     return config
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield browser
-        browser.close()
-
-
 def test_a_healthy_run_records_all_figures_and_raises_no_alarm(config: PretrainConfig) -> None:
     records = read_metrics(Folder(config.run) / "1-simclr")
     measured = [record for record in records if "loss" in record]
@@ -86,15 +74,10 @@ def test_a_healthy_run_records_all_figures_and_raises_no_alarm(config: PretrainC
 def test_the_page_shows_what_is_in_the_records_and_loads_nothing(
     config: PretrainConfig, browser: Browser, tmp_path: Path
 ) -> None:
-    path = Path(config.run) / "report.html"
     for width, scheme in ((1280, "light"), (390, "dark")):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
-        asked: list[str] = []
-        complaints: list[str] = []
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
-        page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
-        page.goto(path.as_uri())
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and complaints == []
+        shown_page = opened(browser, Path(config.run) / "report.html", width, scheme)
+        page = shown_page.page
+        assert shown_page.left_the_page() == [] and shown_page.complaints == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         titles = page.locator("h2").all_text_contents()
         assert titles[:3] == ["At the end", "1-simclr", "2-micle"]
