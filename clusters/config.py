@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +25,13 @@ class InputError(ValueError):
 
 
 class Config(BaseModel):
-    """Base of every config: frozen, strict about names, each field described with its unit."""
+    """Base of every config: frozen, strict about names, each field described with its unit.
+
+    `alternatives`: keys that say the same thing in different ways, of which the one given last on the command line
+    counts.
+    """
+
+    alternatives: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -74,8 +80,11 @@ def load_config(kind: type[C], argv: Sequence[str]) -> C:
         key, separator, text = word.partition("=")
         if not separator or not key:
             raise InputError(f"'{word}' is not key=value; see --help for the keys")
-        as_typed = _takes_text(kind, key.split("."), listed=text.startswith("["))
-        _assign(values, key, text if as_typed else _parse_value(text))
+        path = key.split(".")
+        value = text if _takes_text(kind, path, listed=text.startswith("[")) else _parse_value(text)
+        _assign(values, key, value)
+        for other in _alternatives(kind, path) if value is not None else ():
+            _assign(values, other, None)
     return validate(kind, values, source, {word.partition("=")[0] for word in overrides})
 
 
@@ -215,6 +224,16 @@ class _StrictLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"the key '{key}' stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
+
+
+def _alternatives(kind: type[Config], path: list[str]) -> list[str]:
+    """The dotted keys that a key on the command line stands in for."""
+    sections, names = [kind], [part for part in path[:-1] if not part.isdigit()]
+    for name in names:
+        fields = [section.model_fields[name] for section in sections if name in section.model_fields]
+        sections = [found for field in fields for found in _config_classes(field.annotation)]
+    groups = {section.alternatives for section in sections if path[-1] in section.alternatives}
+    return [".".join([*path[:-1], other]) for group in groups for other in group if other != path[-1]]
 
 
 def _takes_text(kind: type[Config], path: list[str], listed: bool) -> bool:

@@ -19,9 +19,10 @@ from pretrain.initial_weights import Start
 from pretrain.methods import METHODS
 from pretrain.monitor import SCORES
 from pretrain.nonfinite import NotFinite
+from pretrain.saving import Saving
 from pretrain.stage import Rows, Samples
 from pretrain.training import Training, build_module, write_heads
-from pretrain.watch import Watch, refuse_broken_weights
+from pretrain.watch import Watch
 
 
 def run_stage(
@@ -45,41 +46,10 @@ def run_stage(
     for line in _passes(dataset, samples, total_steps * stage.batch_size):
         say(f"{name}: {line}")
 
-    # Model, from the seed or from the stage before, and its newest intact checkpoint
+    # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
     module, begun = build_module(config, number, previous)
     training = Training(config, number, module, total_steps)
-    checkpoints = Checkpoints(folder, config.checkpoint)
-    restored = checkpoints.restore()
-    first_step = restored.step if restored else 0
-    if restored:
-        training.load_state(restored.state)
-        say(f"{name}: resumed at step {first_step} of {total_steps}")
-    tracker.start_section(folder, name, SCORES)
-    tracker.rewind(first_step)
-
-    # Steps from there on
-    batches = fed_batches(config, number, dataset, samples, first_step, total_steps)
-    keys_of = partial(keys_of_batch, config, number, dataset, samples)
-    not_finite = NotFinite(name, config.compute.on_nonfinite, folder, tracker, keys_of)
-    watch = Watch(config, number, dataset, training, tracker, first_step, len(samples))
-    for step in range(first_step, total_steps):
-        with watch.timing("data_wait"):
-            views_VBCHW, groups_VBG = next(batches)
-        with watch.timing("step"):
-            output = training.step(step, views_VBCHW, groups_VBG)
-        not_finite.add(step, training.health[1])
-        done = step + 1
-        if done % config.tracking.every_steps == 0 or done == total_steps:
-            not_finite.check()
-        watch.after_step(done, output)
-        if done == total_steps:
-            not_finite.end()
-        # Rank 0's clock alone; where a step was left out, not before all ranks have named it together
-        if done == total_steps or (distributed.is_main() and checkpoints.due(done) and not_finite.all_taken()):
-            if distributed.is_main():
-                refuse_broken_weights(module, name, done)
-            with watch.timing("checkpoint"):
-                checkpoints.save(done, training.state())
+    _take_steps(config, number, folder, dataset, samples, training, tracker)
 
     # Encoder for the next stage and for everybody else
     if distributed.is_main():
@@ -92,6 +62,45 @@ def run_stage(
             fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen, head)
         folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
     distributed.barrier()
+
+
+def _take_steps(
+    config: PretrainConfig,
+    number: int,
+    folder: Folder,
+    dataset: AnyDataset,
+    samples: Samples,
+    training: Training,
+    tracker: Tracker,
+) -> None:
+    """All steps that are not done yet, watched and saved."""
+    name, total_steps = config.stage_name(number), training.total_steps
+    keys_of = partial(keys_of_batch, config, number, dataset, samples)
+    not_finite = NotFinite(name, config.compute.on_nonfinite, folder, tracker, keys_of)
+    saving = Saving(name, training, not_finite, Checkpoints(folder, config.checkpoint))
+    first_step = saving.restore()
+    tracker.start_section(folder, name, SCORES)
+    tracker.rewind(first_step)
+
+    batches = fed_batches(config, number, dataset, samples, first_step, total_steps)
+    watch = Watch(config, number, dataset, training, tracker, first_step, len(samples))
+    for step in range(first_step, total_steps):
+        with watch.timing("data_wait"):
+            views_VBCHW, groups_VBG = next(batches)
+        with watch.timing("step"):
+            output = training.step(step, views_VBCHW, groups_VBG)
+        not_finite.add(step, training.health[1])
+        done = step + 1
+        if done % config.tracking.every_steps == 0 or done == total_steps:
+            saving.look()
+            not_finite.check()
+        watch.after_step(done, output)
+        if done == total_steps:
+            not_finite.end()
+        if saving.due(done):
+            with watch.timing("checkpoint"):
+                saving.save(done)
+    saving.look()
 
 
 def _lineage(

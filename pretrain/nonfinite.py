@@ -46,8 +46,16 @@ class NotFinite:
         self._name, self._policy, self._folder, self._tracker, self._keys_of = name, policy, folder, tracker, keys_of
         self._steps: list[int] = []
         self._taken: list[Tensor] = []
-        self._in_a_row = 0
-        self._num_seen = self._num_left_out = 0
+        self._counts = {"in_a_row": 0, "seen": 0, "left_out": 0}
+
+    def state(self) -> dict[str, int]:
+        """For a checkpoint, after `all_taken`: what was not looked at yet was taken."""
+        seen = self._counts["seen"] + len(self._taken)
+        return {**self._counts, "seen": seen, **({"in_a_row": 0} if self._taken else {})}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Go on from what `state` gave."""
+        self._counts.update(state)
 
     def add(self, step: int, taken: Tensor) -> None:
         """Keep in mind whether a step (from 0) was taken: a 0 or 1 that stays on the device."""
@@ -66,18 +74,19 @@ class NotFinite:
         if not self._steps:
             return
         for step, taken in zip(self._steps, torch.stack(self._taken).tolist()):
-            self._in_a_row = 0 if taken else self._in_a_row + 1
-            self._num_seen += 1
-            self._num_left_out += not taken
+            self._counts["in_a_row"] = 0 if taken else self._counts["in_a_row"] + 1
+            self._counts["seen"] += 1
+            self._counts["left_out"] += not taken
             if not taken:
                 self._meet(step)
         self._steps, self._taken = [], []
 
     def end(self) -> None:
         """Raise InputError where most steps were left out: the few that were taken have ruined the weights."""
-        if 2 * self._num_left_out > self._num_seen:
+        seen, left_out = self._counts["seen"], self._counts["left_out"]
+        if 2 * left_out > seen:
             raise InputError(
-                f"{self._name}: {self._num_left_out} of {self._num_seen} steps were not finite and left out, so its "
+                f"{self._name}: {left_out} of {seen} steps were not finite and left out, so its "
                 f"encoder is worth nothing and is not handed on; {DIVERGED}"
             )
 
@@ -94,5 +103,5 @@ class NotFinite:
         distributed.barrier()  # a rank that raises ends the others, so not before rank 0 has written
         if self._policy == "stop":
             raise InputError(f"{self._name}: {what}; {DIVERGED}, or leave such batches out: compute.on_nonfinite=skip")
-        if self._in_a_row >= MOST_IN_A_ROW:
+        if self._counts["in_a_row"] >= MOST_IN_A_ROW:
             raise InputError(f"{self._name}: {what}; nor were the {MOST_IN_A_ROW - 1} before it; {DIVERGED}")

@@ -30,10 +30,14 @@ Pair = Callable[[int, Rows, int, Uniforms], tuple[int, ...]]
 class StageConfig(Config):
     """Length, batch and optimiser of a stage."""
 
+    alternatives = ("epochs", "steps")
+
     epochs: float | None = Field(
         default=None, gt=0, description="passes over the samples (as many as all datasets have); give this or steps"
     )
-    steps: int | None = Field(default=None, ge=1, description="optimiser steps; give this or epochs")
+    steps: int | None = Field(
+        default=None, ge=1, description="optimiser steps; give this or epochs (on the command line the last one counts)"
+    )
     batch_size: int = Field(default=512, description="samples in the global batch, divided among the workers")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimiser and learning rate")
     ema: float | None = Field(

@@ -86,7 +86,7 @@ class Watch:
 
     def _probe(self, done: int) -> None:
         module = self._training.module
-        refuse_broken_weights(module, self._name, done)
+        distributed.stop_together(broken_weights(module, self._name, done))
         with self._training.averaged():
             scores = probe(module.encoder, self._probed, self._config, self._views)
         if scores:
@@ -95,10 +95,11 @@ class Watch:
             say(f"{self._name}  step {done}/{self._total_steps}  {said}")
 
 
-def refuse_broken_weights(module: nn.Module, name: str, step: int) -> None:
-    """Raise InputError rather than probe weights that are not finite, or let them replace good checkpoints."""
-    if not bool(torch.stack([torch.isfinite(p).all() for p in module.parameters()]).all()):
-        raise InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
+def broken_weights(module: nn.Module, name: str, step: int) -> InputError | None:
+    """Why weights are neither to be probed nor to replace good checkpoints, where they are not finite."""
+    if bool(torch.stack([torch.isfinite(p).all() for p in module.parameters()]).all()):
+        return None
+    return InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
 
 
 def _more_data(config: PretrainConfig) -> str:

@@ -121,6 +121,33 @@ def stopped_stage(values: dict[str, Any]) -> str:
         return str(error)
 
 
+def overtaken_stage(values: dict[str, Any]) -> tuple[str, str]:
+    """How a recipe stops on this rank, at whose first step something happens that rank 0 alone sees as it saves.
+
+    `values["happens"]`: another start of the run takes over (`superseded`), or rank 0's weights break (`broken`).
+    """
+    happens, step_of, taken = values.pop("happens"), Training.step, 0
+
+    def step(training: Training, *arguments: Any) -> Output:
+        nonlocal taken
+        output, taken = step_of(training, *arguments), taken + 1
+        if distributed.is_main() and taken == values["stages"][0]["steps"] - 1:
+            if happens == "superseded":
+                Folder(values["run"] + "/1-simclr").write_json("attempt.json", {"attempt": 99})
+            else:
+                next(training.module.projection.parameters()).data.fill_(torch.nan)
+        return output
+
+    Training.step = step  # type: ignore[method-assign, assignment]
+    try:
+        train(PretrainConfig.model_validate(values))
+        return "", "went on to its end"
+    except InputError as error:
+        return type(error).__name__, str(error)
+    finally:
+        Training.step = step_of  # type: ignore[method-assign]
+
+
 def finetune_work(values: dict[str, Any]) -> None:
     """Run a fine-tuning as a worker would."""
     work(FinetuneConfig.model_validate(values))

@@ -36,6 +36,29 @@ def test_defaults_then_yaml_then_command_line(tmp_path: Path) -> None:
     assert config.views.crop_area == (0.08, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("words", "length"),
+    [
+        (["stages.1.epochs=3"], (3, None)),
+        (["stages.1.epochs=3", "stages.1.steps=null"], (3, None)),
+        (["stages.1.epochs=3", "stages.1.steps=8"], (None, 8)),
+        (["stages.1.epochs=null"], (None, 5)),
+    ],
+)
+def test_of_epochs_and_steps_the_last_one_typed_counts(
+    tmp_path: Path, words: list[str], length: tuple[float | None, int | None]
+) -> None:
+    config = load_config(PretrainConfig, [recipe(tmp_path), "data=/d", "run=/r", *words])
+    assert (config.stages[1].epochs, config.stages[1].steps) == length
+    assert config.stages[0].epochs == 2
+
+
+def test_epochs_and_steps_in_one_recipe_are_refused(tmp_path: Path) -> None:
+    text = "stages: [{method: simclr, epochs: 2, steps: 5}]"
+    with pytest.raises(InputError, match="either epochs or steps"):
+        load_config(PretrainConfig, [recipe(tmp_path, text), "data=/d", "run=/r"])
+
+
 def test_text_is_taken_as_it_was_typed(tmp_path: Path) -> None:
     config = load_config(
         PretrainConfig, [recipe(tmp_path), "data=/d/a #b: c", "run=2024-13-45", "tracking.project=2024"]
@@ -67,7 +90,7 @@ def test_a_refusal_says_where_the_value_stands(tmp_path: Path) -> None:
         (["data=/d", "run=/r", "stages.0.tempreature=1"], ["'stages.0.tempreature'", "nearest: temperature"]),
         (["data=/d", "run=/r", "stages.0.temperature=0"], ["'stages.0.temperature'", "0.01"]),
         (["data=/d", "run=/r", "stages.5.epochs=1"], ["stages.5.epochs", "list of 2"]),
-        (["data=/d", "run=/r", "stages.0.steps=3"], ["either epochs or steps"]),
+        (["data=/d", "run=/r", "stages.0.epochs=null"], ["either epochs or steps"]),
         (["data=/d", "run=/r", "seed.x=3"], ["'seed'", "valid integer"]),
         (["data=/d", "run=/r", "views.crop_aspect=[0,1]"], ["'views.crop_aspect.0'", "greater than 0"]),
         (["data=/d", "run=/r", "views.crop_area=[0.5,0.2]"], ["crop_area must go from low to high"]),

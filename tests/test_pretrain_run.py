@@ -341,6 +341,24 @@ def test_two_ranks_stop_together_where_a_loss_is_not_finite(synthetic_dataset: D
     assert len(Folder(tmp_path / "run/1-simclr").read_json("not-finite.json")["2"]) == 8
 
 
+@pytest.mark.parametrize(
+    ("happens", "kind", "told"),
+    [("superseded", "Superseded", "attempt 99 of this run has taken over"), ("broken", "InputError", "not finite")],
+)
+def test_two_ranks_stop_together_where_rank_0_cannot_save(
+    synthetic_dataset: Dataset, tmp_path: Path, ranks, happens: str, kind: str, told: str
+) -> None:
+    """If rank 0 alone raised, the other would wait for it in a collective."""
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    changed: dict[str, Any] = {"stages": stages, "tracking": {"wandb": "disabled", "every_steps": 100}}
+    changed |= {"encoder": {"name": "test_resnet"}, "checkpoint": {"every_steps": 1}, "happens": happens}
+    first, second = ranks.run("overtaken_stage", values(synthetic_dataset, tmp_path / "run", **changed))
+    assert first == second
+    assert first[0] == kind and told in first[1]
+    saved = {path.name for path in (tmp_path / "run/1-simclr/checkpoints").glob("step-*")}
+    assert saved == {"step-000000001", "step-000000002", "step-000000003"}
+
+
 def test_views_are_finished_where_the_stage_was_begun(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "1-simclr")
     values = {"data": "/none", "run": "/none"}

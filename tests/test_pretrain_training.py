@@ -30,6 +30,7 @@ from pretrain.feeding import prefetched
 from pretrain.losses import nt_xent
 from pretrain.nonfinite import NotFinite
 from pretrain.run import pretrain
+from pretrain.saving import Saving
 from pretrain.training import Training
 from tests.rank_tasks import (
     a_step_that_one_rank_spoils,
@@ -238,31 +239,45 @@ def keys_of_step(count: int, step: int) -> list[str]:
     return [f"case-{step}-{n}" for n in range(count)]
 
 
-def test_a_step_that_was_not_taken_is_named_with_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def watched(policy: Any, taken: list[int]) -> NotFinite:
-        tracker = Tracker(Folder(tmp_path), TrackingConfig(wandb="disabled"), "run", {})
-        keys_of = partial(keys_of_step, 8)
-        watch = NotFinite("1-simclr", policy, Folder(tmp_path), tracker, keys_of)
-        for step, flag in enumerate(taken):
-            watch.add(step, torch.tensor(float(flag)))
-        return watch
+def watched(folder: Path, policy: Any, taken: list[int]) -> NotFinite:
+    """A watch over a stage that has taken such steps."""
+    tracker = Tracker(Folder(folder), TrackingConfig(wandb="disabled"), "run", {})
+    watch = NotFinite("1-simclr", policy, Folder(folder), tracker, partial(keys_of_step, 8))
+    for step, flag in enumerate(taken):
+        watch.add(step, torch.tensor(float(flag)))
+    return watch
 
+
+def test_a_step_that_was_not_taken_is_named_with_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"not finite at step 2, .*case-1-0, case-1-1.*compute.on_nonfinite=skip"):
-        watched("stop", [1, 0, 1]).check()
+        watched(tmp_path, "stop", [1, 0, 1]).check()
     assert Folder(tmp_path).read_json("not-finite.json") == {"2": [f"case-1-{n}" for n in range(8)]}
-    watched("skip", [1, 0, 1]).check()
+    watched(tmp_path, "skip", [1, 0, 1]).check()
     assert "not finite at step 2" in capsys.readouterr().out
-    watched("skip", [0] * 9 + [1] + [0] * 9).check()
+    watched(tmp_path, "skip", [0] * 9 + [1] + [0] * 9).check()
     with pytest.raises(InputError, match="nor were the 9 before it"):
-        watched("skip", [0] * 10).check()
+        watched(tmp_path, "skip", [0] * 10).check()
     for taken, most in (([1, 0, 1, 0], False), ([1, 0, 0], True)):
-        ending = watched("skip", taken)
+        ending = watched(tmp_path, "skip", taken)
         ending.check()
         if not most:
             ending.end()
             continue
         with pytest.raises(InputError, match="2 of 3 steps were not finite and left out"):
             ending.end()
+
+
+def test_a_resume_goes_on_counting_steps_that_were_left_out(tmp_path: Path) -> None:
+    training = tiny_training({"network": "one_layer"})
+    before = watched(tmp_path, "skip", [1] + [0] * 9)
+    before.check()
+    Saving("1-simclr", training, before, Checkpoints(Folder(tmp_path), CheckpointConfig())).save(4)
+    resumed = watched(tmp_path, "skip", [0])
+    assert Saving("1-simclr", training, resumed, Checkpoints(Folder(tmp_path), CheckpointConfig())).restore() == 4
+    with pytest.raises(InputError, match="nor were the 9 before it"):
+        resumed.check()
+    before.add(10, torch.tensor(1.0))
+    assert before.state() == {"in_a_row": 0, "seen": 11, "left_out": 9}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

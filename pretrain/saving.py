@@ -1,0 +1,57 @@
+"""The checkpoints of a stage: which steps leave one, what is in it, and what becomes of a rank 0 that cannot save."""
+
+from clusters import distributed
+from clusters.checkpoint import Checkpoints, Superseded
+from clusters.config import InputError
+from clusters.tracking import say
+from pretrain.nonfinite import NotFinite
+from pretrain.training import Training
+from pretrain.watch import broken_weights
+
+
+class Saving:
+    """Saves and restores a training together with the count of its steps that were left out. Every rank has one.
+
+    Rank 0 alone saves, when its clock says so. What keeps it from saving it keeps to itself until all ranks `look`:
+    if it left at once, the others would wait for it.
+    """
+
+    def __init__(self, name: str, training: Training, not_finite: NotFinite, checkpoints: Checkpoints) -> None:
+        self._name, self._training, self._not_finite = name, training, not_finite
+        self._checkpoints = checkpoints
+        self._problem: InputError | None = None
+
+    def restore(self) -> int:
+        """Go on from the newest intact checkpoint; returns the step that it stands at, 0 where there is none."""
+        restored = self._checkpoints.restore()
+        if restored is None:
+            return 0
+        self._training.load_state(restored.state)
+        self._not_finite.load_state(restored.state.get("not_finite", {}))
+        say(f"{self._name}: resumed at step {restored.step} of {self._training.total_steps}")
+        return restored.step
+
+    def due(self, done: int) -> bool:
+        """Whether this rank is to `save` after so many steps: at the end, and by rank 0's clock.
+
+        Where a step was left out, not before all ranks have named it together.
+        """
+        if done == self._training.total_steps:
+            return True
+        due = distributed.is_main() and self._problem is None and self._checkpoints.due(done)
+        return due and self._not_finite.all_taken()
+
+    def save(self, done: int) -> None:
+        """Leave a checkpoint, on rank 0. Weights that are not finite replace no good one."""
+        if not distributed.is_main():
+            return
+        self._problem = broken_weights(self._training.module, self._name, done)
+        if self._problem is None:
+            try:
+                self._checkpoints.save(done, {**self._training.state(), "not_finite": self._not_finite.state()})
+            except Superseded as error:
+                self._problem = error
+
+    def look(self) -> None:
+        """Raise InputError on all ranks where rank 0 could not save. Every rank calls it after the same step."""
+        distributed.stop_together(self._problem)
