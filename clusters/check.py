@@ -1,0 +1,75 @@
+"""`python -m clusters check FILE …`: is a recipe for a cluster right? Offline: nothing is started, nobody is asked."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from clusters.checks.dockerfile import check_dockerfile
+from clusters.checks.kuberay import check_kuberay
+from clusters.checks.mistakes import Mistake
+from clusters.checks.ray_up import check_ray_up
+from clusters.checks.secrets import secrets_in
+from clusters.checks.shell import check_shell
+from clusters.checks.yaml_lines import Document, Mistaken
+from clusters.config import InputError
+
+
+def usage() -> str:
+    """What `check` is for."""
+    return """  python -m clusters check FILE …
+      holds recipes for clusters (ray up, KubeRay, shell, Dockerfile) against what reads them, and looks for what is
+      open, unpinned or secret; each mistake with its line and how to mend it"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Check each file and say what was found. Raises InputError where anything was."""
+    if not argv:
+        raise InputError("check: name the files to check, such as clusters/aws.yaml")
+    num_mistakes = 0
+    for name in argv:
+        text = _read(name)
+        kind, mistakes = check(name, text)
+        for mistake in mistakes:
+            print(f"{name}:{mistake.line}: {mistake}", flush=True)
+        if not mistakes:
+            print(f"{name}: right, as {kind}, as far as can be known offline{_left_to_fill(text)}", flush=True)
+        num_mistakes += len(mistakes)
+    if num_mistakes:
+        raise InputError(f"check: {num_mistakes} mistake{'s' * (num_mistakes > 1)}; mend the lines named above")
+
+
+def check(name: str, text: str) -> tuple[str, list[Mistake]]:
+    """What kind of recipe a file of this name is, and the mistakes in it, by line.
+
+    Raises InputError for a kind of file that nothing is known about.
+    """
+    found = list(secrets_in(text))
+    path = Path(name)
+    if "dockerfile" in path.name.lower():
+        return "a Dockerfile", sorted(found + list(check_dockerfile(text)))
+    if path.suffix == ".sh" or re.match(r"#!.*\bbash\b", text):
+        return "a shell recipe", sorted(found + list(check_shell(text)))
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{name}: neither a .yaml, a .sh nor a Dockerfile; see python -m clusters --help")
+    try:
+        document = Document(text)
+    except Mistaken as error:
+        return "YAML", sorted([*found, error.mistake])
+    if not isinstance(document.value, dict):
+        raise InputError(f"{name}: not a cluster's file; expected `key: value` lines")
+    if "kind" in document.value or "apiVersion" in document.value:
+        return f"a {document.value.get('kind')} of KubeRay", sorted(found + list(check_kuberay(document)))
+    return "a cluster for `ray up`", sorted(found + list(check_ray_up(document)))
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: not a text file") from None
+
+
+def _left_to_fill(text: str) -> str:
+    """What a person has yet to put in."""
+    placeholders = sorted(set(re.findall(r"(?m)^(?!\s*#).*?\b(YOUR-[A-Z-]+)", text)))
+    return f"; still to be replaced: {', '.join(placeholders)}" if placeholders else ""

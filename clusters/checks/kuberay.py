@@ -1,0 +1,226 @@
+"""RayCluster and RayJob of KubeRay (ray.io/v1): the fields that its operator 1.5 and 1.6 know, held to their types."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from clusters.checks.images import is_pinned
+from clusters.checks.mistakes import Mistake
+from clusters.checks.pods import Anything, Fields, Metadata, PodTemplate, Quantity, Resources, Variable
+from clusters.checks.secrets import is_secret_name
+from clusters.checks.yaml_lines import Document
+from clusters.config import nearest
+
+
+class AuthOptions(Fields):
+    """The operator makes a Secret with a token and gives it to every container of the cluster."""
+
+    mode: Literal["token", "disabled"]
+    secretName: str | None = None
+
+
+class AutoscalerOptions(Fields):
+    """The autoscaler beside the head."""
+
+    version: Literal["v1", "v2"] | None = None
+    idleTimeoutSeconds: int | None = None
+    upscalingMode: Literal["Default", "Conservative", "Aggressive"] | None = None
+    image: str | None = None
+    imagePullPolicy: str | None = None
+    resources: Resources | None = None
+    env: list[Variable] | None = None
+    envFrom: list[Anything] | None = None
+    volumeMounts: list[Anything] | None = None
+    securityContext: Anything | None = None
+
+
+class HeadGroup(Fields):
+    """The head's pod."""
+
+    template: PodTemplate
+    rayStartParams: dict[str, str] | None = None
+    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
+    headService: Anything | None = None
+    enableIngress: bool | None = None
+    labels: dict[str, str] | None = None
+    resources: dict[str, Quantity] | None = None
+
+
+class WorkerGroup(Fields):
+    """Workers of one kind."""
+
+    groupName: str
+    template: PodTemplate
+    replicas: int | None = None
+    minReplicas: int | None = None
+    maxReplicas: int | None = None
+    idleTimeoutSeconds: int | None = None
+    numOfHosts: int | None = None
+    rayStartParams: dict[str, str] | None = None
+    scaleStrategy: Anything | None = None
+    suspend: bool | None = None
+    labels: dict[str, str] | None = None
+    resources: dict[str, Quantity] | None = None
+
+
+class ClusterSpec(Fields):
+    """A Ray cluster."""
+
+    headGroupSpec: HeadGroup
+    workerGroupSpecs: list[WorkerGroup] | None = None
+    rayVersion: str | None = None
+    authOptions: AuthOptions | None = None
+    autoscalerOptions: AutoscalerOptions | None = None
+    enableInTreeAutoscaling: bool | None = None
+    gcsFaultToleranceOptions: Anything | None = None
+    headServiceAnnotations: dict[str, str] | None = None
+    managedBy: str | None = None
+    networkPolicy: Anything | None = None
+    suspend: bool | None = None
+    tlsOptions: Anything | None = None
+    upgradeStrategy: Anything | None = None
+
+
+class JobSpec(Fields):
+    """A job, with a cluster of its own or one chosen by labels."""
+
+    entrypoint: str | None = None
+    rayClusterSpec: ClusterSpec | None = None
+    activeDeadlineSeconds: int | None = None
+    backoffLimit: int | None = None
+    clusterSelector: dict[str, str] | None = None
+    deletionStrategy: Anything | None = None
+    entrypointNumCpus: float | int | None = None
+    entrypointNumGpus: float | int | None = None
+    entrypointResources: str | None = None
+    jobId: str | None = None
+    managedBy: str | None = None
+    metadata: dict[str, str] | None = None
+    preRunningDeadlineSeconds: int | None = None
+    runtimeEnvYAML: str | None = None
+    shutdownAfterJobFinishes: bool | None = None
+    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"] | None = None
+    submitterConfig: Anything | None = None
+    submitterPodTemplate: PodTemplate | None = None
+    suspend: bool | None = None
+    ttlSecondsAfterFinished: int | None = None
+
+
+class RayCluster(Fields):
+    """A RayCluster."""
+
+    apiVersion: Literal["ray.io/v1"]
+    kind: Literal["RayCluster"]
+    metadata: Metadata
+    spec: ClusterSpec
+
+
+class RayJob(Fields):
+    """A RayJob."""
+
+    apiVersion: Literal["ray.io/v1"]
+    kind: Literal["RayJob"]
+    metadata: Metadata
+    spec: JobSpec
+
+
+def check_kuberay(document: Document) -> Iterator[Mistake]:
+    """What is wrong with a RayCluster or a RayJob."""
+    kinds: dict[str, type[BaseModel]] = {"RayCluster": RayCluster, "RayJob": RayJob}
+    kind = kinds.get(str(document.value.get("kind")))
+    if kind is None:
+        what = (
+            f"there is no check for a {document.value.get('kind')}{nearest(str(document.value.get('kind')), [*kinds])}"
+        )
+        yield Mistake(document.line(["kind"]), what, "one RayCluster or RayJob a file")
+        return
+    try:
+        kind.model_validate(document.value)
+    except ValidationError as error:
+        yield from _wrong_fields(document, kind, error)
+        return
+    path: list[str | int] = ["spec"] if kind is RayCluster else ["spec", "rayClusterSpec"]
+    cluster = document.value["spec"] if kind is RayCluster else document.value["spec"].get("rayClusterSpec")
+    if cluster is not None:
+        yield from _check_cluster(document, path, cluster)
+
+
+def _wrong_fields(document: Document, kind: type[BaseModel], error: ValidationError) -> Iterator[Mistake]:
+    for problem in error.errors():
+        path = [part for part in problem["loc"] if not (isinstance(part, str) and part in ("str", "int", "float"))]
+        where = ".".join(map(str, path))
+        line = document.line(path)
+        if problem["type"] == "extra_forbidden":
+            known = sorted(_fields_at(kind, path[:-1]))
+            what = f"KubeRay knows no '{path[-1]}' in {where.rpartition('.')[0]}{nearest(str(path[-1]), known)}"
+            yield Mistake(line, what, "mend it: it would be dropped or refused")
+        elif problem["type"] == "missing":
+            yield Mistake(line, f"{where} is missing", "add it")
+        else:
+            yield Mistake(line, f"{where}: {problem['msg']} (got {problem['input']!r})", "mend the value")
+
+
+def _fields_at(kind: type[BaseModel], path: list[str | int]) -> set[str]:
+    """The fields of the part of an object that stands at a path."""
+    for part in path:
+        if isinstance(part, str) and part in kind.model_fields:
+            kind = _model_in(kind.model_fields[part].annotation) or kind
+    return set(kind.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)
+
+
+def _check_cluster(document: Document, path: list[str | int], cluster: dict[str, Any]) -> Iterator[Mistake]:
+    if (cluster.get("authOptions") or {}).get("mode") != "token":
+        line = document.line([*path, "authOptions", "mode"])
+        yield Mistake(line, "token authentication is not on", "add `authOptions: {mode: token}` to the cluster's spec")
+    ours = version("ray")
+    if cluster.get("rayVersion") != ours:
+        what = f"rayVersion is {cluster.get('rayVersion')} and this project's Ray is {ours}"
+        yield Mistake(document.line([*path, "rayVersion"]), what, f"write `rayVersion: {ours}`")
+    head = cluster["headGroupSpec"]
+    if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
+        key = "serviceType" if head.get("serviceType", "ClusterIP") != "ClusterIP" else "enableIngress"
+        line = document.line([*path, "headGroupSpec", key])
+        yield Mistake(line, "the head, which runs jobs, is open to others", "ClusterIP, and come by port-forward")
+    yield from _check_pod(document, [*path, "headGroupSpec", "template"], head["template"])
+    for place, group in enumerate(cluster.get("workerGroupSpecs") or []):
+        here = [*path, "workerGroupSpecs", place]
+        low, now, high = (group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas"))
+        if not low <= now <= high:
+            what = f"replicas: {now} is not between minReplicas {low} and maxReplicas {high}"
+            yield Mistake(document.line([*here, "replicas"]), what, "mend one of them")
+        yield from _check_pod(document, [*here, "template"], group["template"])
+
+
+def _check_pod(document: Document, path: list[str | int], template: dict[str, Any]) -> Iterator[Mistake]:
+    pod, path = template["spec"], [*path, "spec"]
+    if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
+        mend = "add `securityContext: {runAsNonRoot: true, runAsUser: 1000}`"
+        yield Mistake(document.line([*path, "securityContext", "runAsNonRoot"]), "the pod may run as root", mend)
+    volumes = {volume["name"] for volume in pod.get("volumes") or []}
+    for place, container in enumerate(pod["containers"]):
+        here = [*path, "containers", place]
+        if not is_pinned(container["image"]):
+            what = f"the image {container['image']} is not pinned"
+            yield Mistake(document.line([*here, "image"]), what, "give a tag with a full version (:0.1.0) or a digest")
+        if (container.get("securityContext") or {}).get("privileged"):
+            line = document.line([*here, "securityContext", "privileged"])
+            yield Mistake(line, "a privileged container owns its node", "take `privileged` out")
+        for number, variable in enumerate(container.get("env") or []):
+            if is_secret_name(variable["name"]) and variable.get("value"):
+                what = f"the value of {variable['name']} stands in the file"
+                yield Mistake(document.line([*here, "env", number]), what, "use valueFrom.secretKeyRef")
+        for number, mount in enumerate(container.get("volumeMounts") or []):
+            if mount["name"] not in volumes:
+                line = document.line([*here, "volumeMounts", number])
+                yield Mistake(
+                    line, f"no volume is named {mount['name']}{nearest(mount['name'], sorted(volumes))}", "mend it"
+                )

@@ -1,0 +1,78 @@
+"""Secrets that stand in a file: by their forms, by the names they are given, or since they look drawn at random."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from clusters.checks.mistakes import Mistake
+
+# Forms by which issuers mark their keys.
+KNOWN = {
+    "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,})",
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "a Google key": r"\bAIza[\w-]{35}|\bya29\.[\w-]{20,}",
+    "a Slack token": r"\bxox[abprs]-[\w-]{10,}",
+    "a signed web token": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}",
+    "a password in a URL": r"\w://[^/\s:@]+:[^/\s:@$]{3,}@",
+}
+NAMED = re.compile(
+    r"\b(?P<name>[\w-]*(?:password|passwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?))"
+    r"[\"']?\s*[:=]\s*[\"']?(?P<value>[^\s\"',;}]+)",
+    re.IGNORECASE,
+)
+SECRET_NAME = re.compile(
+    r"(?:password|passwd|secret|token|api_?key|access_?key|private_?key|credentials?)$", re.IGNORECASE
+)
+# A value that says where a secret is, or whether there is one, gives none away.
+REFERENCE = re.compile(r"^(?:[$~/.<{&*|>\[]|true$|false$|null$|none$|token$|\w+://)", re.IGNORECASE)
+RANDOM_WORD = re.compile(r"(?<![\w+/@:.-])[A-Za-z0-9+_=-]{20,}(?![\w./])")
+DIGEST = re.compile(r"sha256[:=][0-9a-f]{64}")
+
+MEND = "take it out, revoke it, and give it by a file of yours (0600) or by the scheduler's secret"
+
+
+def secrets_in(text: str) -> Iterator[Mistake]:
+    """Every line, comments too, in which a secret seems to stand. What is said shows four characters of it at most."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        found = _secret_of(DIGEST.sub("", line))
+        if found is not None:
+            what, value = found
+            yield Mistake(number, f"{what} stands here ({value[:4]}…)", MEND)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name would hold a secret itself, rather than a path to one."""
+    return SECRET_NAME.search(name) is not None
+
+
+def _secret_of(line: str) -> tuple[str, str] | None:
+    for what, pattern in KNOWN.items():
+        if match := re.search(pattern, line):
+            return what, match.group()
+    for match in NAMED.finditer(line):
+        if not REFERENCE.match(match["value"]):
+            return f"a value for {match['name']}", match["value"]
+    for match in RANDOM_WORD.finditer(line):
+        if _looks_random(match.group()):
+            return "what looks like a key", match.group()
+    return None
+
+
+def _looks_random(word: str) -> bool:
+    """Long, of letters and digits mixed as no name or path is."""
+    num_digits = sum(letter.isdigit() for letter in word)
+    if not 3 <= num_digits < len(word):
+        return False
+    if re.fullmatch(r"[0-9a-f]{32,}", word):
+        return True
+    mixed = word.lower() != word and word.upper() != word
+    return _entropy_bits(word) > (3.5 if mixed else 3.7) and (mixed or num_digits >= 5)
+
+
+def _entropy_bits(word: str) -> float:
+    """Shannon entropy of its letters, in bits a letter."""
+    shares = [count / len(word) for count in Counter(word).values()]
+    return -sum(share * math.log2(share) for share in shares)

