@@ -24,6 +24,7 @@ from finetune.cohort import Cohort, Rows
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, load
 from finetune.linear import case_auroc
+from finetune.task_weights import LearnedTaskWeights
 from pretrain.batches import ViewBatches, finished_views
 from pretrain.encoder_folder import EncoderCard
 from pretrain.optim import build_optimizer, learning_rate
@@ -36,13 +37,14 @@ WEIGHTS, FINISHED = "model.safetensors", "finished.json"
 class Classifier(nn.Module):
     """Normalised images (B, 3, H, W) to logits (B, K)."""
 
-    def __init__(self, encoder: nn.Module, num_features: int, num_labels: int) -> None:
+    def __init__(self, encoder: nn.Module, num_features: int, num_labels: int, num_tasks: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(num_features, num_labels)
         # Zero weights: the first predictions are even, whatever the scale of the features.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.task_weights = LearnedTaskWeights(num_tasks) if num_tasks > 1 else None
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits."""
@@ -71,13 +73,13 @@ def train_full(
     batches_of = _batches(cohort, views, config)
     steps_per_epoch = max(1, round(len(cohort.train) / settings.batch_size))
     total_steps = settings.epochs * steps_per_epoch
-    class_of, weight_of = _targets(cohort, config.class_weighting)
+    truth_of, weight_of = _targets(cohort, config.class_weighting)
 
     # Newest intact checkpoint
     checkpoints = Checkpoints(folder, config.checkpoint)
     restored = checkpoints.restore()
     first_step = restored.step if restored else 0
-    best: dict[str, Any] = {"epoch": 0, "auroc": -1.0, "weights": {}}
+    best: dict[str, Any] = {"epoch": 0, "auroc": -1e30, "weights": {}}
     if restored:
         model.load_state_dict(restored.state["model"])
         optimizer.load_state_dict(restored.state["optimizer"])
@@ -100,7 +102,9 @@ def train_full(
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits_BK = parallel(finished_views(batch, views, device, _in_loader(), channels)[0])
         weight_B = torch.from_numpy(weight_of[rows_B]).to(device)
-        losses_B = cohort.task.loss(logits_BK, torch.from_numpy(class_of[rows_B]).to(device))
+        losses_B = cohort.task.loss(logits_BK, torch.from_numpy(truth_of[rows_B]).to(device))
+        if model.task_weights is not None:
+            losses_B = model.task_weights(losses_B)
         # A weighted mean over the global batch; the data-parallel mean divides by the number of ranks.
         total_weight = distributed.sum_over_ranks(weight_B.sum())
         loss = (losses_B * weight_B).sum() / total_weight * distributed.world_size()
@@ -193,7 +197,8 @@ def _build(contender: Contender, cohort: Cohort, config: FinetuneConfig) -> tupl
         mean=card.mean,
         std=card.std,
     )
-    return Classifier(encoder, int(encoder.num_features), len(cohort.task.label_names)), card, views  # type: ignore[arg-type]
+    num_features, task = int(encoder.num_features), cohort.task  # type: ignore[arg-type]
+    return Classifier(encoder, num_features, len(task.label_names), len(task.parts)), card, views
 
 
 def _batches(cohort: Cohort, views: ViewConfig, config: FinetuneConfig) -> ViewBatches:
@@ -215,12 +220,10 @@ def _the_image(sample: int, rows: Rows, turn: int, uniforms: Any) -> tuple[int, 
 
 
 def _targets(cohort: Cohort, class_weighting: str) -> tuple[Any, Any]:
-    """Class and weight of each row of the dataset; set for training rows only."""
-    class_of = np.zeros(cohort.dataset.num_images, dtype=np.int64)
+    """Truth (I, K) and weight (I,) of each row of the dataset; weights are set for training rows only."""
     weight_of = np.zeros(cohort.dataset.num_images, dtype=np.float32)
-    class_of[cohort.train] = cohort.class_of(cohort.train)
     weight_of[cohort.train] = cohort.training_weights(class_weighting)
-    return class_of, weight_of
+    return cohort.truth.astype(np.float32), weight_of
 
 
 def _finite_loss(losses: list[Tensor], model: nn.Module, title: str, step: int) -> float:

@@ -56,7 +56,7 @@ class CaseFigures:
             label: WeightedAuroc(cases.truth_NK[:, k], cases.scores_NK[:, k], patients, num)
             for k, label in enumerate(cases.label_names)
         }
-        num_classes = len(cases.class_names)
+        num_classes = max(1, len(cases.class_names))
         self._cells = _sums(cases.true_class_N * num_classes + cases.decided_class_N, patients,
                             num_classes**2, num)  # fmt: skip
         self._present = np.isin(np.arange(num_classes), cases.true_class_N)
@@ -71,7 +71,8 @@ class CaseFigures:
         undefined = np.full(counts_PR.shape[1], np.nan)
         found["auroc",] = np.mean(defined, axis=0) if defined else undefined
         found.update({("auroc", label): values for label, values in aurocs.items()})
-        found.update(self._decisions(counts_PR))
+        if self._cases.class_names:
+            found.update(self._decisions(counts_PR))
         if self._within_3 is not None:
             hits_2R = self._within_3 @ counts_PR
             found["top3",] = _share(hits_2R[0], hits_2R.sum(axis=0))
@@ -80,6 +81,8 @@ class CaseFigures:
     def confusion(self) -> NDArray[np.int64]:
         """Number of cases, (C, C): rows the truth, columns the decision."""
         names = self._cases.class_names
+        if not names:
+            return np.zeros((0, 0), dtype=np.int64)
         ones = np.ones((self._cases.num_patients, 1), dtype=np.float32)
         return np.rint(self._cells @ ones).astype(np.int64).reshape(len(names), len(names))
 

@@ -44,7 +44,7 @@ def finetune(config: FinetuneConfig) -> None:
     }
     cohort = choose_cohort(dataset, config)
     _check_batch(config, cohort)
-    warnings = [
+    warnings = [*cohort.notes] + [
         warning
         for entrant in entrants
         if entrant.kind == "encoder"
@@ -175,8 +175,9 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
             for name in ("key", "patient", "member"):
                 columns[name] = pa.array(cohort.dataset.column(name)[rows].astype(str))
             for k, label in enumerate(cohort.task.label_names):
-                columns[f"label.{label}"] = cohort.truth[rows, k]
-                columns[f"probability.{label}"] = probabilities[:, k]
+                is_number = label in cohort.task.number_names
+                columns[f"{'number' if is_number else 'label'}.{label}"] = cohort.truth[rows, k]
+                columns[f"{'predicted' if is_number else 'probability'}.{label}"] = probabilities[:, k]
             tables.append(pa.table(columns))
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables(tables), buffer)
