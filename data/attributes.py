@@ -58,15 +58,8 @@ def attribute(table: Table, name: str, identifying: Sequence[str], num_patients:
     the row, never the cell.
     """
     values = table.column(name)
-    words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
-    words = set(re.split(r"[^a-z]+", words))
+    words = refuse_personal(name, identifying, "attrs=")
     leave_out = f"; leave '{name}' out of attrs="
-    if name in identifying:
-        raise InputError(f"attrs= keeps cells as they are, and '{name}' tells the patient, case or image{leave_out}")
-    if words & PERSONAL or any(map(OF_A_PERSON.fullmatch, words)):
-        raise InputError(
-            f"the header '{name}' means that it tells who somebody is{leave_out}, or rename it if it does not"
-        )
     # Of a word that only begins or ends so, the cells tell whether it is an age.
     maybe = any(AGES.fullmatch(word) and not NOT_AGES.fullmatch(word) for word in words)
     if words & {"age", "alter"} or (maybe and any(map(AGE.fullmatch, values))):
@@ -91,6 +84,19 @@ def attribute(table: Table, name: str, identifying: Sequence[str], num_patients:
             "tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
         )
     return values
+
+
+def refuse_personal(name: str, identifying: Sequence[str], option: str) -> set[str]:
+    """The words of a header. Raises InputError where the column tells who somebody is."""
+    words = set(re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
+    leave_out = f"; leave '{name}' out of {option}"
+    if name in identifying:
+        raise InputError(f"{option} keeps cells as they are, and '{name}' tells the patient, case or image{leave_out}")
+    if words & PERSONAL or any(map(OF_A_PERSON.fullmatch, words)):
+        raise InputError(
+            f"the header '{name}' means that it tells who somebody is{leave_out}, or rename it if it does not"
+        )
+    return words
 
 
 def _age(table: Table, name: str, row: int, value: str) -> str:

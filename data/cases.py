@@ -41,7 +41,7 @@ class Case:
     where unlabelled), a binary label is one name with 0 or 1, multi-label is 0, 1 or NaN each. `uncertain`
     names the labels that the source marks as doubtful: they are NaN here, and what they count as is decided
     at fine-tuning time. `split` is set only by a source that publishes official splits; `train_val` leaves the
-    cut between train and val to the hash.
+    cut between train and val to the hash. `numbers` are measurements in the units of the source, NaN where unknown.
     """
 
     key: str
@@ -51,6 +51,7 @@ class Case:
     attributes: dict[str, str] = field(default_factory=dict)
     split: str | None = None
     uncertain: frozenset[str] = frozenset()
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class RawDataset:
     label_names: tuple[str, ...]
     cases: Sequence[Case]
     case_meaning: str
+    number_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

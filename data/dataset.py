@@ -93,6 +93,11 @@ class Dataset:
         return self.manifest.labels
 
     @property
+    def number_names(self) -> list[str]:
+        """Names of the measurements: the columns `number.<name>` of the index, float32, NaN where unknown."""
+        return [name.removeprefix("number.") for name in self.column_names if name.startswith("number.")]
+
+    @property
     def task(self) -> str:
         """`multiclass`, `binary`, `multilabel` or `unlabelled`."""
         return self.manifest.task

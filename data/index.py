@@ -82,6 +82,7 @@ def _schema(raw: RawDataset, plan: Plan) -> Any:
     kinds |= {"size": whole, "extension": text, "width": whole, "height": whole}
     kinds |= {"sha256": text, "pixel_sha256": text, "dhash": pa.uint64()}
     kinds |= {f"label.{name}": pa.float32() for name in raw.label_names}
+    kinds |= {f"number.{name}": pa.float32() for name in raw.number_names}
     cases = [case for shard in plan.shards for case in shard]
     kinds |= {f"uncertain.{name}": pa.bool_() for name in sorted({name for case in cases for name in case.uncertain})}
     attributes = {name for case in cases for part in (case, *case.images) for name in part.attributes}
@@ -91,7 +92,7 @@ def _schema(raw: RawDataset, plan: Plan) -> Any:
 
 def _column(rows: Rows, name: str) -> list[Any]:
     kind, _, rest = name.partition(".")
-    if kind == "label":
+    if kind in ("label", "number"):
         return [math.nan if row[name] is None else row[name] for row in rows]
     if kind == "uncertain":
         return [rest in row["uncertain"] for row in rows]

@@ -1,10 +1,12 @@
-"""Labels from the columns of a table: classes, one yes or no, or several findings."""
+"""Labels from the columns of a table: classes, one yes or no, several findings, or measurements."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clusters.config import InputError, nearest
+from data.attributes import refuse_personal
 from data.cases import one_hot
 from data.published import UNKNOWN
 from data.tables import Table
@@ -85,6 +87,36 @@ def read_labels(
     positive = positive or list(known)[-1]
     name = column if positive.lower() in YES else positive
     return Labels("binary", (name,), {case: {name: float(v == positive) if v else NAN} for case, v in found.items()})
+
+
+def read_numbers(
+    table: Table, groups: Mapping[str, Sequence[int]], names: Sequence[str], identifying: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The measurements of each case from these columns, NaN where a cell is empty or says that nothing is stated.
+
+    Raises InputError naming rows and columns, never cells: rows of a case that disagree, a cell that is no finite
+    number, a column without any, or one that tells who somebody is (`identifying`: image, patient, case).
+    """
+    found: dict[str, dict[str, float]] = {case: {} for case in groups}
+    for name in names:
+        if refuse_personal(name, identifying, "numbers=") & {"age", "alter"}:
+            raise InputError(f"'{name}' is an age, and single years above 89 tell who somebody is; keep it with attrs=")
+        table = _stated(table, (name,))
+        for case, rows in groups.items():
+            text = table.agreed(name, rows)
+            found[case][name] = _number(text) if text else NAN
+            if text and not math.isfinite(found[case][name]):
+                raise InputError(f"{table.row(_filled(table, name, rows))}: '{name}' is not a number; mend the cell")
+        if groups and all(math.isnan(numbers[name]) for numbers in found.values()):
+            raise InputError(f"column '{name}' of {table.where} holds no number; leave it out of numbers=")
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return NAN
 
 
 def _stated(table: Table, columns: Sequence[str], classes: Sequence[str] = ()) -> Table:

@@ -162,5 +162,7 @@ def _fingerprint(cases: Sequence[Case], chosen: dict[str, Any], raw: RawDataset,
         ]
         labels = [repr(value) for value in case.labels.values()]
         row = [case.key, case.patient, case.split, labels, sorted(case.uncertain), case.attributes, images]
+        if case.numbers:
+            row.append({name: repr(value) for name, value in case.numbers.items()})
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()

@@ -143,6 +143,7 @@ def _row(case: Case, number: int, image: SourceImage, stored: StoredImage) -> di
         "uncertain": sorted(case.uncertain),
     }
     row |= {f"label.{name}": _or_none(value) for name, value in case.labels.items()}
+    row |= {f"number.{name}": _or_none(value) for name, value in case.numbers.items()}
     return row | {f"attr.{name}": value for name, value in {**case.attributes, **image.attributes}.items()}
 
 
@@ -164,6 +165,8 @@ def _story(case: Case, rows: Sequence[dict[str, Any]]) -> bytes:
         "uncertain": sorted(case.uncertain),
         "images": images,
     }
+    if case.numbers:
+        story["numbers"] = {name: _or_none(value) for name, value in case.numbers.items()}
     return json.dumps(story, sort_keys=True, separators=(",", ":")).encode()
 
 

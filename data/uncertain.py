@@ -3,6 +3,7 @@
 Shapes: N images, K labels.
 """
 
+import hashlib
 from typing import Literal
 
 import numpy as np
@@ -11,14 +12,20 @@ from numpy.typing import NDArray
 from clusters.config import InputError, nearest
 from data.dataset import Dataset
 
-Policy = Literal["ignore", "zeros", "ones"]
+Policy = Literal["ignore", "zeros", "ones", "smooth", "smooth_zeros"]
+
+SMOOTH: dict[str, tuple[float, float]] = {"smooth": (0.55, 0.85), "smooth_zeros": (0.0, 0.3)}
+"""Between which values a doubtful label is drawn."""
 
 
-def labels_under_policy(dataset: Dataset, policy: Policy | dict[str, Policy]) -> NDArray[np.float32]:
-    """Labels (N, K) in which a doubtful one is NaN (ignore), 0 (zeros) or 1 (ones); NaN where not labelled.
+def labels_under_policy(dataset: Dataset, policy: Policy | dict[str, Policy], seed: int = 0) -> NDArray[np.float32]:
+    """Labels (N, K) in which a doubtful one is what the policy says; NaN where not labelled.
 
-    The three policies are those of CheXpert (Irvin et al., 2019, section 3.2). A dict names labels; the others
-    are ignored where doubtful. Raises InputError for a label that the dataset does not have.
+    `ignore` (NaN), `zeros` and `ones` are the policies of CheXpert (Irvin et al., 2019, section 3.2). `smooth` draws
+    it from U(0.55, 0.85), `smooth_zeros` from U(0, 0.3) (U-Ones+LSR and U-Zeros+LSR of Pham et al., 2021,
+    arXiv:1911.06475): a case has one value of a label in all its images, which depends on seed, label and case key
+    alone. A dict names labels; the others are ignored where doubtful. Raises InputError for a label that the dataset
+    does not have.
     """
     for name in policy if isinstance(policy, dict) else ():
         if name not in dataset.label_names:
@@ -26,8 +33,13 @@ def labels_under_policy(dataset: Dataset, policy: Policy | dict[str, Policy]) ->
     labels = np.array(dataset.labels)
     for k, name in enumerate(dataset.label_names):
         chosen = policy.get(name, "ignore") if isinstance(policy, dict) else policy
-        if chosen != "ignore":
-            labels[doubtful(dataset, name), k] = 1 if chosen == "ones" else 0
+        rows = np.flatnonzero(doubtful(dataset, name)) if chosen != "ignore" else np.empty(0, dtype=np.int64)
+        if chosen in SMOOTH:
+            low, high = SMOOTH[chosen]
+            drawn = [_uniform(seed, name, key) for key in dataset.column("key")[rows]]
+            labels[rows, k] = low + (high - low) * np.array(drawn)
+        else:
+            labels[rows, k] = 1 if chosen == "ones" else 0
     return labels
 
 
@@ -42,3 +54,9 @@ def no_such_label(dataset: Dataset, name: str) -> str:
     """The words for a label that is not there, with those that are."""
     names = dataset.label_names
     return f"{dataset.location} has no label '{name}'{nearest(name, names)}; it has {', '.join(names) or 'none'}"
+
+
+def _uniform(seed: int, label: str, key: str) -> float:
+    """A number in [0, 1) that depends on these alone."""
+    digest = hashlib.sha256(repr(("doubt", seed, label, key)).encode()).digest()
+    return int.from_bytes(digest[:4], "little") * 2.0**-32

@@ -14,7 +14,10 @@ from clusters.config import InputError
 from data.dataset import Dataset
 from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
-from finetune.tasks import Task, study_of
+from finetune.study import study_of
+from finetune.study_checks import check_classes, check_fraction, class_members, classified, notes_on
+from finetune.tasks import Task
+from finetune.two_heads import TwoHeads
 from pretrain.encoder_folder import encoder_folder, read_card, read_seen
 from pretrain.export import ids_scheme
 from pretrain.leakage import seen_of
@@ -27,7 +30,8 @@ SPLITS = ("train", "val", "test")
 class Cohort:
     """The labelled images of each split by row number, and what is known of every row of the dataset.
 
-    `truth` is (num_images, K), the task's labels as 0 or 1, NaN where unknown.
+    `truth` is (num_images, K), the task's labels as 0, 1 or between them, and numbers; NaN where unknown. `notes` are
+    for the reader of the results.
     """
 
     dataset: Dataset
@@ -38,6 +42,7 @@ class Cohort:
     test: Rows
     all_train: Rows
     patient_of: Integers
+    notes: tuple[str, ...] = ()
 
     def rows(self, split: str) -> Rows:
         """The labelled images of a split that are used."""
@@ -51,16 +56,18 @@ class Cohort:
         """Weight of each training image in the loss, (I,); they sum to the number of cases.
 
         A case weighs the same however many photographs it has, since a case is what is diagnosed.
-        `balanced`: and every class weighs the same, as in scikit-learn's class_weight.
+        `balanced`: and every class weighs the same, as in scikit-learn's class_weight; where the class is unknown, an
+        image keeps its weight.
         """
         _, place, images = np.unique(self.dataset.case_of[self.train], return_inverse=True, return_counts=True)
         weights = 1.0 / images[place]
         if class_weighting == "balanced":
-            classes = self.class_of(self.train)
+            known = classified(self.task, self.truth[self.train])
+            classes = self.class_of(self.train)[known]
             cases_per_class = np.zeros(len(self.task.class_names))
-            np.add.at(cases_per_class, classes, weights)
+            np.add.at(cases_per_class, classes, weights[known])
             present = np.count_nonzero(cases_per_class)
-            weights = weights * weights.sum() / (present * cases_per_class[classes])
+            weights[known] *= weights[known].sum() / (present * cases_per_class[classes])
         return weights
 
     def counts(self) -> dict[str, dict[str, Any]]:
@@ -69,31 +76,39 @@ class Cohort:
 
     def _counts(self, rows: Rows) -> dict[str, Any]:
         _, first = np.unique(self.dataset.case_of[rows], return_index=True)
-        classes = np.bincount(self.class_of(rows[first]), minlength=len(self.task.class_names))
+        members = class_members(self.task, self.truth[rows[first]])
+        names = self.task.class_names or self.task.label_names
         return {
             "images": len(rows),
             "cases": len(first),
             "patients": len(np.unique(self.patient_of[rows])),
-            "cases_per_class": dict(zip(self.task.class_names, classes.tolist())),
+            "cases_per_class": {name: int(members[name].sum()) for name in names if name in members},
         }
 
 
 def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
     """The study's images. Raises InputError for splits or classes that make no study."""
-    task, truth = study_of(dataset, config.label, config.uncertain, config.head)
+    task, truth = study_of(dataset, config)
+    if config.class_weighting == "balanced" and not task.class_names:
+        raise InputError(
+            "class_weighting: balanced weighs images by their class, and these labels do not exclude each other; "
+            "give class_weighting=none"
+        )
     patients = dataset.column("patient").astype(str)
-    labelled: NDArray[np.bool_] = np.asarray(np.isfinite(truth).all(axis=1))
     by_split = {}
     for split in SPLITS:
         rows = dataset.rows([split])
-        by_split[split] = rows[labelled[rows]]
+        by_split[split] = rows[task.usable(truth[rows], training=split == "train")]
         if not len(by_split[split]):
             raise InputError(f"{dataset.location}: no labelled image in split '{split}'; import labels for it")
     _check_patients(dataset, patients)
-    _check_classes(task, truth, dataset.location, by_split)
-    chosen = choose_patients(patients[by_split["train"]], truth[by_split["train"]], config.label_fraction, config.seed)
+    check_classes(task, truth, dataset.location, by_split)
+    strata = task.hard(truth)[:, : len(task.parts[0].label_names)][by_split["train"]]
+    chosen = choose_patients(patients[by_split["train"]], strata, config.label_fraction, config.seed)
     train = by_split["train"][np.isin(patients[by_split["train"]], list(chosen))]
-    _check_fraction(task, truth, by_split["train"], train, config.label_fraction)
+    check_fraction(task, truth, by_split["train"], train, config.label_fraction)
+    if isinstance(task, TwoHeads):
+        task = task.fitted(truth[train])
     return Cohort(
         dataset=dataset,
         task=task,
@@ -103,6 +118,7 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         test=by_split["test"],
         all_train=dataset.rows(["train"]),
         patient_of=np.unique(patients, return_inverse=True)[1],
+        notes=notes_on(task, truth, patients, {**by_split, "train": train}),
     )
 
 
@@ -168,30 +184,4 @@ def _check_patients(dataset: Dataset, patients: NDArray[Any]) -> None:
         raise InputError(
             f"{dataset.location}: {int((counts > 1).sum())} patients stand in more than one split "
             f"(first: {names[counts > 1][0]}); import the dataset again"
-        )
-
-
-def _check_classes(task: Task, truth: Floats, location: str, by_split: dict[str, Rows]) -> None:
-    in_split = {s: set(task.class_of(truth[rows]).tolist()) for s, rows in by_split.items()}
-    if len(in_split["train"]) < 2:
-        raise InputError(f"{location}: the training split has one class only; nothing can be learned")
-    if len(in_split["val"]) < 2:
-        raise InputError(
-            f"{location}: the validation split has one class only, so nothing can be chosen on it; "
-            "import with a larger splits.val"
-        )
-    unseen = sorted((in_split["val"] | in_split["test"]) - in_split["train"])
-    if unseen:
-        raise InputError(
-            f"{location}: class '{task.class_names[unseen[0]]}' has no labelled patient in the "
-            "training split; import with a larger splits.train or leave the class out"
-        )
-
-
-def _check_fraction(task: Task, truth: Floats, before: Rows, after: Rows, fraction: float) -> None:
-    lost = set(task.class_of(truth[before]).tolist()) - set(task.class_of(truth[after]).tolist())
-    if lost:
-        raise InputError(
-            f"label_fraction: {fraction:g} of the training patients leaves none of class "
-            f"'{task.class_names[min(lost)]}'; raise label_fraction"
         )

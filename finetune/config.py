@@ -12,6 +12,7 @@ from data.loader import LoaderConfig
 from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
 from finetune.full_config import FullConfig
+from finetune.label_names import LABEL_SETS
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -43,8 +44,24 @@ class FinetuneConfig(Config):
     )
     uncertain: Policy | dict[str, Policy] = Field(
         default="ignore",
-        description="what a label that the source marks as doubtful counts as in training: ignore, zeros, ones, or per "
-        "label {Edema: ones}; validation and test leave doubtful labels out whatever is said here",
+        description="what a label that the source marks as doubtful counts as in training: ignore, zeros, ones, smooth "
+        "(drawn from 0.55 to 0.85), smooth_zeros (0 to 0.3), or per label {Edema: ones}; validation and test leave "
+        "doubtful labels out whatever is said here",
+    )
+    labels: str | list[str] | None = Field(
+        default=None,
+        description="which labels to fine-tune on: chexpert5 (the five of the competition), nih14, or names [Edema, "
+        "Fracture]; none: all",
+    )
+    label_map: dict[str, str] = Field(
+        default={},
+        description="which of the labels here a label of the dataset means: {Effusion: Pleural Effusion}; several of "
+        "the dataset's may mean one",
+    )
+    numbers: list[str] = Field(
+        default=[],
+        description="measurements of the dataset (imported with numbers=) to predict with a second head, whose weight "
+        "against the labels is learned",
     )
     label_fraction: float = Field(
         default=1.0,
@@ -83,6 +100,15 @@ class FinetuneConfig(Config):
         for policy in chosen.values() if isinstance(chosen, dict) else [chosen]:
             if policy not in get_args(Policy):
                 raise ValueError(f"'{policy}' is none of {', '.join(get_args(Policy))}")
+        return chosen
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _known_labels(cls, chosen: Any) -> Any:
+        if isinstance(chosen, str) and chosen not in LABEL_SETS:
+            raise ValueError(f"'{chosen}' is none of {', '.join(LABEL_SETS)}; give names as a list [A, B]")
+        if isinstance(chosen, list) and (not chosen or len(set(map(str, chosen))) < len(chosen)):
+            raise ValueError("give at least one name, and each name once")
         return chosen
 
     def recipe(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from finetune.bootstrap import BootstrapConfig, Floats, Key, bootstrap, interval
 from finetune.cohort import Cohort, Rows
 from finetune.contenders import Contender
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
+from finetune.regression import FIGURES, NumberFigures, ScoredNumbers, score_numbers
 from finetune.tasks import pool_cases, score_cases
 
 Values = dict[Key, np.ndarray]
@@ -37,6 +38,7 @@ class Judged:
     threshold: float | None
     val: ScoredCases
     test: ScoredCases
+    numbers: ScoredNumbers | None = None
 
 
 def judge(cohort: Cohort, outcome: Outcome) -> Judged:
@@ -44,8 +46,9 @@ def judge(cohort: Cohort, outcome: Outcome) -> Judged:
     truth, scores, patients = _by_case(cohort, cohort.val, outcome.val_probabilities)
     threshold = cohort.task.threshold(truth, scores)
     val = score_cases(cohort.task, truth, scores, patients, threshold)
-    test = score_cases(cohort.task, *_by_case(cohort, cohort.test, outcome.test_probabilities), threshold)
-    return Judged(outcome, threshold, val, test)
+    truth, scores, patients = _by_case(cohort, cohort.test, outcome.test_probabilities)
+    test = score_cases(cohort.task, truth, scores, patients, threshold)
+    return Judged(outcome, threshold, val, test, score_numbers(cohort.task, truth, scores, test.patient_N))
 
 
 def first_images(cohort: Cohort, rows: Rows) -> Rows:
@@ -58,16 +61,20 @@ def compare(judged: list[Judged], config: BootstrapConfig, seed: int) -> dict[st
 
     All models are resampled together, so that a difference is taken between the same patients.
     """
-    figures = {item.outcome.contender.name: CaseFigures(item.test) for item in judged}
+    figures = [(item.outcome.contender.name, CaseFigures(item.test)) for item in judged]
+    figures += [(item.outcome.contender.name, NumberFigures(item.numbers)) for item in judged if item.numbers]
 
     def all_figures(counts: np.ndarray) -> Values:
-        return {(name, *key): values for name, f in figures.items() for key, values in f(counts).items()}
+        return {(name, *key): values for name, f in figures for key, values in f(counts).items()}
 
     first = judged[0].test
     values = bootstrap(all_figures, patient_strata(first.truth_NK, first.patient_N), config.resamples, seed)
     models = {item.outcome.contender.name: _model(item, values, config.confidence) for item in judged}
     comparisons = [
-        _difference(judged[0], other, key, values, config.confidence) for other in judged[1:] for key in COMPARED
+        _difference(judged[0], other, key, values, config.confidence)
+        for other in judged[1:]
+        for key in COMPARED
+        if (judged[0].outcome.contender.name, *key) in values
     ]
     return {"models": models, "comparisons": comparisons}
 
@@ -82,10 +89,13 @@ def _by_case(cohort: Cohort, rows: Rows, probabilities_IK: Floats) -> tuple[Floa
 def _model(item: Judged, values: Values, confidence: float) -> dict[str, Any]:
     name, test = item.outcome.contender.name, item.test
     plain = figures_of(test)
+    if item.numbers:
+        ones = np.ones((test.num_patients, 1), dtype=np.float32)
+        plain |= {key: float(found[0]) for key, found in NumberFigures(item.numbers)(ones).items()}
     validation = figures_of(item.val)
 
     def figure(*key: str) -> dict[str, Any]:
-        return _figure(plain[key], values[(name, *key)], confidence)
+        return _figure(plain.get(key, np.nan), values.get((name, *key), np.empty(0)), confidence)
 
     undefined = [label for label in test.label_names if np.isnan(plain["auroc", label])]
     per_class = {}
@@ -100,6 +110,7 @@ def _model(item: Judged, values: Values, confidence: float) -> dict[str, Any]:
             "specificity": figure("specificity", label),
         }
     overall = [name for name in ("auroc", "balanced_accuracy", "top1", "top3") if (name,) in plain]
+    numbers = {n: {f: figure(f, n) for f in FIGURES} for n in (item.numbers.names if item.numbers else ())}
     return {
         **item.outcome.contender.describe(),
         "chosen": item.outcome.chosen,
@@ -110,6 +121,7 @@ def _model(item: Judged, values: Values, confidence: float) -> dict[str, Any]:
             **{name: figure(name) for name in overall},
             "auroc_leaves_out": undefined,
             "per_class": per_class,
+            **({"numbers": numbers} if numbers else {}),
             "confusion": {
                 "classes": list(test.class_names),
                 "cases": CaseFigures(test).confusion().tolist(),

@@ -74,7 +74,7 @@ class TwoHeadsLoss(nn.Module):
 
     def __init__(self, labels: LabelLoss, label_task: Task, number_task: Task) -> None:
         super().__init__()
-        from finetune.task_weights import LearnedTaskWeights  # pyright: ignore[reportMissingImports]
+        from finetune.task_weights import LearnedTaskWeights
 
         self.labels, self.number_task = labels, number_task
         self.num_labels = len(label_task.label_names)

@@ -37,9 +37,11 @@ def _picture(case: int, row: int, judged: Judged, cohort: Cohort) -> Image:
     truth, decided = test.true_class_N[case], test.decided_class_N[case]
     order = np.argsort(-test.scores_NK[case], kind="stable")[:3]
     scores = ", ".join(f"{test.label_names[k]} {100 * test.scores_NK[case, k]:.0f} %" for k in order)
-    caption = join(
-        [tag("b", test.class_names[truth]), LINE_BREAK, "said ", test.class_names[decided], LINE_BREAK, scores]
-    )
+    if test.class_names:
+        said = [tag("b", test.class_names[truth]), LINE_BREAK, "said ", test.class_names[decided]]
+    else:
+        said = [tag("b", ", ".join(np.array(test.label_names)[test.truth_NK[case] == 1]) or "none of the labels")]
+    caption = join([*said, LINE_BREAK, scores])
     try:
         pixels = centre_square(decode_stored(cohort.dataset.read(row)), PICTURE_PX)
     except InputError as error:

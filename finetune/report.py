@@ -126,7 +126,7 @@ def _classes(results: dict[str, Any], judged: list[Judged]) -> Html:
     parts.append(legend([m["title"] for m in models]))
     plots = [
         roc_plot(label, [item.test for item in judged], f"{label}: AUROC {shown(per_class[label]['auroc'])}")
-        for label in results["labels"]
+        for label in per_class
     ]
     return join([*parts, grid(plots)])
 
@@ -143,7 +143,9 @@ def _cohort(results: dict[str, Any]) -> Html:
     rows: list[list[Any]] = [
         [name, *(splits[split][name] for split in splits)] for name in ("patients", "cases", "images")
     ]
-    rows += [[f"cases: {c}", *(splits[s]["cases_per_class"][c] for s in splits)] for c in results["classes"]]
+    rows += [
+        [f"cases: {c}", *(splits[s]["cases_per_class"][c] for s in splits)] for c in splits["train"]["cases_per_class"]
+    ]
     fraction = results["identity"]["recipe"]["label_fraction"]
     caption = "Labelled images used" + (f"; {fraction:g} of the training patients." if fraction < 1 else ".")
     return table(["", "training", "validation", "test"], rows, caption)

@@ -46,7 +46,7 @@ def finetune(config: FinetuneConfig) -> None:
     cohort = choose_cohort(dataset, config)
     check_full(config, cohort, entrants)
     check_baselines(entrants, cohort.task, dataset.location)
-    warnings = [
+    warnings = [*cohort.notes] + [
         warning
         for entrant in entrants
         if entrant.kind == "encoder"
@@ -180,8 +180,9 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
             for name in ("key", "patient", "member"):
                 columns[name] = pa.array(cohort.dataset.column(name)[rows].astype(str))
             for k, label in enumerate(cohort.task.label_names):
-                columns[f"label.{label}"] = cohort.truth[rows, k]
-                columns[f"probability.{label}"] = probabilities[:, k]
+                is_number = label in cohort.task.number_names
+                columns[f"{'number' if is_number else 'label'}.{label}"] = cohort.truth[rows, k]
+                columns[f"{'predicted' if is_number else 'probability'}.{label}"] = probabilities[:, k]
             tables.append(pa.table(columns))
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables(tables), buffer)

@@ -3,13 +3,10 @@
 Shapes: N cases or images, B batch, K labels (outputs of the head), C classes to decide between.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from clusters.config import InputError
-from data.dataset import Dataset
-from data.uncertain import Policy, labels_under_policy, no_such_label
 from finetune.bootstrap import Floats, Integers
 from finetune.metrics import ScoredCases, macro_auroc, youden_threshold
 
@@ -18,22 +15,40 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What the rest of the room asks of a task."""
+    """What the rest of the room asks of a task.
+
+    `truth` holds 0 and 1, soft values between them where experts disagree or doubt is smoothed, and NaN where
+    unknown; numbers are in their own units.
+    """
 
     kind: str
     label_names: tuple[str, ...]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none where labels do not exclude each other
+    number_names: tuple[str, ...]  # the labels that are numbers: the last columns
 
-    def class_of(self, truth_NK: Floats) -> Integers:
-        """Class number of each labelled row, (N,)."""
+    @property
+    def parts(self) -> "tuple[Task, ...]":
+        """Itself, or the tasks of several heads, whose columns stand side by side."""
         ...
 
-    def loss(self, logits_BK: "Tensor", class_B: "Tensor") -> "Tensor":
-        """Loss of each image, (B,)."""
+    def usable(self, truth_NK: Floats, training: bool) -> Any:
+        """Whether a row can teach, or, not in training, be evaluated: bool (N,)."""
+        ...
+
+    def class_of(self, truth_NK: Floats) -> Integers:
+        """Class number of each row, (N,): the likeliest, the first of equal ones; 0 where there are no classes."""
+        ...
+
+    def hard(self, truth_NK: Floats) -> Floats:
+        """The truth that figures are computed against, (N, K): 0, 1 or NaN; numbers as they are."""
+        ...
+
+    def loss(self, logits_BK: "Tensor", truth_BK: "Tensor") -> "Tensor":
+        """Loss of each image, (B,), to which what is unknown adds nothing; of several heads (B, T), one a part."""
         ...
 
     def probabilities(self, logits_NK: Floats) -> Floats:
-        """Probability of each label, (N, K)."""
+        """Probability of each label, or the number predicted, (N, K)."""
         ...
 
     def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
@@ -45,12 +60,49 @@ class Task(Protocol):
         ...
 
     def decide(self, scores_NK: Floats, threshold: float | None) -> Integers:
-        """Class number decided for each row, (N,)."""
+        """Class number decided for each row, (N,); 0 where there are no classes."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The task in JSON; `finetune.study.task_from` is the way back."""
         ...
 
 
-class MultiClass:
-    """One class of several: softmax and cross-entropy, decided by the largest probability."""
+class _Labels:
+    """What tasks on labels of yes and no share."""
+
+    kind: str
+    label_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    number_names: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Task, ...]:
+        """Itself."""
+        return (self,)  # type: ignore[return-value]
+
+    def usable(self, truth_NK: Floats, training: bool) -> Any:
+        """Where every label is known."""
+        return np.isfinite(truth_NK).all(axis=1)
+
+    def hard(self, truth_NK: Floats) -> Floats:
+        """1 from a half on."""
+        return np.where(np.isfinite(truth_NK), truth_NK >= 0.5, np.nan)
+
+    def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
+        """Macro AUROC."""
+        return macro_auroc(self.hard(truth_NK), scores_NK)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and labels."""
+        return {"kind": self.kind, "labels": list(self.label_names)}
+
+
+class MultiClass(_Labels):
+    """One class of several: softmax and cross-entropy, decided by the largest probability.
+
+    A soft label is learned as the distribution it is, and evaluated by its likeliest class.
+    """
 
     kind = "multiclass"
 
@@ -58,24 +110,27 @@ class MultiClass:
         self.label_names = self.class_names = tuple(label_names)
 
     def class_of(self, truth_NK: Floats) -> Integers:
-        """The column that is 1."""
+        """The column with the largest share."""
         return truth_NK.argmax(axis=1)
 
-    def loss(self, logits_BK: "Tensor", class_B: "Tensor") -> "Tensor":
-        """Cross-entropy."""
+    def hard(self, truth_NK: Floats) -> Floats:
+        """1 for the likeliest class."""
+        known = np.isfinite(truth_NK).all(axis=1, keepdims=True)
+        return np.where(known, np.eye(truth_NK.shape[1])[self.class_of(truth_NK)], np.nan)
+
+    def loss(self, logits_BK: "Tensor", truth_BK: "Tensor") -> "Tensor":
+        """Cross-entropy with the distribution over the classes."""
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(logits_BK.float(), class_B, reduction="none")
+        known_B = truth_BK.isfinite().all(dim=1)
+        losses_B = cross_entropy(logits_BK.float(), truth_BK.float().nan_to_num(), reduction="none")
+        return losses_B.where(known_B, 0.0)
 
     def probabilities(self, logits_NK: Floats) -> Floats:
         """Softmax."""
         shifted = np.asarray(logits_NK, dtype=np.float64)
         powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
-
-    def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
-        """Macro AUROC."""
-        return macro_auroc(truth_NK, scores_NK)
 
     def threshold(self, truth_NK: Floats, scores_NK: Floats) -> None:
         """None is needed."""
@@ -86,7 +141,45 @@ class MultiClass:
         return scores_NK.argmax(axis=1)
 
 
-class Binary:
+class MultiLabel(_Labels):
+    """Labels that do not exclude each other, each of them unknown in some images: sigmoids and masked BCE."""
+
+    kind = "multilabel"
+
+    def __init__(self, label_names: list[str]) -> None:
+        self.label_names, self.class_names = tuple(label_names), ()
+
+    def usable(self, truth_NK: Floats, training: bool) -> Any:
+        """Where any label is known; the others are masked one by one."""
+        return np.isfinite(truth_NK).any(axis=1)
+
+    def class_of(self, truth_NK: Floats) -> Integers:
+        """No classes."""
+        return np.zeros(len(truth_NK), dtype=np.int64)
+
+    def loss(self, logits_BK: "Tensor", truth_BK: "Tensor") -> "Tensor":
+        """Binary cross-entropy, summed over the known labels and divided by K: each known label weighs the same."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        truth = truth_BK.float()
+        losses_BK = binary_cross_entropy_with_logits(logits_BK.float(), truth.nan_to_num(), reduction="none")
+        return losses_BK.where(truth.isfinite(), 0.0).mean(dim=1)
+
+    def probabilities(self, logits_NK: Floats) -> Floats:
+        """Sigmoid, written so that no exponential overflows."""
+        half = 0.5 * np.asarray(logits_NK, dtype=np.float64)
+        return 0.5 * (1 + np.tanh(half))
+
+    def threshold(self, truth_NK: Floats, scores_NK: Floats) -> float | None:
+        """No single one."""
+        return None
+
+    def decide(self, scores_NK: Floats, threshold: float | None) -> Integers:
+        """No classes."""
+        return np.zeros(len(scores_NK), dtype=np.int64)
+
+
+class Binary(MultiLabel):
     """One label, yes or no: sigmoid, decided at the threshold of best Youden index on validation."""
 
     kind = "binary"
@@ -97,25 +190,8 @@ class Binary:
         self.class_names = (f"not {name}", name)
 
     def class_of(self, truth_NK: Floats) -> Integers:
-        """1 where the label is."""
-        return (truth_NK[:, 0] == 1).astype(np.int64)
-
-    def loss(self, logits_BK: "Tensor", class_B: "Tensor") -> "Tensor":
-        """Binary cross-entropy."""
-        from torch.nn.functional import binary_cross_entropy_with_logits
-
-        return binary_cross_entropy_with_logits(
-            logits_BK[:, 0].float(), class_B.to(logits_BK.device).float(), reduction="none"
-        )
-
-    def probabilities(self, logits_NK: Floats) -> Floats:
-        """Sigmoid, written so that no exponential overflows."""
-        half = 0.5 * np.asarray(logits_NK, dtype=np.float64)
-        return 0.5 * (1 + np.tanh(half))
-
-    def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
-        """Macro AUROC."""
-        return macro_auroc(truth_NK, scores_NK)
+        """1 where the label is, more likely than not."""
+        return (truth_NK[:, 0] >= 0.5).astype(np.int64)
 
     def threshold(self, truth_NK: Floats, scores_NK: Floats) -> float:
         """Youden's."""
@@ -126,42 +202,7 @@ class Binary:
         return (scores_NK[:, 0] >= (0.5 if threshold is None else threshold)).astype(np.int64)
 
 
-TASKS = {"multiclass": MultiClass, "binary": Binary}
-
-
-def task_of(name: str, label_names: list[str], location: str, head: str = "linear") -> Task:
-    """The task of a dataset. Raises InputError for one that cannot be fine-tuned on."""
-    if name == "multilabel" and label_names:
-        raise InputError(
-            f"{location}: task multilabel is not supported by head={head}; choose label=NAME to fine-tune on one of "
-            f"{', '.join(label_names)}"
-        )
-    if name not in TASKS or not label_names:
-        raise InputError(
-            f"{location}: its task is '{name}', and fine-tuning takes {' and '.join(TASKS)} labels; "
-            "import it again with one label column"
-        )
-    return TASKS[name](label_names)
-
-
-def study_of(dataset: Dataset, label: str | None, policy: Policy | dict[str, Policy], head: str) -> tuple[Task, Floats]:
-    """The task and its truth, float (N, K) of 0 and 1 for all images of the dataset, NaN where unknown.
-
-    The policy for doubtful labels holds in the training split; elsewhere they are unknown, since a figure must
-    not rest on a guess. A soft multi-class label counts as its likeliest class, the first of equal ones. `label`
-    picks one label, or sets one class against the rest. Raises InputError for a label that is not there.
-    """
-    truth = labels_under_policy(dataset, policy)
-    elsewhere = dataset.column("split") != "train"
-    truth[elsewhere] = dataset.labels[elsewhere]
-    if dataset.task == "multiclass":
-        known = np.isfinite(truth).all(axis=1)
-        truth[known] = np.eye(truth.shape[1], dtype=truth.dtype)[truth[known].argmax(axis=1)]
-    if label is None:
-        return task_of(dataset.task, dataset.label_names, dataset.location, head), truth
-    if label not in dataset.label_names:
-        raise InputError(f"label: {no_such_label(dataset, label)}")
-    return Binary([label]), truth[:, [dataset.label_names.index(label)]]
+TASKS = {"multiclass": MultiClass, "binary": Binary, "multilabel": MultiLabel}
 
 
 def pool_cases(case_I: Integers, values_IK: Floats) -> tuple[Integers, Floats]:
@@ -175,14 +216,19 @@ def pool_cases(case_I: Integers, values_IK: Floats) -> tuple[Integers, Floats]:
 def score_cases(
     task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: Integers, threshold: float | None
 ) -> ScoredCases:
-    """A model's case-level answers, ready for figures; `patient_N` is any numbering of the patients."""
+    """A model's case-level answers, ready for figures; `patient_N` is any numbering of the patients.
+
+    Of several heads, that of the classification; numbers have figures of their own.
+    """
     assert np.isfinite(scores_NK).all()
+    labels = task.parts[0]
+    truth_NK, scores_NK = (values[:, : len(labels.label_names)] for values in (truth_NK, scores_NK))
     return ScoredCases(
-        truth_NK=truth_NK,
+        truth_NK=labels.hard(truth_NK),
         scores_NK=scores_NK,
-        true_class_N=task.class_of(truth_NK),
-        decided_class_N=task.decide(scores_NK, threshold),
+        true_class_N=labels.class_of(truth_NK),
+        decided_class_N=labels.decide(scores_NK, threshold),
         patient_N=np.unique(patient_N, return_inverse=True)[1],
-        label_names=task.label_names,
-        class_names=task.class_names,
+        label_names=labels.label_names,
+        class_names=labels.class_names,
     )

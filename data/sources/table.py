@@ -14,7 +14,7 @@ from clusters.storage import Folder
 from data.attributes import attribute
 from data.cases import Case, RawDataset
 from data.config import ImportConfig
-from data.labels import read_labels
+from data.labels import read_labels, read_numbers
 from data.published import UNKNOWN
 from data.tables import Table, read_table, row_image
 
@@ -54,9 +54,14 @@ class Options(ImportConfig):
         description="columns to keep as attributes: attrs=sex,site; cells are kept as they are (at most 100 different "
         "ones, no dates, ids or free text), but ages become bands",
     )
+    numbers: tuple[str, ...] = Field(
+        default=(),
+        exclude=True,  # columns of the index tell them, and datasets without any stay what they were
+        description="columns with a measurement each, to be predicted: numbers=ejection_fraction; empty cells: unknown",
+    )
     split: str = Field(default="", description="column with an official split (train, val, test); empty cells: by hash")
 
-    @field_validator("attrs", "classes", mode="before")
+    @field_validator("attrs", "classes", "numbers", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
         if isinstance(value, (int, float)) and not isinstance(value, bool):  # classes=1, as YAML reads it
@@ -95,6 +100,7 @@ def read(config: Options) -> RawDataset:
     labels = read_labels(table, groups, config.label, config.classes, config.positive)
     splits = _splits(table, config, groups)
     identifying = (config.image, config.patient, config.case)
+    numbers = read_numbers(table, groups, config.numbers, identifying)
     num_patients = len(set(patients.values()))
     attributes = {name: attribute(table, name, identifying, num_patients) for name in config.attrs}
     cases = []
@@ -105,8 +111,8 @@ def read(config: Options) -> RawDataset:
         )
         found = labels.of_case[case_id]
         doubtful = labels.uncertain.get(case_id, frozenset())
-        cases.append(Case(case_id, patients[case_id], images, found, {}, splits[case_id], doubtful))
-    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE)
+        cases.append(Case(case_id, patients[case_id], images, found, {}, splits[case_id], doubtful, numbers[case_id]))
+    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE, config.numbers)
 
 
 def _case_ids(table: Table, config: Options, files: list[str]) -> list[str]:

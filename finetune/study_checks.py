@@ -1,0 +1,106 @@
+"""What makes no study, told before anything is computed, and what its reader should know.
+
+Shapes: N images, K columns of the task.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusters.config import InputError
+from finetune.bootstrap import Floats
+from finetune.tasks import Task
+
+Rows = NDArray[np.int64]
+
+
+def class_members(task: Task, truth_NK: Floats) -> dict[str, NDArray[np.bool_]]:
+    """Who is known to be of each class, (N,); of labels that do not exclude each other, `not <label>` is one too."""
+    labels = task.parts[0]
+    truth_NK = truth_NK[:, : len(labels.label_names)]
+    if labels.class_names:
+        known, classes = labels.usable(truth_NK, training=True), labels.class_of(truth_NK)
+        return {name: known & (classes == c) for c, name in enumerate(labels.class_names)}
+    hard_NK = labels.hard(truth_NK)
+    with_it = {name: hard_NK[:, k] == 1 for k, name in enumerate(labels.label_names)}
+    return with_it | {f"not {name}": hard_NK[:, k] == 0 for k, name in enumerate(labels.label_names)}
+
+
+def classified(task: Task, truth_NK: Floats) -> NDArray[np.bool_]:
+    """Rows of which some class is known, (N,)."""
+    return np.any(list(class_members(task, truth_NK).values()), axis=0)
+
+
+def check_classes(task: Task, truth: Floats, location: str, by_split: dict[str, Rows]) -> None:
+    """Raise InputError for what cannot be learned, cannot be chosen by, or stands in no training case."""
+    _check_numbers(task, truth, location, by_split)
+    there = {s: {n for n, who in class_members(task, truth[rows]).items() if who.any()} for s, rows in by_split.items()}
+    if len(there["train"]) < 2:
+        raise InputError(f"{location}: the training split has one class only; nothing can be learned")
+    both = () if task.class_names else task.parts[0].label_names
+    for label in both:
+        if absent := [name for name in (label, f"not {label}") if name not in there["train"]]:
+            raise InputError(
+                f"{location}: the training split has no case of '{absent[0]}', so the label cannot be learned; import "
+                f"with a larger splits.train, or leave '{label}' out of labels="
+            )
+    decidable = [label for label in both if {label, f"not {label}"} <= there["val"]]
+    if len(there["val"]) < 2 or (both and not decidable):
+        what = "no label with both positives and negatives" if both else "one class only"
+        raise InputError(
+            f"{location}: the validation split has {what}, so nothing can be chosen on it; "
+            "import with a larger splits.val"
+        )
+    unseen = [n for n in task.class_names if n in (there["val"] | there["test"]) - there["train"]]
+    if unseen:
+        raise InputError(
+            f"{location}: class '{unseen[0]}' has no labelled patient in the "
+            "training split; import with a larger splits.train or leave the class out of labels="
+        )
+
+
+def _check_numbers(task: Task, truth: Floats, location: str, by_split: dict[str, Rows]) -> None:
+    first = len(task.label_names) - len(task.number_names)
+    for k, name in enumerate(task.number_names, first):
+        for split in ("train", "val"):
+            values = truth[by_split[split], k]
+            if len(np.unique(values[np.isfinite(values)])) < 2:
+                raise InputError(
+                    f"{location}: number '{name}' has fewer than two different values in split '{split}'; import more "
+                    "of them, or leave it out of numbers="
+                )
+
+
+def check_fraction(task: Task, truth: Floats, before: Rows, after: Rows, fraction: float) -> None:
+    """Raise InputError where the rows left hold no case of a class that was there before."""
+    left = class_members(task, truth[after])
+    lost = [name for name, who in class_members(task, truth[before]).items() if who.any() and not left[name].any()]
+    if lost:
+        raise InputError(
+            f"label_fraction: {fraction:g} of the training patients leaves none of class '{lost[0]}'; "
+            "raise label_fraction"
+        )
+
+
+def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[str, Rows]) -> tuple[str, ...]:
+    """Sentences for the warnings of the results: classes of one patient, and of which class validation has no case."""
+    meaning = {
+        "train": "what is learned of it rests on that patient",
+        "val": "what is chosen by it rests on that patient",
+        "test": "its figures say nothing of other patients, and their intervals do not show it",
+    }
+    notes = []
+    for split, rows in by_split.items():
+        members = class_members(task, truth[rows])
+        single = [name for name, who in members.items() if len(np.unique(patients[rows[who]])) == 1]
+        if single:
+            notes.append(f"the {split} split has one patient of {_quoted(single)}: {meaning[split]}")
+    absent = [name for name, who in class_members(task, truth[by_split["val"]]).items() if not who.any()]
+    if absent:
+        notes.append(f"the val split has no case of {_quoted(absent)}: nothing is chosen by it")
+    return tuple(notes)
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,116 @@
+"""The recipes: what each says of itself, and each from raw files in the published layout to its results."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from clusters.config import load_config
+from data.dataset import Dataset
+from finetune.config import FinetuneConfig
+from finetune.label_names import LABEL_SETS
+from finetune.run import finetune
+from tests import miniatures
+from tests.finetune_runs import write_encoder
+from tests.importers import imported
+
+RECIPES = sorted((Path(__file__).parents[1] / "finetune" / "recipes").glob("*.yaml"))
+THIRDS = ("splits.train=0.5", "splits.val=0.25", "splits.test=0.25")
+ECHO = ("image=file", "patient=patient", "label=reduced_ef", "numbers=EF", "split=split", "ids=source")
+MADE: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
+    "scin": ("scin", miniatures.scin_miniature, ("min_cases=5", *THIRDS)),
+    "chexpert": ("chexpert", miniatures.chexpert_folder, ()),
+    "nih14": ("chestxray14", miniatures.nih_folder, ("splits.train=0.6", "splits.val=0.3", "splits.test=0.1")),
+    "pcam": ("pcam", miniatures.pcam_folder, ()),
+    "echo": ("table", miniatures.echo_table, ECHO),
+}
+KIND = {"scin": "multiclass", "chexpert": "multilabel", "nih14": "multilabel", "pcam": "binary", "echo": "two_heads"}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Dataset, str]]:
+    """The miniature of a recipe, and an encoder that has seen its training split; made once each."""
+    made: dict[str, tuple[Dataset, str]] = {}
+
+    def get(name: str) -> tuple[Dataset, str]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            source, make, words = MADE[name]
+            raw = make(folder / "raw")
+            dataset = imported(source, raw, folder / "dataset", *words)
+            made[name] = dataset, write_encoder(folder / "encoder", dataset)
+        return made[name]
+
+    return get
+
+
+def run(name: str, datasets: Any, out: Path, *words: str) -> dict[str, Any]:
+    """A recipe on its miniature; returns the results."""
+    dataset, encoder = datasets(name)
+    quick = ["bootstrap.resamples=20", "tracking.wandb=disabled", "full.epochs=1", "full.batch_size=16", *words]
+    recipe = next(str(path) for path in RECIPES if path.stem == name)
+    finetune(
+        load_config(FinetuneConfig, [recipe, f"data={dataset.location}", f"encoder={encoder}", f"out={out}", *quick])
+    )
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_its_command_its_hardware_and_its_score(path: Path) -> None:
+    opening = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"python -m finetune finetune/recipes/{path.name} data=DIR encoder=RUN out=DIR" in opening
+    assert "Hardware: " in opening and "core" in opening.lower()
+    assert max(map(len, path.read_text().splitlines())) <= 120
+    load_config(FinetuneConfig, [str(path), "data=/d", "encoder=/e", "out=/o"])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_linear_head_learns_the_labels_of_a_recipe(name: str, datasets: Any, tmp_path: Path) -> None:
+    """By PCA of pixels, which shows each label in a band of its own: columns that were mixed up would show."""
+    results = run(name, datasets, tmp_path / "out", "baselines=[pca]")
+    dataset, _ = datasets(name)
+    assert results["task"] == KIND[name]
+    wanted = {"chexpert": LABEL_SETS["chexpert5"], "nih14": LABEL_SETS["nih14"]}.get(name, tuple(dataset.label_names))
+    assert tuple(results["labels"]) == (*wanted, *(["EF"] if name == "echo" else []))
+    figures = results["models"]["pca"]["test"]
+    defined = [row["auroc"]["value"] for row in figures["per_class"].values() if row["auroc"]["value"] is not None]
+    assert len(defined) >= len(wanted) - 1
+    assert np.mean(defined) > 0.9
+    frame = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pandas()
+    test = frame[(frame.model == "pca") & (frame.split == "test")].groupby("key").mean(numeric_only=True)
+    for label, row in figures["per_class"].items():
+        truth = test[f"label.{label}"]
+        if name == "scin":  # the likeliest class
+            truth = test[[f"label.{other}" for other in wanted]].idxmax(axis=1) == f"label.{label}"
+        known = truth.notna()
+        if row["auroc"]["value"] is not None:
+            expected = roc_auc_score(truth[known].astype(float), test[f"probability.{label}"][known])
+            assert row["auroc"]["value"] == pytest.approx(expected)
+    if name == "scin":
+        assert figures["top1"]["value"] <= figures["top3"]["value"]
+    if name == "echo":
+        number = figures["numbers"]["EF"]
+        truth, predicted = test["number.EF"], test["predicted.EF"]
+        assert number["mae"]["value"] == pytest.approx(np.abs(truth - predicted).mean())
+        assert number["mae"]["value"] < 5 and number["pearson"]["value"] > 0.9 and number["spearman"]["low"] > 0.5
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_recipe_runs_end_to_end_with_the_whole_encoder_trained(name: str, datasets: Any, tmp_path: Path) -> None:
+    results = run(name, datasets, tmp_path / "out", "head=full", "baselines=[]")
+    assert results["task"] == KIND[name]
+    assert results["models"]["pretrained"]["head"] == "full"
+    value = results["models"]["pretrained"]["test"]["auroc"]["value"]
+    assert 0 <= value <= 1
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "out" / "training" / "pretrained" / "metrics.jsonl").read_text().splitlines()
+        if "loss" in line
+    ]
+    assert losses and all(map(math.isfinite, losses))
