@@ -58,7 +58,7 @@ def standardised(values_ID: Floats, weight_I: Floats) -> tuple[F32, F64, F64]:
     share_I = (weight_I / weight_I.sum()).astype(np.float32)
     scaled_ID = np.empty(values_ID.shape, dtype=np.float32)
     with RowBlocks(len(values_ID)) as blocks:
-        near_D = blocks.total(lambda block: share_I[block] @ values_ID[block]).astype(values_ID.dtype)
+        near_D = blocks.total(lambda block: share_I[block] @ values_ID[block]).astype(np.float32)
 
         def centred(block: slice) -> F64:
             np.subtract(values_ID[block], near_D, out=scaled_ID[block], casting="same_kind")
