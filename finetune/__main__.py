@@ -10,6 +10,7 @@ from importlib import import_module
 from clusters.config import describe, load_config, run_main
 
 COMMANDS: dict[str, str] = {
+    "efficiency": "finetune.efficiency",
     "table": "finetune.table",
 }
 """Name of a command → the module of it."""

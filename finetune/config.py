@@ -25,7 +25,7 @@ class LinearConfig(Config):
         min_length=1,
         description="C of scikit-learn (small: strong regularisation) to choose from on validation",
     )
-    max_iterations: int = Field(default=500, ge=1, description="of L-BFGS, for each strength")
+    max_iterations: int = Field(default=500, ge=1, description="steps of L-BFGS")
 
 
 class FinetuneConfig(Config):

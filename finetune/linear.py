@@ -1,26 +1,29 @@
-"""The linear head: logistic regression on frozen features, its strength chosen on validation.
+"""The linear head: frozen features to labels or numbers, its strength of regularisation chosen on validation.
 
-Shapes: I images, D features, K labels.
+Shapes: I images, D features, K labels of the task or of a part of it, S strengths.
 """
 
-import warnings
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from clusters.config import InputError
 from clusters.tracking import say
 from finetune.bootstrap import Floats, Integers
 from finetune.cohort import Cohort
 from finetune.config import LinearConfig
-from finetune.regression import Regression
-from finetune.tasks import pool_cases
+from finetune.head_problems import Loss
+from finetune.row_blocks import F32, F64, standardised
+from finetune.solver import fit_heads
+from finetune.tasks import Task, pool_cases
 
 NEVER = -1e4
 """Logit of a class that training has no case of."""
+LOSSES: dict[str, Loss] = {
+    "multiclass": "softmax", "binary": "sigmoid", "multilabel": "sigmoid", "regression": "squared",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,6 @@ class Choice:
     tried: list[dict[str, Any]]
 
 
-# One thread: small products are slowed tenfold by threads that wait for a busy core, and the
-# result would depend on their number.
-@threadpool_limits.wrap(limits=1)
 def fit_linear(
     cohort: Cohort,
     train_ID: Floats,
@@ -55,91 +55,79 @@ def fit_linear(
     config: LinearConfig,
     title: str,
 ) -> Choice:
-    """Fit one head per strength and keep the one with the best case-level macro AUROC on validation.
+    """Fit one head per strength and keep the one with the best case-level score on validation.
 
-    Of equally good ones the most regularised. scikit-learn's L-BFGS on standardised features, begun from the
-    solution before it; the standardisation is folded into the head that is returned.
+    Of equally good ones the most regularised. The features are standardised, and that is folded into the head that is
+    returned. Labels may be soft, and unknown for some images. Raises InputError for features that are not finite.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    weight_I = cohort.training_weights(class_weighting)
+    scaled_ID, mean_D, scale_D = standardised(train_ID, weight_I)
+    if not np.isfinite(mean_D).all():
+        bad = int(cohort.train[~np.isfinite(train_ID).all(axis=1)][0])
+        raise InputError(
+            f"{title}: image {bad} of the dataset has features that are not finite; the encoder's weights or its input "
+            "scale are broken"
+        )
+    strengths = sorted(config.strengths)
+    weights, biases, converged = [], [], np.ones(len(strengths), dtype=bool)
+    first = 0
+    for part in cohort.task.parts:
+        columns = slice(first, first + len(part.label_names))
+        truth_IK = cohort.truth[cohort.train, columns]
+        weight_SDK, bias_SK, done_S = _fit_part(part, scaled_ID, truth_IK, weight_I, strengths, config.max_iterations)
+        weights.append(weight_SDK)
+        biases.append(bias_SK)
+        converged, first = converged & done_S, columns.stop
+    weight_SDK = np.concatenate(weights, axis=2) / scale_D[:, None]
+    bias_SK = np.concatenate(biases, axis=1) - np.einsum("d,sdk->sk", mean_D, weight_SDK)
+    heads = [
+        LinearHead(np.ascontiguousarray(weight_DK.T, dtype=np.float32), bias_K.astype(np.float32))
+        for weight_DK, bias_K in zip(weight_SDK, bias_SK)
+    ]
 
-    weights = cohort.training_weights(class_weighting)
-    mean_D = np.average(train_ID, axis=0, weights=weights)
-    scale_D = np.sqrt(np.average((train_ID - mean_D) ** 2, axis=0, weights=weights))
-    scale_D[scale_D <= 1e-6 * scale_D.max()] = 1.0  # dead features stay as they are
-    scaled_ID = (train_ID - mean_D) / scale_D
-
-    models: dict[int, Any] = defaultdict(
-        lambda: LogisticRegression(solver="lbfgs", max_iter=config.max_iterations, warm_start=True)
-    )
-    heads, tried = [], []
-    for strength in sorted(config.strengths):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            weight_KD, bias_K = _solve(cohort, scaled_ID, weights, strength, models)
-        weight_KD = weight_KD / scale_D
-        head = LinearHead(weight_KD.astype(np.float32), (bias_K - weight_KD @ mean_D).astype(np.float32))
-        auroc = case_auroc(cohort, cohort.val, head.logits(val_ID))
-        converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        heads.append(head)
-        tried.append({"C": strength, "val_auroc": auroc, "converged": converged})
-    best = int(np.argmax([round(row["val_auroc"], 9) for row in tried]))
-    chosen = tried[best]
-    say(f"{title}: C {chosen['C']:g} of {len(tried)}, validation AUROC {chosen['val_auroc']:.4f}")
-    return Choice(heads[best], chosen, tried)
+    scores = [case_auroc(cohort, cohort.val, head.logits(val_ID)) for head in heads]
+    tried = [
+        {"C": strength, "val_auroc": score, "converged": bool(done)}
+        for strength, score, done in zip(strengths, scores, converged)
+    ]
+    best = int(np.argmax(np.round(scores, 9)))
+    say(f"{title}: C {strengths[best]:g} of {len(tried)}, validation AUROC {scores[best]:.4f}")
+    return Choice(heads[best], tried[best], tried)
 
 
 def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
-    """The task's score over cases (macro AUROC), a case's probability being the mean of its images'."""
+    """What models are chosen by: the task's score over cases, a case's probability being the mean of its images'."""
     cases, scores = pool_cases(cohort.dataset.case_of[rows], cohort.task.probabilities(logits_IK))
     _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
     assert len(cases) == len(first)
     return cohort.task.score(cohort.truth[rows[first]], scores)
 
 
-def _solve(
-    cohort: Cohort, scaled_ID: Floats, weight_I: Floats, strength: float, models: dict[int, Any]
-) -> tuple[Floats, Floats]:
-    """Weights (K, D) and biases (K,) on scaled features; a model of each part or label is continued in `models`."""
-    weights, biases, first = [], [], 0
-    for part in cohort.task.parts:
-        columns = range(first, first + len(part.label_names))
-        truth_IK = cohort.truth[cohort.train][:, columns]
-        first = columns.stop
-        if isinstance(part, Regression):
-            solved = [_ridge(scaled_ID, t, weight_I, strength) for t in part.standardised(truth_IK).T]
-        elif part.kind == "multiclass":
-            solved = _logistic(models[columns.start], scaled_ID, truth_IK, weight_I, strength)
-        else:
-            two = [np.stack([1 - t, t], axis=1) for t in truth_IK.T]
-            both = [_logistic(models[k], scaled_ID, t, weight_I, strength) for k, t in zip(columns, two)]
-            solved = [(yes[0] - no[0], yes[1] - no[1]) for no, yes in both]
-        weights += [weight for weight, _ in solved]
-        biases += [bias for _, bias in solved]
-    return np.stack(weights), np.array(biases)
+def _fit_part(
+    part: Task, scaled_ID: F32, truth_IK: Floats, weight_I: Floats, strengths: list[float], max_steps: int
+) -> tuple[F64, F64, NDArray[np.bool_]]:
+    """Weights (S, D, K), biases (S, K) and whether each strength has converged, for standardised features.
 
-
-def _logistic(
-    model: Any, scaled_ID: Floats, share_IC: Floats, weight_I: Floats, strength: float
-) -> list[tuple[Floats, float]]:
-    """Weight (D,) and bias of each class; a row counts for each class by its share, and not where it is unknown."""
-    row, cls = np.nonzero(np.nan_to_num(share_IC) > 0)
-    num_features, num_classes = scaled_ID.shape[1], share_IC.shape[1]
-    model.set_params(C=strength).fit(scaled_ID[row], cls, sample_weight=weight_I[row] * share_IC[row, cls])
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # the sigmoid of one logit is the softmax of that logit beside 0
-        coefficients = np.stack([np.zeros(num_features), coefficients[0]])
-        intercepts = np.array([0.0, intercepts[0]])
-    found: list[tuple[Floats, float]] = [(np.zeros(num_features), NEVER)] * num_classes
-    for c, weight, bias in zip(model.classes_, coefficients, intercepts):
-        found[c] = (weight, float(bias))
-    return found
-
-
-def _ridge(scaled_ID: Floats, wanted_I: Floats, weight_I: Floats, strength: float) -> tuple[Floats, float]:
-    """Least squares with a penalty of |w|² / C, as strong beside squared errors as in the logistic head."""
-    from sklearn.linear_model import Ridge
-
-    known = np.isfinite(wanted_I)
-    model = Ridge(alpha=1 / strength).fit(scaled_ID[known], wanted_I[known], sample_weight=weight_I[known])
-    return model.coef_, float(model.intercept_)
+    A label that training never saw, or saw in every image, has nothing to learn: its logit is far away from 0.
+    """
+    loss = LOSSES[part.kind]
+    if loss == "squared":
+        truth_IK = part.standardised(truth_IK)  # type: ignore[attr-defined]
+    known_IK = np.isfinite(truth_IK)
+    mass_K = (weight_I[:, None] * np.where(known_IK, truth_IK, 0.0)).sum(axis=0)
+    total_K = (weight_I[:, None] * known_IK).sum(axis=0)
+    varies_K = known_IK.any(axis=0) if loss == "squared" else (mass_K > 0) & (mass_K < total_K)
+    weight_SDK = np.zeros((len(strengths), scaled_ID.shape[1], len(mass_K)))
+    bias_SK = np.zeros((len(strengths), len(mass_K)))
+    if loss != "squared":
+        bias_SK[:, mass_K == 0] = NEVER
+        bias_SK[:, (mass_K > 0) & ~varies_K] = -NEVER
+    if not varies_K.any():
+        return weight_SDK, bias_SK, np.ones(len(strengths), dtype=bool)
+    fitted = np.flatnonzero(varies_K)
+    if loss == "softmax" and len(fitted) == 2:
+        # As scikit-learn does: the sigmoid of one logit is the softmax of that logit beside 0, and is regularised less.
+        loss, fitted = "sigmoid", fitted[1:]
+    found = fit_heads(scaled_ID, truth_IK[:, fitted], weight_I, loss, strengths, max_steps)
+    weight_SDK[:, :, fitted], bias_SK[:, fitted] = found.weight_SDK, found.bias_SK
+    return weight_SDK, bias_SK, found.converged_S

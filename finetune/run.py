@@ -255,3 +255,9 @@ def _shown(figure: dict[str, Any]) -> str:
     if figure["value"] is None:
         return "undefined"
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def numbers_of(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Rows, Any]:
+    """Rows of the dataset, ascending, and what `work` has computed of them, (I, D)."""
+    folder, rows = _cache(entrant, cohort, config, out)
+    return rows, read_parts(folder, rows)

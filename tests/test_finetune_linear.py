@@ -4,6 +4,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from clusters.config import InputError
 from finetune.cohort import Cohort, choose_cohort
 from finetune.config import FinetuneConfig, LinearConfig
 from finetune.linear import NEVER, case_auroc, fit_linear
@@ -87,3 +88,10 @@ def test_photographs_of_one_case_count_as_one(synthetic_dataset):
     )  # fmt: skip
     expected = fit_linear(once, features[once.train], features[once.val], "none", config, "test").head
     assert head.weight_KD == pytest.approx(expected.weight_KD, abs=1e-3)
+
+
+def test_features_that_are_not_finite_are_told_with_their_image():
+    cohort, features = features_cohort(3)
+    features[17, 5] = np.nan
+    with pytest.raises(InputError, match="test: image 17 of the dataset has features that are not finite"):
+        fit_linear(cohort, features[cohort.train], features[cohort.val], "none", LinearConfig(), "test")

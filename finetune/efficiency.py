@@ -1,0 +1,323 @@
+"""`python -m finetune efficiency RECIPE encoders=[A,B] …`: how good an encoder is with few labels.
+
+Shares of the training patients, smaller ones within larger ones, drawn several times; a model for each encoder, share
+and draw, chosen on validation and evaluated on test once; and the figure of REMEDIS (Azizi et al., 2023): the share of
+the labels with which an encoder is as good as the baseline with all of them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from clusters.config import InputError, absolute, describe, differences, load_config
+from clusters.launch import launch
+from clusters.storage import Folder
+from clusters.tracking import say
+from data.dataset import Dataset, open_dataset
+from finetune.bootstrap import Floats
+from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
+from finetune.config import FinetuneConfig, Share
+from finetune.contenders import Contender, contenders
+from finetune.efficiency_page import FILES, write_outputs
+from finetune.labels_saved import labels_saved, summary
+from finetune.linear import case_auroc, fit_linear
+from finetune.run import LEDGER, finetune, numbers_of, work
+
+RESULTS = "efficiency.json"
+SCHEMA_VERSION = 1
+
+Numbers = Callable[[Rows], Floats]
+Point = dict[str, Any]
+Cohorts = dict[tuple[float, int], Cohort]
+"""By share and draw."""
+
+
+class EfficiencyConfig(FinetuneConfig):
+    """A recipe of fine-tuning, several encoders, and the shares of the labels to try it with."""
+
+    encoder: str = Field(default="", description="left out: encoders= takes its place")
+    encoders: list[str] = Field(
+        min_length=1, description="what to compare: runs or encoder folders, the first one an encoder, and `untrained`"
+    )
+    baseline: str | None = Field(
+        default=None, description="the one of encoders= that the others are to match; none: the last"
+    )
+    fractions: list[Share] = Field(
+        default=[0.01, 0.03, 0.1, 0.3, 1.0], min_length=1, description="shares of the training patients; 1 is always in"
+    )
+    draws: int = Field(default=5, ge=1, description="how often each share is drawn, with seeds from seed= on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_encoder(cls, values: Any) -> Any:
+        named = values.get("encoders") if isinstance(values, dict) else None
+        return {**values, "encoder": str(named[0])} if isinstance(named, list) and named else values
+
+    @model_validator(mode="after")
+    def _whole(self) -> "EfficiencyConfig":
+        if self.label_fraction != 1:
+            raise ValueError("label_fraction must be left at 1: the shares stand in fractions=")
+        if self.baseline is not None and self.baseline not in self.encoders:
+            raise ValueError(f"baseline '{self.baseline}' is none of encoders: {', '.join(self.encoders)}")
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that determine a model: more shares and draws may be asked for later."""
+        mine = {"encoders", "baseline", "fractions", "draws"}
+        return {name: value for name, value in super().recipe().items() if name not in mine}
+
+    def shares(self) -> list[float]:
+        """Ascending, 1 among them."""
+        return sorted({*self.fractions, 1.0})
+
+    def plain(self, **changed: Any) -> FinetuneConfig:
+        """The recipe of one model, or of all on the same patients."""
+        names = FinetuneConfig.model_fields
+        values = {name: getattr(self, name) for name in names} | {"baselines": self.encoders[1:]} | changed
+        return FinetuneConfig.model_validate(values)
+
+
+def usage() -> str:
+    """The help."""
+    return f"""usage: python -m finetune efficiency RECIPE.yaml data=DIR encoders=[A,B] out=DIR [key=value …]
+
+Fits the recipe with small and larger shares of the labelled training patients, several draws of each, on the features
+of each encoder, and writes {RESULTS}, {", ".join(FILES)}. The same command continues an interrupted run, and one with
+more fractions or draws adds to it.
+
+  python -m finetune efficiency finetune/recipes/ham10000_linear.yaml data=/data/ham encoders=[/runs/ham,untrained] \\
+    fractions=[0.01,0.03,0.1,0.3,1] draws=5 out=/runs/ham-efficiency
+
+key                                  default          meaning
+{describe(EfficiencyConfig)}"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command."""
+    efficiency(load_config(EfficiencyConfig, argv))
+
+
+def efficiency(config: EfficiencyConfig) -> None:
+    """Check everything, fit every model that is not there yet, and write the curves.
+
+    Raises InputError as fine-tuning does, and for a share that leaves a class empty, before anything is computed.
+    """
+    started = time.time()
+    config = _with_absolute_locations(config)
+    out, dataset = Folder(config.out), open_dataset(config.data, config.loader.place)
+    entrants = contenders(config.plain())
+    _check_encoders(entrants)
+    cohorts = draw_cohorts(dataset, config)
+    warnings = [
+        warning
+        for entrant in entrants
+        if entrant.kind == "encoder"
+        for warning in find_leaks(cohorts[1.0, 0], entrant.location, config.on_leak)
+    ]
+    identity = {
+        "recipe": config.recipe(),
+        "dataset": dataset.fingerprint,
+        "models": {entrant.name: entrant.fingerprint for entrant in entrants},
+    }
+    _claim(out, identity)
+    points = _points_there(out, entrants, cohorts)
+    if config.head == "full":
+        points |= _train_all(config, out, entrants, cohorts, points)
+    else:
+        points |= _fit_all(config, out, entrants, cohorts, points)
+    results = _results(config, identity, entrants, cohorts, points, warnings)
+    results["test_evaluations"] = _evaluations(out, config)
+    results["seconds"] = round(time.time() - started, 1)
+    write_outputs(out, results)
+    out.write_json(RESULTS, results)
+    print(summary(results))
+    print(f"page: {out.file('efficiency.html')}")
+
+
+def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: str, count: Callable[[], None]) -> Point:
+    """One model: chosen on validation, then evaluated on test, which `count` is told before."""
+    choice = fit_linear(
+        cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title
+    )
+    count()
+    return {**choice.chosen, "test": case_auroc(cohort, cohort.test, choice.head.logits(numbers(cohort.test)))}
+
+
+def draw_cohorts(dataset: Dataset, config: EfficiencyConfig) -> Cohorts:
+    """The patients of every share and draw; with all labels, a linear head is the same whatever was drawn.
+
+    Raises InputError for a share that leaves a class empty.
+    """
+    cohorts = {}
+    for share in config.shares():
+        for draw in range(1 if config.head == "linear" and share == 1 else config.draws):
+            try:
+                cohorts[share, draw] = choose_cohort(
+                    dataset, config.plain(label_fraction=share, seed=config.seed + draw)
+                )
+            except InputError as error:
+                raise InputError(str(error).replace("label_fraction", f"fractions, draw {draw}", 1)) from None
+    return cohorts
+
+
+def _fit_all(
+    config: EfficiencyConfig,
+    out: Folder,
+    entrants: list[Contender],
+    cohorts: Cohorts,
+    there: dict[str, Point],
+) -> dict[str, Point]:
+    """Linear heads on features that are computed once an encoder."""
+    wanted = [(entrant, *key) for entrant in entrants for key in cohorts if _name(entrant, *key) not in there]
+    if not wanted:
+        return {}
+    plain = config.plain()
+    launch(work, plain, config.cluster, out)
+    found: dict[str, Point] = {}
+    rows, values, read = np.empty(0, dtype=np.int64), np.empty((0, 0)), ""
+    for entrant, share, draw in wanted:
+        if read != entrant.name:
+            rows, values = numbers_of(entrant, cohorts[1.0, 0], plain, out)
+            read = entrant.name
+
+        def numbers(some: Rows, rows: Rows = rows, values: Floats = values) -> Floats:
+            return values[np.searchsorted(rows, some)]
+
+        name = _name(entrant, share, draw)
+        title = f"{entrant.name}, {share:g} of the labels, draw {draw}"
+        found[name] = fit_point(cohorts[share, draw], numbers, config, title, lambda: _count(out))
+        out.write_json(f"points/{name}.json", found[name])
+    return found
+
+
+def _train_all(
+    config: EfficiencyConfig,
+    out: Folder,
+    entrants: list[Contender],
+    cohorts: Cohorts,
+    there: dict[str, Point],
+) -> dict[str, Point]:
+    """Full fine-tunings: for each share and draw one run of all encoders, as the plain command does it."""
+    found: dict[str, Point] = {}
+    for share, draw in cohorts:
+        names = {entrant.name: _name(entrant, share, draw) for entrant in entrants}
+        if all(name in there for name in names.values()):
+            continue
+        folder = out / f"runs/{share:g}-{draw}"
+        finetune(config.plain(label_fraction=share, seed=config.seed + draw, out=folder.location))
+        models = folder.read_json("results.json")["models"]
+        for model, name in names.items():
+            found[name] = {**models[model]["chosen"], "test": models[model]["test"]["auroc"]["value"]}
+            out.write_json(f"points/{name}.json", found[name])
+    return found
+
+
+def _results(
+    config: EfficiencyConfig,
+    identity: dict[str, Any],
+    entrants: list[Contender],
+    cohorts: Cohorts,
+    points: dict[str, Point],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Everything that the page, the curves and the table are made from."""
+    whole, shares = cohorts[1.0, 0], config.shares()
+    curves = {}
+    for entrant in entrants:
+        rows = []
+        for share in shares:
+            draws = [points[_name(entrant, share, draw)] for s, draw in cohorts if s == share]
+            test = np.array([point["test"] for point in draws])
+            spread = float(test.std(ddof=1)) if len(test) > 1 else None
+            ends = {"mean": float(test.mean()), "low": float(test.min()), "high": float(test.max()), "sd": spread}
+            rows.append({"fraction": share, **ends, "draws": draws})
+        curves[entrant.name] = {**entrant.describe(), "points": rows}
+    place = config.encoders.index(config.baseline) if config.baseline else len(entrants) - 1
+    baseline = entrants[place].name
+    numbers = [
+        {"fraction": share, "draws": [cohorts[key].counts()["train"] for key in cohorts if key[0] == share]}
+        for share in shares
+    ]
+    kind = whole.task.kind
+    figure = {"regression": "R²", "two_heads": "mean of AUROC and R²"}.get(
+        kind, "AUROC" if len(whole.task.label_names) == 1 else "macro AUROC"
+    )
+    manifest = whole.dataset.manifest
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "identity": identity,
+        "dataset": {"name": manifest.name, "source": manifest.source, "licence": manifest.licence},
+        "figure": figure,
+        "head": config.head,
+        "draws": config.draws,
+        "test": whole.counts()["test"],
+        "training": numbers,
+        "baseline": baseline,
+        "curves": curves,
+        "labels_saved": labels_saved(curves, baseline),
+        "warnings": warnings,
+    }
+
+
+def _check_encoders(entrants: list[Contender]) -> None:
+    for entrant in entrants:
+        if entrant.kind not in ("encoder", "untrained"):
+            raise InputError(
+                f"encoders: '{entrant.kind}' is no encoder; name runs, encoder folders or untrained (it can be a "
+                "baseline of the plain command)"
+            )
+
+
+def _claim(out: Folder, identity: dict[str, Any]) -> None:
+    """Make the folder this sweep's. Raises InputError where it is another's."""
+    if out.exists("sweep.json"):
+        changed = differences(out.read_json("sweep.json"), identity)
+        if changed:
+            raise InputError(
+                f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
+            )
+    elif out.exists("config.json"):
+        raise InputError(f"{out}: holds the results of another command; give another out=")
+    out.write_json("sweep.json", identity)
+
+
+def _points_there(out: Folder, entrants: list[Contender], cohorts: dict[tuple[float, int], Cohort]) -> dict[str, Point]:
+    """Models of an earlier run of this command, by name."""
+    names = set((out / "points").names())
+    wanted = [_name(entrant, *key) for entrant in entrants for key in cohorts]
+    there = {name: (out / "points").read_json(f"{name}.json") for name in wanted if f"{name}.json" in names}
+    if there:
+        say(f"{len(there)} of {len(wanted)} models are there already")
+    return there
+
+
+def _name(entrant: Contender, share: float, draw: int) -> str:
+    return f"{entrant.name}-{share!r}-{draw}"
+
+
+def _count(out: Folder) -> None:
+    """One more look at test, counted before it is taken."""
+    before = out.read_json(LEDGER)["count"] if out.exists(LEDGER) else 0
+    out.write_json(LEDGER, {"count": before + 1})
+
+
+def _evaluations(out: Folder, config: EfficiencyConfig) -> int:
+    if config.head == "linear":
+        return int(out.read_json(LEDGER)["count"])
+    runs = out / "runs"
+    return sum(int((runs / name).read_json(LEDGER)["count"]) for name in runs.names()) * len(config.encoders)
+
+
+def _with_absolute_locations(config: EfficiencyConfig) -> EfficiencyConfig:
+    def place(word: str) -> str:
+        known = Path(word).exists() or "/" in word or "\\" in word
+        return absolute(word) if known else word
+
+    changed = {"data": absolute(config.data), "out": absolute(config.out)}
+    encoders = [place(word) for word in config.encoders]
+    baseline = None if config.baseline is None else place(config.baseline)
+    return config.model_copy(update={**changed, "encoders": encoders, "encoder": encoders[0], "baseline": baseline})

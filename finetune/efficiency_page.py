@@ -1,0 +1,143 @@
+"""What a label-efficiency sweep leaves for people: the curves as SVG and PNG, a CSV, and a page."""
+
+import base64
+import csv
+import io
+import json
+from typing import Any
+
+from clusters.storage import Folder
+from data.page import Html, Section, figure, folded, join, note, page, pairs, paragraph, table, tag
+from finetune.labels_saved import told
+
+FILES = ("efficiency.html", "efficiency.svg", "efficiency.png", "efficiency.csv")
+COLOURS, MARKS = ("#0b6e75", "#9a5b13", "#6b4fa0", "#4d6b1f"), ("o", "s", "^", "D")
+
+
+def write_outputs(out: Folder, results: dict[str, Any]) -> None:
+    """Write the files of FILES."""
+    drawn = {kind: draw(results, kind) for kind in ("svg", "png")}
+    for kind, content in drawn.items():
+        out.write(f"efficiency.{kind}", content)
+    out.write("efficiency.csv", _csv(results).encode())
+    out.write("efficiency.html", _page(results, drawn["svg"]).encode())
+
+
+def names_of(curves: dict[str, Any]) -> dict[str, str]:
+    """What each curve is called; two encoders of one kind by their fingerprints too."""
+    titles = [curve["title"] for curve in curves.values()]
+    return {
+        name: curve["title"] + (f" ({curve['fingerprint'][:8]})" if titles.count(curve["title"]) > 1 else "")
+        for name, curve in curves.items()
+    }
+
+
+def draw(results: dict[str, Any], kind: str) -> bytes:
+    """The curves over the share of labels, on a logarithmic axis, with bands from the lowest to the highest draw."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "manyview", "svg.fonttype": "none", "font.size": 10}):
+        picture = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained")
+        axes = picture.add_subplot()
+        names = names_of(results["curves"])
+        for number, (name, curve) in enumerate(results["curves"].items()):
+            points, colour = curve["points"], COLOURS[number % len(COLOURS)]
+            shares = [100 * point["fraction"] for point in points]
+            means = [point["mean"] for point in points]
+            axes.plot(shares, means, color=colour, marker=MARKS[number % len(MARKS)], markersize=4, label=names[name])
+            low, high = ([point[end] for point in points] for end in ("low", "high"))
+            axes.fill_between(shares, low, high, color=colour, alpha=0.18, linewidth=0)
+        target = results["curves"][results["baseline"]]["points"][-1]["mean"]
+        axes.axhline(target, color="#5a6876", linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        shares = [100 * row["fraction"] for row in results["training"]]
+        axes.set_xticks(shares, [f"{share:g} %" for share in shares])
+        axes.minorticks_off()
+        axes.set_xlabel("share of the labelled training patients")
+        axes.set_ylabel(f"{results['figure']} on test")
+        axes.grid(alpha=0.25)
+        axes.legend(loc="lower right", frameon=False)
+        stream = io.BytesIO()
+        picture.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return stream.getvalue()
+
+
+def _csv(results: dict[str, Any]) -> str:
+    """One row a model."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["model", "fraction", "draw", "training_patients", "training_cases", "val", "test"])
+    for name, curve in results["curves"].items():
+        for point, row in zip(curve["points"], results["training"]):
+            for draw_number, (model, counts) in enumerate(zip(point["draws"], row["draws"])):
+                val = model.get("val_auroc", model.get("val_score"))
+                numbers = [counts["patients"], counts["cases"], val, model["test"]]
+                writer.writerow([name, point["fraction"], draw_number, *numbers])
+    return stream.getvalue()
+
+
+def _page(results: dict[str, Any], picture: bytes) -> str:
+    names, dataset = names_of(results["curves"]), results["dataset"]
+    sections = [
+        Section("Result", _result(results, names, picture)),
+        Section("Numbers", _numbers(results, names)),
+        Section("How it was done, and limits", _method(results)),
+    ]
+    test = results["test"]
+    lead = (
+        f"{dataset['name']}: models trained with small and larger shares of the labels, tested on the same "
+        f"{test['cases']} cases of {test['patients']} patients."
+    )
+    return page(f"{dataset['name']}: how many labels are enough", sections, lead)
+
+
+def _result(results: dict[str, Any], names: dict[str, str], picture: bytes) -> Html:
+    parts = [note(warning, kind="warning") for warning in results["warnings"]]
+    baseline = names[results["baseline"]]
+    for name, saved in results["labels_saved"].items():
+        text = f"{names[name]} is as good as {baseline} with all labels ({results['figure']} {saved['target']:.3f})"
+        parts.append(paragraph(f"{text}: {told(saved)}."))
+    source = f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
+    shown = Html(f'<img src="{source}" alt="Curves; the numbers stand in the table below" style="max-width:100%">')
+    box = tag("div", shown, {"style": "background:#fff;max-width:46rem"})
+    caption = (
+        "Mean of the draws, with a band from the lowest to the highest draw; dashed: the baseline with all labels."
+    )
+    return join([*parts, figure(box, caption)])
+
+
+def _numbers(results: dict[str, Any], names: dict[str, str]) -> Html:
+    rows = []
+    for place, row in enumerate(results["training"]):
+        patients = sorted({counts["patients"] for counts in row["draws"]})
+        shown: list[Any] = [f"{100 * row['fraction']:g} %", " to ".join(str(n) for n in {patients[0], patients[-1]})]
+        for curve in results["curves"].values():
+            point = curve["points"][place]
+            shown.append(f"{point['mean']:.3f} ({point['low']:.3f} to {point['high']:.3f})")
+        rows.append(shown)
+    caption = f"{results['figure']} on test: mean of the draws (lowest to highest)."
+    return table(["labels", "patients", *names.values()], rows, caption)
+
+
+def _method(results: dict[str, Any]) -> Html:
+    times = results["test_evaluations"]
+    head = "a linear head on frozen features" if results["head"] == "linear" else "encoder and head, trained whole"
+    texts = [
+        f"Each model is {head}. Of every class the same share of the patients is drawn, at least one; a smaller share "
+        f"of a draw lies within its larger ones; {results['draws']} draws of each share. With all labels a linear "
+        "head is one model.",
+        "Strength or epoch are chosen on the validation split, which is whole for every share; so with very few labels "
+        "the validation patients are more than those trained on, and a study with as few in all would do worse.",
+        "Labels saved: the smallest share from which on the mean curve stays at or above the baseline with all labels, "
+        "interpolated over the logarithm of the share.",
+        f"The test split was evaluated {times} times in this folder, once for each model.",
+        "Limits: bands show how much it matters which patients were labelled, not how the figures would vary with "
+        "other test patients.",
+    ]
+    rows = {name: tag("code", curve["fingerprint"]) for name, curve in results["curves"].items()}
+    identity = json.dumps(results["identity"], indent=2)
+    return join([*(paragraph(text) for text in texts), pairs(rows), folded("Config", tag("pre", identity))])

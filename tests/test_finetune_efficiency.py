@@ -1,0 +1,177 @@
+"""Label-efficiency sweeps of a tiny encoder: what they hold, what is reused, and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clusters.config import InputError, load_config
+from data.dataset import Dataset
+from finetune.cohort import choose_cohort
+from finetune.efficiency import EfficiencyConfig, draw_cohorts, efficiency
+from finetune.labels_saved import labels_saved, matching_fraction, told
+from finetune.run import finetune
+from tests.finetune_runs import recipe, write_encoder
+from tests.test_data_page import Outline
+
+
+@pytest.fixture(scope="module")
+def swept(synthetic_dataset, tmp_path_factory) -> EfficiencyConfig:
+    """A finished sweep of two encoders, two shares and two draws."""
+    folder = tmp_path_factory.mktemp("efficiency")
+    encoder = write_encoder(folder / "pretrained", synthetic_dataset)
+    plain = recipe(synthetic_dataset, encoder, folder / "out", head="linear").model_dump(exclude={"baselines"})
+    sweep = {"encoders": [encoder, "untrained"], "fractions": [0.2, 0.5], "draws": 2}
+    config = EfficiencyConfig.model_validate({**plain, **sweep})
+    efficiency(config)
+    return config
+
+
+def results_of(config: EfficiencyConfig) -> dict:
+    return json.loads((Path(config.out) / "efficiency.json").read_text())
+
+
+def test_every_encoder_share_and_draw_has_a_model_that_saw_test_once(swept):
+    results = results_of(swept)
+    assert list(results["curves"]) == ["pretrained", "untrained"] and results["baseline"] == "untrained"
+    for curve in results["curves"].values():
+        assert [(p["fraction"], len(p["draws"])) for p in curve["points"]] == [(0.2, 2), (0.5, 2), (1.0, 1)]
+        for point in curve["points"]:
+            test = [model["test"] for model in point["draws"]]
+            assert point["low"] == min(test) <= point["mean"] <= max(test) == point["high"]
+    assert results["test_evaluations"] == 2 * (2 + 2 + 1)
+    patients = [[counts["patients"] for counts in row["draws"]] for row in results["training"]]
+    assert patients[0] < patients[1] < patients[2]
+
+
+def test_with_all_labels_the_figure_is_that_of_the_plain_command(swept, tmp_path):
+    plain = swept.plain(out=str(tmp_path / "plain"))
+    finetune(plain)
+    models = json.loads((tmp_path / "plain" / "results.json").read_text())["models"]
+    for name, curve in results_of(swept)["curves"].items():
+        (whole,) = curve["points"][-1]["draws"]
+        assert whole["test"] == pytest.approx(models[name]["test"]["auroc"]["value"], abs=1e-6)
+        assert whole["C"] == models[name]["chosen"]["C"]
+
+
+def test_a_draw_is_the_subset_that_its_seed_draws_and_shares_are_nested(swept, synthetic_dataset):
+    counts = results_of(swept)["training"][0]["draws"]
+    rows = []
+    for draw in (0, 1):
+        few, more = (
+            choose_cohort(synthetic_dataset, swept.plain(label_fraction=share, seed=swept.seed + draw))
+            for share in (0.2, 0.5)
+        )
+        assert set(few.train) < set(more.train)
+        assert few.counts()["train"] == counts[draw]
+        rows.append(set(few.train))
+    assert rows[0] != rows[1]
+
+
+def test_files_for_people_hold_the_numbers(swept):
+    out, results = Path(swept.out), results_of(swept)
+    rows = list(csv.DictReader((out / "efficiency.csv").open()))
+    assert len(rows) == 10
+    first = results["curves"]["pretrained"]["points"][0]
+    assert [float(row["test"]) for row in rows[:2]] == [model["test"] for model in first["draws"]]
+    outline = Outline((out / "efficiency.html").read_text())
+    words = " ".join(outline.words)
+    assert f"{first['mean']:.3f} ({first['low']:.3f} to {first['high']:.3f})" in words
+    assert told(results["labels_saved"]["pretrained"]) in words
+    assert (out / "efficiency.svg").read_text().count("<path") > 5
+    assert (out / "efficiency.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_sweep_goes_on_where_it_was_and_takes_more_shares(swept, capsys):
+    out = Path(swept.out)
+    before = results_of(swept)
+    efficiency(swept)
+    assert "10 of 10 models are there already" in capsys.readouterr().out
+    assert results_of(swept)["test_evaluations"] == before["test_evaluations"]
+    (out / "points" / "untrained-0.2-1.json").unlink()  # as if the first run had been killed there
+    more = swept.model_copy(update={"fractions": [0.2, 0.5, 0.35]})
+    efficiency(more)
+    after = results_of(more)
+    assert after["test_evaluations"] == before["test_evaluations"] + 1 + 2 * 2
+    assert after["curves"]["untrained"]["points"][0] == before["curves"]["untrained"]["points"][0]
+    with pytest.raises(InputError, match=r"made with another config .*recipe.seed: 0 -> 3"):
+        efficiency(swept.model_copy(update={"seed": 3}))
+
+
+def test_a_share_that_leaves_a_class_empty_is_told(swept, synthetic_dataset):
+    """Its three patients all have a rarer class too, of which others may be drawn."""
+    patients = synthetic_dataset.column("patient").astype(str)
+    training = synthetic_dataset.rows(["train"])
+    names, counts = np.unique(patients[training], return_counts=True)
+    several = names[counts > 1]
+
+    class Relabelled(Dataset):
+        @property
+        def labels(self):  # type: ignore[override]
+            classes = np.zeros(synthetic_dataset.num_images, dtype=int)
+            for rare in (2, 3, 4):
+                first, second = (np.flatnonzero(patients == several[2 * rare + k]) for k in (0, 1))
+                classes[first[0]], classes[first[1:]], classes[second] = 1, rare, rare
+            classes[synthetic_dataset.rows(["val", "test"])[::2]] = 2
+            return np.eye(len(synthetic_dataset.label_names))[classes]
+
+    dataset = Relabelled(synthetic_dataset.location, synthetic_dataset.manifest)
+    with pytest.raises(InputError, match=r"fractions, draw \d+: 0.1 of the training patients leaves none of class"):
+        draw_cohorts(dataset, swept.model_copy(update={"fractions": [0.1], "draws": 60}))
+
+
+def test_a_folder_of_the_plain_command_is_left_alone(swept, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds the results of another command"):
+        efficiency(swept.model_copy(update={"out": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("label_fraction=0.5", "label_fraction must be left at 1"),
+        ("baseline=/other", "baseline '/other' is none of encoders: /a, untrained"),
+        ("fractions=[0.1,1.5]", "'fractions.1' in the command line: Input should be less than or equal to 1"),
+        ("fractions=[]", "'fractions' in the command line: List should have at least 1 item"),
+        ("encoders=[]", "'encoders' in the command line: List should have at least 1 item"),
+    ],
+)
+def test_bad_settings_are_told(word, told):
+    with pytest.raises(InputError) as error:
+        load_config(EfficiencyConfig, ["data=/d", "out=/o", "encoders=[/a,untrained]", word])
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(("word", "told"), [("pca", "'pca' is no encoder"), ("/nowhere", "/nowhere")])
+def test_what_is_no_encoder_is_told(swept, word, told):
+    with pytest.raises(InputError, match=told):
+        efficiency(swept.model_copy(update={"encoders": [swept.encoder, word], "baseline": None}))
+
+
+def test_the_matching_share_lies_on_the_line_over_the_logarithm():
+    shares = [0.01, 0.1, 1.0]
+    assert matching_fraction(shares, [0.6, 0.8, 0.9], 0.7) == pytest.approx(10**-1.5)
+    assert matching_fraction(shares, [0.6, 0.8, 0.9], 0.8) == pytest.approx(0.1)
+    assert matching_fraction(shares, [0.75, 0.8, 0.9], 0.7) == 0.01
+    assert matching_fraction(shares, [0.6, 0.8, 0.9], 0.95) is None
+    assert matching_fraction(shares, [0.8, 0.6, 0.9], 0.75) == pytest.approx(10**-0.5)  # a curve that falls back below
+
+
+def test_labels_saved_are_those_of_the_mean_and_of_each_draw():
+    def curve(*draws: list[float]) -> dict:
+        points = [
+            {"fraction": share, "mean": float(np.mean(values)), "draws": [{"test": value} for value in values]}
+            for share, values in zip([0.01, 0.1, 1.0], draws)
+        ]
+        return {"points": points}
+
+    curves = {"base": curve([0.5, 0.5], [0.6, 0.6], [0.8]), "better": curve([0.7, 0.6], [0.9, 0.6], [0.9])}
+    saved = labels_saved(curves, "base")["better"]
+    assert saved["target"] == 0.8
+    assert saved["by_draw"] == [pytest.approx(10**-1.5), pytest.approx(10 ** (-1 / 3))]
+    assert saved["fraction"] == pytest.approx(10 ** (-1 + 0.05 / 0.15))
+    assert told(saved) == "22 % of the labels (draws: 3.2 % to 46 %)"
+    curves["worse"] = curve([0.5, 0.5], [0.5, 0.5], [0.7])
+    assert told(labels_saved(curves, "base")["worse"]) == "not reached"
