@@ -2,13 +2,12 @@
 
 A patient's cases and images resemble each other, so they are resampled together: whole patients are drawn
 with replacement, and a case counts as often as its patient was drawn (Rutter, 2000, Acad. Radiol. 7:413;
-Davison & Hinkley, 1997, section 3.8). Intervals are percentile intervals (Efron & Tibshirani, 1993, ch. 13).
+Davison & Hinkley, 1997, section 3.8). `intervals` makes intervals of it.
 Shapes: N cases, K labels, P patients, R resamples.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +30,7 @@ class BootstrapConfig(Config):
     """Intervals by resampling patients."""
 
     resamples: int = Field(default=1000, ge=1, description="how often the test patients are drawn again")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="share of resamples in the interval")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A percentile interval, and in how many resamples the figure was undefined (they are left out)."""
-
-    low: float
-    high: float
-    num_undefined: int
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of the intervals")
 
 
 def patient_strata(truth_NK: Floats, patient_N: Integers) -> Integers:
@@ -92,26 +82,3 @@ def draw_patients(strata_P: Integers, num_resamples: int, *key: int | str) -> ND
         ]
         counts_RP[row] = np.bincount(np.concatenate(drawn), minlength=num_patients)
     return np.ascontiguousarray(counts_RP.T)
-
-
-def interval(values_R: Floats, confidence: float) -> Interval | None:
-    """The percentile interval of a bootstrapped figure; None where most resamples leave it undefined."""
-    defined = values_R[np.isfinite(values_R)]
-    if len(defined) * 2 <= len(values_R):
-        return None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(float(low), float(high), len(values_R) - len(defined))
-
-
-def two_sided_p(differences_R: Floats) -> float | None:
-    """Two-sided p-value of a bootstrapped difference against zero, by inverting the percentile interval.
-
-    Twice the smaller share of resamples on either side of zero; one is added to both counts so that no
-    finite number of resamples claims p = 0 (Davison & Hinkley, 1997, section 4.2).
-    """
-    defined = differences_R[np.isfinite(differences_R)]
-    if not len(defined):
-        return None
-    beyond = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return min(1.0, 2 * (beyond + 1) / (len(defined) + 1))
