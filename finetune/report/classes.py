@@ -15,7 +15,10 @@ from finetune.report.drawings import (
 from finetune.report.evidence import Evidence, thresholds_of
 from finetune.report.headline import FEW_PATIENTS
 from finetune.report.tables import confusion_table
-from finetune.report.words import Results, first_model, shown
+from finetune.report.words import NAMES, Results, first_model, shown
+
+FIRST, MORE = ("auroc", "auprc", "sensitivity", "specificity"), ("precision", "f1", "brier", "ece")
+TWO_DIGITS = ("sensitivity", "specificity", "precision", "f1")
 
 
 def by_class(results: Results, evidence: Evidence | None) -> tuple[Html, list[Drawing]]:
@@ -24,21 +27,11 @@ def by_class(results: Results, evidence: Evidence | None) -> tuple[Html, list[Dr
     per_class = model["test"].get("per_class") or {}
     if not per_class:
         return EMPTY, []
-    shows = [name for name in ("auroc", "auprc", "sensitivity", "specificity", "precision", "f1")
-             if any(name in row for row in per_class.values())]  # fmt: skip
-    rows = [
-        [
-            label,
-            row["positives"],
-            f"{row['patients']}{' (few)' if row['patients'] < FEW_PATIENTS else ''}",
-            *(shown(row.get(name), digits=3 if name in ("auroc", "auprc") else 2) for name in shows),
-        ]
-        for label, row in per_class.items()
-    ]
-    titles = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
-    header = ["class", "cases", "patients", *(titles.get(name, name) for name in shows)]
     told = "each class against the rest" if len(per_class) > 1 else "the label against its absence"
-    parts = [table(header, rows, f"{model['title']}, {told}."), _thresholds(results), _operating(results)]
+    caption = f"{model['title']}, {told}."
+    parts = [_class_table(per_class, FIRST, caption), _thresholds(results), _operating(results)]
+    if any(name in row for row in per_class.values() for name in MORE):
+        parts.append(folded("Precision, F1, Brier score and ECE", _class_table(per_class, MORE, caption)))
     drawings = [forest_drawing("classes-auroc", "AUROC by class", [(n, r["auroc"]) for n, r in per_class.items()])]
     if evidence is not None:
         curves, drawn = _curves(results, evidence)
@@ -91,6 +84,20 @@ def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | 
     if row.get("slope") is not None:
         told += f", slope {row['slope']:.2f} (1 is right), intercept {row['intercept']:+.2f} (0 is right)"
     return told
+
+
+def _class_table(per_class: dict[str, Any], names: tuple[str, ...], caption: str) -> Html:
+    shows = [name for name in names if any(name in row for row in per_class.values())]
+    rows = [
+        [
+            label,
+            row["positives"],
+            f"{row['patients']}{' (few)' if row['patients'] < FEW_PATIENTS else ''}",
+            *(shown(row.get(name), digits=2 if name in TWO_DIGITS else 3) for name in shows),
+        ]
+        for label, row in per_class.items()
+    ]
+    return table(["class", "cases", "patients", *(NAMES.get(name, name) for name in shows)], rows, caption)
 
 
 def _curves(results: Results, evidence: Evidence) -> tuple[Html, list[Drawing]]:

@@ -7,21 +7,26 @@ from finetune.report.drawings import Drawing, forest_drawing
 from finetune.report.tables import forest
 from finetune.report.words import NAMES, SMALLER_IS_BETTER, Results, first_model, p_of, shown, title_of
 
-COMPARED = ("auroc", "auprc", "balanced_accuracy", "f1", "top1", "top3", "brier", "ece")
+FIRST = ("auroc", "auprc", "balanced_accuracy", "top1")
+COMPARED = (*FIRST, "f1", "top3", "brier", "ece")
+"""What models are compared in; those that come first are seen at once, the rest on a click."""
 
 
 def comparison(results: Results) -> tuple[Html, list[Drawing]]:
     """Section and drawings; a section of one model shows its figures alone."""
     models = results["models"]
     parts: list[Html] = []
+    more: list[Html] = []
     drawings = []
     for name in COMPARED:
         rows = [(m["title"], m["test"][name], n) for n, m in enumerate(models.values()) if m["test"].get(name)]
         if rows:
             title = title_of(name, results)
             smaller = " Smaller is better." if name in SMALLER_IS_BETTER else ""
-            parts.append(figure(forest(rows, title), f"{title} on the evaluated patients, with intervals.{smaller}"))
+            place = parts if name in FIRST else more
+            place.append(figure(forest(rows, title), f"{title} on the evaluated patients, with intervals.{smaller}"))
             drawings.append(forest_drawing(f"models-{name}", title, [row[:2] for row in rows]))
+    parts += [folded("More figures", join(more))] if more else []
     parts.append(_numbers(results))
     differences = [row for row in results["comparisons"] if row.get("label") is None]
     if differences:

@@ -56,9 +56,10 @@ def precision_recall_drawing(label: str, truth_N: Points, scores: Mapping[str, P
     for name, (false, true) in curves.items():
         right, wrong = true[1:] * positives, false[1:] * negatives
         drawn[name] = thinned(true[1:], right / (right + wrong))
+    steps = {name: _stepped(points) for name, points in drawn.items()}
     prevalence = positives / (positives + negatives)
     label_text = f"Precision and sensitivity of {label}"
-    content = _square(drawn, (0, 1), (0, 1), "sensitivity", "precision", label_text, prevalence)
+    content = _square(steps, (0, 1), (0, 1), "sensitivity", "precision", label_text, prevalence)
     rows: list[Row] = [(name, float(x), float(y)) for name, points in drawn.items() for x, y in points]
     return Drawing(f"pr-{slug(label)}", f"Precision and sensitivity, {label}", content,
                    ("model", "sensitivity", "precision"), rows, tuple(scores))  # fmt: skip
@@ -192,6 +193,13 @@ def _curves(truth_N: Points, scores: Mapping[str, Points]) -> dict[str, tuple[Po
     if not (truth_N == 1).any() or not (truth_N == 0).any():
         return None
     return {name: roc_curve(truth_N, scores_N)[:2] for name, scores_N in scores.items()}
+
+
+def _stepped(points_M2: Points) -> Points:
+    """Precision holds back to the sensitivity before, as average precision counts it (Davis & Goadrich, 2006)."""
+    before_M = np.concatenate([[0.0], points_M2[:-1, 0]])
+    corners = np.stack([np.stack([before_M, points_M2[:, 1]], axis=1), points_M2], axis=1)
+    return corners.reshape(-1, 2)
 
 
 def _placer(xs: tuple[float, float], ys: tuple[float, float]) -> Any:

@@ -86,7 +86,7 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
     parts = [join(paragraph(sentence) for sentence in efficiency.get("sentences", []))]
     parts.append(legend(list(efficiency["curves"])))
     plot = figure(drawing.content, f"{name} on test patients; {efficiency.get('band', 'bands over the draws')}.")
-    parts.append(tag("div", plot, {"class": "large"}))
+    parts.append(plot)
     rows = [[model, f"{point['x']:.3g}", shown(point)] for model, curve in efficiency["curves"].items()
             for point in curve]  # fmt: skip
     parts.append(folded("Numbers of the curves", table(["model", "share of patients", name], rows)))

@@ -5,6 +5,7 @@ from typing import Any
 from data.page import EMPTY, Content, Html, join, note, paragraph, tag, text, tiles
 from finetune.report.words import (
     MEANINGS,
+    Figure,
     Results,
     confidence,
     counted,
@@ -13,6 +14,7 @@ from finetune.report.words import (
     interval_of,
     listed,
     p_of,
+    shown,
     title_of,
     value_of,
 )
@@ -24,17 +26,15 @@ FEW_PATIENTS = 10
 def lead(results: Results) -> Html:
     """One paragraph that needs no glossary."""
     counts, test = _counts(results), first_model(results)["test"]
-    tested = (
-        f" It was tested on {counted(counts['cases'], 'case')} of {counted(counts['patients'], 'patient')} "
-        f"({counted(counts['images'], 'image')})"
-    )
+    patients = tag("b", counted(counts["patients"], "patient"))
+    tested = f" ({counted(counts['cases'], 'case')}, {counted(counts['images'], 'image')})"
     if results.get("kind") == "external":
-        trained = results.get("trained_on") or {}
+        trained = (results.get("trained_on") or {}).get("name")
         tested += f" of {results['dataset']['name']}, without any training there"
-        tested += f"; it had been trained on {trained['name']}. " if trained.get("name") else ". "
+        tested += f"; it had been trained on {trained}. " if trained else ". "
     else:
         tested += " who were in neither training nor validation. "
-    return join([_does(results), tested, *_success(results, test)])
+    return join([_does(results), " It was tested on ", patients, tested, *_success(results, test)])
 
 
 def headline(results: Results) -> Html:
@@ -83,23 +83,33 @@ def _does(results: Results) -> str:
 def _success(results: Results, test: dict[str, Any]) -> list[Content]:
     """How often it is right, in hundredths; what is undefined is not said."""
     said: list[Content] = []
-    percent = confidence(results)
-    first = f", {percent} interval in brackets"
-    if results["task"] == "multiclass" and (test.get("top1") or {}).get("value") is not None:
-        said.append(text(f"It named the right class in {in_percent(test['top1'])} of the cases{first}. "))
-        first = ""
-    if results["task"] == "binary":
-        label, row = results["labels"][0], test["per_class"][results["labels"][0]]
-        if row["sensitivity"]["value"] is not None and row["specificity"]["value"] is not None:
-            said.append(text(f"It found {in_percent(row['sensitivity'])} of the cases with {label} and cleared "
-                             f"{in_percent(row['specificity'])} of those without{first}. "))  # fmt: skip
-            first = ""
-    if (test.get("auroc") or {}).get("value") is not None:
+    brackets = f" ({confidence(results)} intervals in brackets)"
+    if results["task"] == "multiclass" and _defined(test.get("top1")):
+        said += ["It named the right class in ", tag("b", in_percent(test["top1"])), f" of the cases{brackets}. "]
+    label = results["labels"][0]
+    row = test.get("per_class", {}).get(label, {})
+    if results["task"] == "binary" and _defined(row.get("sensitivity")) and _defined(row.get("specificity")):
+        found, cleared = (tag("b", in_percent(row[name])) for name in ("sensitivity", "specificity"))
+        said += [
+            "It found ",
+            found,
+            f" of the cases with {label} and cleared ",
+            cleared,
+            f" of those without{brackets}. ",
+        ]
+    if _defined(test.get("auroc")):
         over = ", averaged over the labels" if len(results["labels"]) > 1 else ""
-        said.append(text("Of two cases, one with a condition and one without, it gives the one with it the higher "
-                         f"probability {in_percent(test['auroc'])} of the time{first}{over}. "))  # fmt: skip
+        said += ["Of two cases, one with a condition and one without, it gives the one with it the higher probability ",
+                 tag("b", in_percent(test["auroc"])), f" of the time{over}{'' if said else brackets}. "]  # fmt: skip
+    for name, numbers in (test.get("numbers") or {}).items():
+        if _defined(numbers["mae"]):
+            said += [f"Its estimates of {name} are off by ", tag("b", shown(numbers["mae"])), " on average. "]
     said.append("The intervals say how much these figures would move with other patients like these.")
     return said
+
+
+def _defined(figure: Figure | None) -> bool:
+    return figure is not None and figure["value"] is not None
 
 
 def _sentences(results: Results) -> list[Html]:

@@ -142,7 +142,7 @@ def _methods(results: Results) -> list[Item]:
         ("8", "outcome; CLAIM: reference standard, annotators, their agreement",
          f"labels {listed(results['labels'])} as the source gives them; how they were made: {AUTHORS}"),
         ("9", "predictors", "pixels alone; no clinical field is read"),
-        ("10", "sample size", f"all labelled patients{'' if fraction == 1 else f', {fraction:g} of the training ones'}; "
+        ("10", "sample size", f"all labelled patients{'' if fraction == 1 else f', {fraction:g} to train on'}; "
                               "the intervals say what it is enough for"),
         ("11", "missing data", "images without a label, or with a doubtful one in validation and test, are left out"),
         ("12a", "how data were split; CLAIM: level at which partitions are disjoint",

@@ -24,7 +24,7 @@ from finetune.report.model_card import model_card
 from finetune.report.pictures import looked_at, mistakes, pictures_of
 from finetune.report.reproduce import reproduce
 from finetune.report.study import cohort, lineage, method
-from finetune.report.words import Results, first_model
+from finetune.report.words import Results, first_model, with_own_titles
 
 REPORT, PREDICTIONS, CONFIG, MODEL_CARD = "report.html", "predictions.parquet", "config.json", "model/model.json"
 
@@ -52,6 +52,7 @@ def write_report(out: Folder, results: Results, dataset: Dataset | None, beside:
 
 def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: Beside) -> tuple[str, list[Drawing]]:
     """The page, which loads nothing from anywhere, and the drawings on it."""
+    results = with_own_titles(results)
     evidence = read_evidence(out.read(PREDICTIONS), results) if out.exists(PREDICTIONS) else None
     config = out.read_json(CONFIG).get("config") if out.exists(CONFIG) else None
     card = out.read_json(MODEL_CARD) if out.exists(MODEL_CARD) else None

@@ -178,7 +178,7 @@ def _method(found: Saliency) -> str:
     fields = "{} × {} fields".format(*found.maps_BHW.shape[1:])
     if found.of_class:
         return (
-            f"Grad-CAM (Selvaraju et al., 2017) of layer {found.layer}, {fields}: bright where the image speaks for "
+            f"Grad-CAM (Selvaraju et al., 2017) of {found.layer}, {fields}: bright where the image speaks for "
             "the class that was decided. Of each class a case decided rightly and its surest mistake."
         )
     return (

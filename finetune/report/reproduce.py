@@ -9,6 +9,8 @@ import yaml
 from data.page import Html, join, pairs, paragraph, tag
 from finetune.report.words import Results
 
+NUM_FIRST = 6
+"""Words of the command that stand on its first line; each of the others has its own."""
 PLACE = re.compile(r"[^:=\s]*/.*$")
 """The location in a baseline, which may have a prefix: `FOLDER`, `weights:FILE`."""
 
@@ -16,7 +18,7 @@ PLACE = re.compile(r"[^:=\s]*/.*$")
 def reproduce(results: Results, config: dict[str, Any] | None) -> Html:
     """The command, what its capital words stand for, and the versions. `config` is that of `config.json`."""
     words, places = command(results, config)
-    shown = shlex.join(words).replace(" ", " \\\n    ", 3) if len(words) > 6 else shlex.join(words)
+    shown = " \\\n    ".join([shlex.join(words[:NUM_FIRST]), *(shlex.quote(word) for word in words[NUM_FIRST:])])
     parts = [
         tag("pre", shown, {"class": "command", "tabindex": 0}),
         pairs({word: tag("code", what) for word, what in places.items()}),

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from data.page import Html, folded, join, pairs, paragraph, table, tag
+from data.page import EMPTY, Html, folded, join, pairs, paragraph, table, tag
 from finetune.report.words import Results, confidence
 
 SPLITS = {"train": "training", "val": "validation", "test": "test", "external": "evaluated"}
@@ -32,24 +32,27 @@ def lineage(results: Results) -> Html:
         told = {name: trained.get(name) for name in ("name", "source", "citation", "licence")}
         found = {**told, "fingerprint": tag("code", trained.get("fingerprint"))}
         parts += [tag("h3", "Trained on, with labels"), pairs(found)]
-    for model in results["models"].values():
-        parts.append(tag("h3", model["title"]))
-        parts.append(pairs({"fingerprint": tag("code", model["fingerprint"])}))
-        if model.get("lineage"):
-            rows = [
-                [
-                    stage["stage"],
-                    origin["name"],
-                    origin["images"],
-                    ", ".join(origin["splits"]),
-                    f"{stage['steps']} × {stage['batch_size']}",
-                    tag("code", origin["fingerprint"][:16]),
-                ]
-                for stage in model["lineage"]
-                for origin in stage["datasets"]
+    first, *baselines = (_made_from(model) for model in results["models"].values())
+    return join([*parts, first, folded("Baselines", join(baselines)) if baselines else EMPTY])
+
+
+def _made_from(model: dict[str, Any]) -> Html:
+    parts = [tag("h3", model["title"]), pairs({"fingerprint": tag("code", model["fingerprint"])})]
+    if model.get("lineage"):
+        rows = [
+            [
+                stage["stage"],
+                origin["name"],
+                origin["images"],
+                ", ".join(origin["splits"]),
+                f"{stage['steps']} × {stage['batch_size']}",
+                tag("code", origin["fingerprint"][:16]),
             ]
-            header = ["stage", "dataset", "images", "splits", "steps × batch", "dataset fingerprint"]
-            parts.append(table(header, rows, "Pretrained in these stages, without labels."))
+            for stage in model["lineage"]
+            for origin in stage["datasets"]
+        ]
+        header = ["stage", "dataset", "images", "splits", "steps × batch", "dataset fingerprint"]
+        parts.append(table(header, rows, "Pretrained in these stages, without labels."))
     return join(parts)
 
 

@@ -36,7 +36,7 @@ def forest(rows: Sequence[tuple[str, Figure, int]], label: str, rule: float | No
         cells = [
             tag("th", name, {"scope": "row"}),
             tag("td", _stretched(join(parts)), {"class": "bar"}),
-            tag("td", shown(number)),
+            tag("td", _in_two(shown(number))),
         ]
         body.append(tag("tr", join(cells)))
     ticks = tag("span", f"{low:.2f}") + tag("span", f"{(low + high) / 2:.3g}") + tag("span", f"{high:.2f}")
@@ -63,6 +63,12 @@ def confusion_table(confusion: dict[str, Any]) -> Html:
     whole = tag("thead", tag("tr", join(head))) + tag("tbody", join(body))
     box = {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": "confusion matrix"}
     return tag("div", tag("table", whole, {"class": "confusion"}), box)
+
+
+def _in_two(number: str) -> Html:
+    """A figure and its interval, which stay whole where a line is too short for both."""
+    value, _, interval = number.partition(" ")
+    return text(f"{value} ") + tag("span", interval)
 
 
 def _stretched(content: Html) -> Html:

@@ -49,6 +49,16 @@ def title_of(name: str, results: Results) -> str:
     return NAMES[name][0].upper() + NAMES[name][1:]
 
 
+def with_own_titles(results: Results) -> Results:
+    """The same results, models of equal title told apart by their names."""
+    titles = [model["title"] for model in results["models"].values()]
+    models = {
+        name: {**model, "title": f"{model['title']} ({name})"} if titles.count(model["title"]) > 1 and number else model
+        for number, (name, model) in enumerate(results["models"].items())
+    }
+    return {**results, "models": models}
+
+
 def shown(figure: Figure | None, signed: bool = False, digits: int = 3) -> str:
     """`0.861 (0.845 to 0.876)`, or `undefined`."""
     if figure is None or figure["value"] is None:
