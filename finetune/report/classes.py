@@ -81,6 +81,7 @@ def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | 
     told = label
     if ece is not None and ece["value"] is not None:
         told += f": ECE {shown(ece)}"
+        told += f", by chance alone {ece['by_chance']:.3f}" if ece.get("by_chance") is not None else ""
     if row.get("slope") is not None:
         told += f", slope {row['slope']:.2f} (1 is right), intercept {row['intercept']:+.2f} (0 is right)"
     return told
@@ -163,4 +164,5 @@ def _operating(results: Results) -> Html:
 def _point(found: dict[str, Any] | None) -> list[str | None]:
     if not found:
         return [None, None, None]
-    return [f"{found['threshold']:.3f}", shown(found["sensitivity"], digits=2), shown(found["specificity"], digits=2)]
+    threshold = None if found["threshold"] is None else f"{found['threshold']:.3f}"
+    return [threshold, shown(found["sensitivity"], digits=2), shown(found["specificity"], digits=2)]

@@ -6,7 +6,7 @@ from data.charts import legend
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
 from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
 from finetune.report.tables import forest
-from finetune.report.words import NAMES, Results, first_model, listed, shown, title_of
+from finetune.report.words import NAMES, Results, first_model, listed, shown, title_of, with_own_titles
 
 JUDGED = ("auroc", "sensitivity", "specificity")
 SCORES = {"energy": "energy", "knn": "nearest neighbours", "mahalanobis": "Mahalanobis"}
@@ -74,23 +74,43 @@ def unseen(results: Results) -> Html:
 def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Drawing]]:
     """Curves over the share of labelled patients, with bands over draws; empty where no result is given.
 
-    `efficiency` holds `figure`, `band` (what the bands are), `curves` {model: [{x, value, low, high}]} and `sentences`.
+    `efficiency` is efficiency.json of `python -m finetune efficiency`.
     """
     if not efficiency or not efficiency.get("curves"):
         return EMPTY, []
-    name = NAMES.get(efficiency["figure"], str(efficiency["figure"]))
-    drawing = curve_drawing("efficiency", f"{name} by share of labelled patients", efficiency["curves"],
-                            "share of labelled patients", name)  # fmt: skip
+    name, models = str(efficiency["figure"]), with_own_titles({"models": efficiency["curves"]})["models"]
+    curves = {
+        model["title"]: [
+            {"x": point["fraction"], "value": point["mean"], "low": point["low"], "high": point["high"]}
+            for point in model["points"]
+        ]
+        for model in models.values()
+    }
+    drawing = curve_drawing("efficiency", f"{name} by share of labels", curves, "share of labelled patients", name)
     if drawing is None:
         return EMPTY, []
-    parts = [join(paragraph(sentence) for sentence in efficiency.get("sentences", []))]
-    parts.append(legend(list(efficiency["curves"])))
-    plot = figure(drawing.content, f"{name} on test patients; {efficiency.get('band', 'bands over the draws')}.")
-    parts.append(plot)
-    rows = [[model, f"{point['x']:.3g}", shown(point)] for model, curve in efficiency["curves"].items()
-            for point in curve]  # fmt: skip
-    parts.append(folded("Numbers of the curves", table(["model", "share of patients", name], rows)))
+    baseline = models[efficiency["baseline"]]["title"]
+    saved = (efficiency.get("labels_saved") or {}).items()
+    parts = [paragraph(_saved(models[model]["title"], baseline, found)) for model, found in saved]
+    caption = (
+        f"{name} on test patients: mean of {efficiency['draws']} draws, with a band from the lowest to the highest."
+    )
+    parts += [legend(list(curves)), figure(drawing.content, caption)]
+    rows = [[f"{model}, {100 * p['x']:.3g} %", shown(p)] for model, curve in curves.items() for p in curve]
+    parts.append(folded("Numbers of the curves", table(["", name], rows)))
     return join(parts), [drawing]
+
+
+def _saved(title: str, baseline: str, found: dict[str, Any]) -> str:
+    """The figure of REMEDIS (Azizi et al., 2023) as a sentence."""
+    if found["fraction"] is None:
+        return f"{title} does not reach what {baseline} does with all labels ({found['target']:.3f})."
+    share = 100 * found["fraction"]
+    most = "at most " if found.get("at_smallest") else ""
+    return (
+        f"{title} needs {most}{share:.2g} % of the labels to be as good as {baseline} with all of them "
+        f"({found['target']:.3f}): {'at least ' if most else ''}{100 - share:.2g} % of the labels are saved."
+    )
 
 
 def _gaps(gaps: dict[str, Any], attribute: str) -> Html:

@@ -50,7 +50,7 @@ def title_of(name: str, results: Results) -> str:
 
 
 def with_own_titles(results: Results) -> Results:
-    """The same results, models of equal title told apart by their names."""
+    """The same results, models of equal title told apart by their names; the first keeps its title."""
     titles = [model["title"] for model in results["models"].values()]
     models = {
         name: {**model, "title": f"{model['title']} ({name})"} if titles.count(model["title"]) > 1 and number else model
