@@ -190,7 +190,8 @@ def polyline(points: Iterable[tuple[float, float]], kind: str) -> Html:
     return tag("polyline", EMPTY, {"points": path, "class": kind, "fill": "none"})
 
 
-def _style() -> str:
+def style() -> str:
+    """The rules that every page follows."""
     return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
@@ -209,5 +210,5 @@ def page(title: str, sections: Sequence[Section], lead: Content = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{html.escape(title)}</title><style>{_style()}</style></head><body>{body}</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{style()}</style></head><body>{body}</body></html>\n"
     )

@@ -11,6 +11,7 @@ from clusters.config import describe, load_config, run_main
 
 COMMANDS: dict[str, str] = {
     "efficiency": "finetune.efficiency",
+    "report": "finetune.report.command",
     "table": "finetune.table",
 }
 """Name of a command → the module of it."""

@@ -123,7 +123,7 @@ def _finish(
     started: float,
 ) -> None:
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
-    from finetune.report import report_page
+    from finetune.report.page import Beside, model_of, write_report
 
     judged = [judge(cohort, outcome) for outcome, _ in heads.values()]
     evaluations = 1 + _evaluations_so_far(out)
@@ -152,7 +152,7 @@ def _finish(
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
     write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
-    out.write(REPORT, report_page(results, judged, cohort, config).encode())
+    write_report(out, results, cohort.dataset, Beside(*model_of(out)))
     out.write_json(RESULTS, results)
     for item in judged:
         test = results["models"][item.outcome.contender.name]["test"]

@@ -100,7 +100,7 @@ def test_the_report_is_one_whole_page(linear):
     assert all(link.startswith(("data:image/jpeg", "#")) for link in outline.links)
     assert "http" not in content.replace("http-equiv", "")
     assert outline.tags.count("img") >= 12
-    for phrase in ("test_resnet, untrained", "PCA-64", "Most confident mistakes", "1-simclr", "resampl", "Limits"):
+    for phrase in ("test_resnet, untrained", "PCA-64", "surest mistakes", "1-simclr", "resampl", "Limits"):
         assert phrase in words, phrase
     results = results_of(linear)
     assert f"{results['models']['pretrained']['test']['auroc']['value']:.3f}" in words

@@ -1,0 +1,1 @@
+"""The page of a results folder, and its figures as files."""

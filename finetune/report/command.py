@@ -1,0 +1,56 @@
+"""`python -m finetune report RESULTS …`: the page of a results folder made again, with what was measured since."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from clusters.config import Config, InputError, describe, load_config
+from clusters.storage import Folder
+from data.dataset import open_dataset
+from finetune.report.page import REPORT, Beside, model_of, write_report
+
+
+class ReportConfig(Config):
+    """Which results folder, and what else its page shows."""
+
+    results: str = Field(description="results folder")
+    data: str | None = Field(default=None, description="the dataset that was evaluated; without it no pictures")
+    efficiency: str | None = Field(default=None, description="folder of python -m finetune efficiency, for its curves")
+    external: list[str] = Field(default=[], description="folders of python -m finetune evaluate, for their figures")
+
+
+def usage() -> str:
+    """What --help says."""
+    return f"""usage: python -m finetune report RESULTS [data=DIR] [efficiency=DIR] [external=[DIR,DIR]]
+
+Makes report.html and figures/ of a results folder again, with what was measured since.
+
+key          default      meaning
+{describe(ReportConfig)}"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write the page. Raises InputError where the folder holds no results, or the dataset is another."""
+    words = [f"results={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else list(argv)
+    config = load_config(ReportConfig, words)
+    out = Folder(config.results)
+    results = _read(out, "results.json", "finish the run, or give its results folder")
+    dataset = open_dataset(config.data) if config.data else None
+    if dataset is not None and dataset.fingerprint != results["dataset"]["fingerprint"]:
+        raise InputError(
+            f"data: {config.data} is not the dataset of {config.results}, whose fingerprint is "
+            f"{results['dataset']['fingerprint'][:16]}; give that one"
+        )
+    external = [_read(Folder(place), "results.json", "give a folder of finetune evaluate") for place in config.external]
+    efficiency = _read(Folder(config.efficiency), "efficiency.json", "give a folder of finetune efficiency") if (
+        config.efficiency) else None  # fmt: skip
+    model, size_px = model_of(out)
+    write_report(out, results, dataset, Beside(model, size_px, efficiency, external))
+    print(f"report: {out.file(REPORT)}")
+
+
+def _read(folder: Folder, name: str, mend: str) -> Any:
+    if not folder.exists(name):
+        raise InputError(f"{folder.location}: no {name} here; {mend}")
+    return folder.read_json(name)

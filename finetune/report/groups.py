@@ -1,0 +1,151 @@
+"""For whom else it holds: subgroups and their gaps, other hospitals, conditions never seen, fewer labels."""
+
+from typing import Any
+
+from data.charts import legend
+from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
+from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
+from finetune.report.tables import forest
+from finetune.report.words import NAMES, Results, first_model, listed, shown, title_of, with_own_titles
+
+JUDGED = ("auroc", "sensitivity", "specificity")
+SCORES = {"energy": "energy", "knn": "nearest neighbours", "mahalanobis": "Mahalanobis"}
+
+
+def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
+    """A table an attribute, the gap between its best and its worst group, and who is too few to be shown."""
+    found = first_model(results)["test"].get("subgroups") or {}
+    parts, drawings = [], []
+    for attribute, told in found.items():
+        groups = told["groups"]
+        parts.append(tag("h3", attribute))
+        if not groups:
+            parts.append(paragraph("No group has enough patients to be judged by itself."))
+            continue
+        rows = [(f"{name} ({row['patients']} patients)", row["auroc"], 0) for name, row in groups.items()]
+        title = title_of("auroc", results)
+        whole = first_model(results)["test"]["auroc"]["value"]
+        caption = f"{title} by {attribute}. The line is that of everybody."
+        parts.append(figure(forest(rows, f"{title} by {attribute}", whole), caption))
+        parts.append(_gaps(told.get("gaps") or {}, attribute))
+        parts.append(_group_table(groups, attribute))
+        parts.append(_left_out(told, results))
+        drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", f"{title} by {attribute}",
+                                       [row[:2] for row in rows]))  # fmt: skip
+    return join(parts), [drawing for drawing in drawings if drawing]
+
+
+def other_hospitals(external: list[Results]) -> tuple[Html, list[Drawing]]:
+    """How the same model does on each further dataset, without training there."""
+    if not external:
+        return EMPTY, []
+    rows, plotted = [], []
+    for found in external:
+        test, counts = first_model(found)["test"], next(iter(found["cohort"].values()))
+        name = found["dataset"]["name"]
+        rows.append([name, counts["patients"], counts["cases"], shown(test.get("auroc")), shown(test.get("auprc")),
+                     shown(test.get("balanced_accuracy")), shown(test.get("ece"))])  # fmt: skip
+        if test.get("auroc"):
+            plotted.append((name, test["auroc"], 0))
+    header = ["dataset", "patients", "cases", "AUROC", "AUPRC", "balanced accuracy", "ECE"]
+    parts = [figure(forest(plotted, "AUROC on other datasets"), "AUROC on other datasets, without training there.")]
+    parts.append(table(header, rows, "The same model, thresholds and temperature on patients of other datasets."))
+    drawing = forest_drawing("external-auroc", "AUROC on other datasets", [row[:2] for row in plotted])
+    return join(parts), [drawing] if drawing else []
+
+
+def unseen(results: Results) -> Html:
+    """How well the model tells that a case is like none that it learned from; empty where not measured."""
+    found = results.get("out_of_distribution")
+    if not found:
+        return EMPTY
+    rows = [
+        [title, shown(row.get("new_dataset")), shown(row.get("unseen_condition"))]
+        for score, title in SCORES.items()
+        if (row := found.get(score))
+    ]
+    counts = results.get("out_of_distribution_counts") or {}
+    told = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+    header = ["score", "another dataset", "unseen condition"]
+    caption = "AUROC of telling a case that is unlike the training data, by each score; 0.5 is guessing."
+    return table(header, rows, caption) + (paragraph(f"Measured on {told}.") if told else EMPTY)
+
+
+def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Drawing]]:
+    """Curves over the share of labelled patients, with bands over draws; empty where no result is given.
+
+    `efficiency` is efficiency.json of `python -m finetune efficiency`.
+    """
+    if not efficiency or not efficiency.get("curves"):
+        return EMPTY, []
+    name, models = str(efficiency["figure"]), with_own_titles({"models": efficiency["curves"]})["models"]
+    curves = {
+        model["title"]: [
+            {"x": point["fraction"], "value": point["mean"], "low": point["low"], "high": point["high"]}
+            for point in model["points"]
+        ]
+        for model in models.values()
+    }
+    drawing = curve_drawing("efficiency", f"{name} by share of labels", curves, "share of labelled patients", name)
+    if drawing is None:
+        return EMPTY, []
+    baseline = models[efficiency["baseline"]]["title"]
+    saved = (efficiency.get("labels_saved") or {}).items()
+    parts = [paragraph(_saved(models[model]["title"], baseline, found)) for model, found in saved]
+    caption = (
+        f"{name} on test patients: mean of {efficiency['draws']} draws, with a band from the lowest to the highest."
+    )
+    parts += [legend(list(curves)), figure(drawing.content, caption)]
+    rows = [[f"{model}, {100 * p['x']:.3g} %", shown(p)] for model, curve in curves.items() for p in curve]
+    parts.append(folded("Numbers of the curves", table(["", name], rows)))
+    return join(parts), [drawing]
+
+
+def _saved(title: str, baseline: str, found: dict[str, Any]) -> str:
+    """The figure of REMEDIS (Azizi et al., 2023) as a sentence."""
+    if found["fraction"] is None:
+        return f"{title} does not reach what {baseline} does with all labels ({found['target']:.3f})."
+    share = 100 * found["fraction"]
+    most = "at most " if found.get("at_smallest") else ""
+    return (
+        f"{title} needs {most}{share:.2g} % of the labels to be as good as {baseline} with all of them "
+        f"({found['target']:.3f}): {'at least ' if most else ''}{100 - share:.2g} % of the labels are saved."
+    )
+
+
+def _gaps(gaps: dict[str, Any], attribute: str) -> Html:
+    told = [
+        f"{NAMES[name]} {shown(gap)} ({gap['best']} over {gap['worst']})"
+        for name in JUDGED
+        if (gap := gaps.get(name)) and gap["value"] is not None
+    ]
+    return paragraph(f"Gap between the best and the worst group of {attribute}: {'; '.join(told)}.") if told else EMPTY
+
+
+def _group_table(groups: dict[str, Any], attribute: str) -> Html:
+    header = [attribute, "patients", "cases", "AUROC", "sensitivity", "specificity"]
+    rows = [
+        [name, row["patients"], row["cases"], *(shown(row.get(figure_name)) for figure_name in JUDGED)]
+        for name, row in groups.items()
+    ]
+    by_label = [
+        [f"{name}, {label}", row["positives"], *(shown(row.get(figure_name)) for figure_name in JUDGED)]
+        for name, group in groups.items()
+        for label, row in (group.get("labels") or {}).items()
+    ]
+    parts = table(header, rows)
+    if len({label for group in groups.values() for label in (group.get("labels") or {})}) > 1:
+        parts = parts + folded(
+            f"{attribute} by class", table(["", "positives", "AUROC", "sensitivity", "specificity"], by_label)
+        )
+    return parts
+
+
+def _left_out(told: dict[str, Any], results: Results) -> Html:
+    texts = []
+    if hidden := told.get("hidden_groups"):
+        texts.append(f"{hidden} group{'s' if hidden > 1 else ''} of too few patients are not shown.")
+    over = told.get("macro_over")
+    if over and set(over) != set(results["labels"]) and len(results["labels"]) > 1:
+        texts.append(f"Means are over the labels that every group can be judged on: {listed(list(over))}.")
+    return paragraph(" ".join(texts)) if texts else EMPTY

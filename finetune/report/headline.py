@@ -1,0 +1,158 @@
+"""What stands first: what the model does, on how many patients it was tested, and how sure the answer is."""
+
+from typing import Any
+
+from data.page import EMPTY, Content, Html, join, note, paragraph, tag, text, tiles
+from finetune.report.words import (
+    MEANINGS,
+    Figure,
+    Results,
+    confidence,
+    counted,
+    first_model,
+    in_percent,
+    interval_of,
+    listed,
+    p_of,
+    shown,
+    title_of,
+    value_of,
+)
+
+TILES = ("auroc", "balanced_accuracy", "top1", "auprc", "ece")
+FEW_PATIENTS = 10
+
+
+def lead(results: Results) -> Html:
+    """One paragraph that needs no glossary."""
+    counts, test = _counts(results), first_model(results)["test"]
+    patients = tag("b", counted(counts["patients"], "patient"))
+    tested = f" ({counted(counts['cases'], 'case')}, {counted(counts['images'], 'image')})"
+    if results.get("kind") == "external":
+        trained = (results.get("trained_on") or {}).get("name")
+        tested += f" of {results['dataset']['name']}, without any training there"
+        tested += f"; it had been trained on {trained}. " if trained else ". "
+    else:
+        tested += " who were in neither training nor validation. "
+    return join([_does(results), " It was tested on ", patients, tested, *_success(results, test)])
+
+
+def headline(results: Results) -> Html:
+    """The figures with their intervals, what speaks against them, and how they compare."""
+    test = first_model(results)["test"]
+    parts: list[Html] = [note(warning, kind="warning") for warning in results["warnings"]]
+    large: list[tuple[Content, Content, Content]] = [
+        (title_of(name, results), value_of(test[name]), interval_of(test[name], results))
+        for name in TILES
+        if test.get(name) is not None
+    ]
+    for name, numbers in (test.get("numbers") or {}).items():
+        large.append((f"{name}: mean absolute error", value_of(numbers["mae"]), interval_of(numbers["mae"], results)))
+    parts.append(tiles(large))
+    parts += [_external(results), *_sentences(results)]
+    if left_out := test.get("auroc_leaves_out"):
+        told = (
+            f"Undefined for want of positive or negative test cases, and left out of the mean: {', '.join(left_out)}."
+        )
+        parts.append(note(told))
+    few = [n for n, row in test.get("per_class", {}).items() if 0 < row["patients"] < FEW_PATIENTS]
+    if few:
+        parts.append(note(f"Fewer than {FEW_PATIENTS} test patients have {listed(few)}: their intervals are wide, and "
+                          "may be too narrow even so."))  # fmt: skip
+    meant = [f"{title_of(name, results)}: {MEANINGS[name]}." for name in TILES if name in test and name in MEANINGS]
+    parts.append(tag("p", " ".join(meant), {"class": "lead small"}))
+    return join(parts)
+
+
+def _does(results: Results) -> str:
+    labels, task = results["labels"], results["task"]
+    if task == "binary":
+        what = f"says whether {labels[0]} is there"
+    elif task == "multilabel":
+        what = f"says of each of {len(labels)} findings whether it is there ({listed(labels)})"
+    elif task == "regression":
+        what = f"estimates {listed(labels)}"
+    else:
+        classes = results.get("classes") or labels
+        what = f"says which of {len(classes)} classes it is ({listed(list(classes))})"
+    numbers = list(first_model(results)["test"].get("numbers") or {})
+    also = f" and estimates {listed(numbers)}" if numbers and task != "regression" else ""
+    return f"This model looks at the images of a case and {what}{also}."
+
+
+def _success(results: Results, test: dict[str, Any]) -> list[Content]:
+    """How often it is right, in hundredths; what is undefined is not said."""
+    said: list[Content] = []
+    brackets = f" ({confidence(results)} intervals in brackets)"
+    if results["task"] == "multiclass" and _defined(test.get("top1")):
+        said += ["It named the right class in ", tag("b", in_percent(test["top1"])), f" of the cases{brackets}. "]
+    label = results["labels"][0]
+    row = test.get("per_class", {}).get(label, {})
+    if results["task"] == "binary" and _defined(row.get("sensitivity")) and _defined(row.get("specificity")):
+        found, cleared = (tag("b", in_percent(row[name])) for name in ("sensitivity", "specificity"))
+        said += [
+            "It found ",
+            found,
+            f" of the cases with {label} and cleared ",
+            cleared,
+            f" of those without{brackets}. ",
+        ]
+    if _defined(test.get("auroc")):
+        over = ", averaged over the labels" if len(results["labels"]) > 1 else ""
+        said += ["Of two cases, one with a condition and one without, it gives the one with it the higher probability ",
+                 tag("b", in_percent(test["auroc"])), f" of the time{over}{'' if said else brackets}. "]  # fmt: skip
+    for name, numbers in (test.get("numbers") or {}).items():
+        if _defined(numbers["mae"]):
+            said += [f"Its estimates of {name} are off by ", tag("b", shown(numbers["mae"])), " on average. "]
+    said.append("The intervals say how much these figures would move with other patients like these.")
+    return said
+
+
+def _defined(figure: Figure | None) -> bool:
+    return figure is not None and figure["value"] is not None
+
+
+def _sentences(results: Results) -> list[Html]:
+    """The comparison in AUROC with each baseline."""
+    return [
+        paragraph(_sentence(row, results))
+        for row in results["comparisons"]
+        if row["figure"] == "auroc" and row.get("label") is None
+    ]
+
+
+def _sentence(row: dict[str, Any], results: Results) -> Html:
+    models = results["models"]
+    one, other = models[row["model"]], models[row["baseline"]]
+    name = title_of("auroc", results)
+    if row["value"] is None:
+        return text(f"{name} against {other['title']}: undefined.")
+    p = row.get("p_holm") if row.get("p_holm") is not None else row["p"]
+    corrected = " corrected" if row.get("p_holm") is not None else ""
+    told = (
+        f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']} ({confidence(results)} interval "
+        f"{row['low']:+.3f} to {row['high']:+.3f}{f', {p_of(p)}{corrected}' if p is not None else ''})."
+    )
+    if row.get("detectable") is not None and p is not None and p >= 0.05:
+        told += f" With these patients, a difference below {row['detectable']:.3f} would mostly go unseen."
+    return text(told)
+
+
+def _external(results: Results) -> Html:
+    """How the model did where it was trained, beside how it does here."""
+    before = results.get("trained_on") or {}
+    if not isinstance(before.get("test"), dict):
+        return EMPTY
+    here = first_model(results)["test"]
+    told = [
+        f"{title_of(name, results)} {value_of(here[name])} here, {value_of(figure)} on the test patients of "
+        f"{before.get('name', 'the training data')}."
+        for name, figure in before["test"].items()
+        if name in ("auroc", "balanced_accuracy") and here.get(name)
+    ]
+    return join(paragraph(sentence) for sentence in told)
+
+
+def _counts(results: Results) -> dict[str, Any]:
+    cohort = results["cohort"]
+    return cohort.get("test") or next(iter(cohort.values()))

@@ -1,0 +1,82 @@
+"""Who was studied, what the model was made from, and how it was done."""
+
+import json
+from typing import Any
+
+from data.page import EMPTY, Html, folded, join, pairs, paragraph, table, tag
+from finetune.report.words import Results, confidence
+
+SPLITS = {"train": "training", "val": "validation", "test": "test", "external": "evaluated"}
+
+
+def cohort(results: Results) -> Html:
+    """Patients, cases and images of each split, and how many cases each class has."""
+    splits = results["cohort"]
+    rows: list[list[Any]] = [
+        [name, *(f"{splits[split][name]:,}" for split in splits)] for name in ("patients", "cases", "images")
+    ]
+    classes = dict.fromkeys(name for split in splits.values() for name in split.get("cases_per_class", {}))
+    for name in classes:
+        rows.append([f"cases: {name}", *(split.get("cases_per_class", {}).get(name) for split in splits.values())])
+    fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
+    caption = "Labelled images used" + (f"; {fraction:g} of the training patients." if fraction < 1 else ".")
+    return table(["", *(SPLITS.get(split, split) for split in splits)], rows, caption)
+
+
+def lineage(results: Results) -> Html:
+    """The dataset, and the encoders with all that they were pretrained on."""
+    dataset = results["dataset"]
+    told = {name: dataset.get(name) for name in ("name", "source", "citation", "licence")}
+    parts = [tag("h3", "Evaluated on"), pairs({**told, "fingerprint": tag("code", dataset["fingerprint"])})]
+    if trained := results.get("trained_on"):
+        told = {name: trained.get(name) for name in ("name", "source", "citation", "licence")}
+        found = {**told, "fingerprint": tag("code", trained.get("fingerprint"))}
+        parts += [tag("h3", "Trained on, with labels"), pairs(found)]
+    first, *baselines = (_made_from(model) for model in results["models"].values())
+    return join([*parts, first, folded("Baselines", join(baselines)) if baselines else EMPTY])
+
+
+def _made_from(model: dict[str, Any]) -> Html:
+    parts = [tag("h3", model["title"]), pairs({"fingerprint": tag("code", model["fingerprint"])})]
+    if model.get("lineage"):
+        rows = [
+            [
+                stage["stage"],
+                origin["name"],
+                origin["images"],
+                ", ".join(origin["splits"]),
+                f"{stage['steps']} × {stage['batch_size']}",
+                tag("code", origin["fingerprint"][:16]),
+            ]
+            for stage in model["lineage"]
+            for origin in stage["datasets"]
+        ]
+        header = ["stage", "dataset", "images", "splits", "steps × batch", "dataset fingerprint"]
+        parts.append(table(header, rows, "Pretrained in these stages, without labels."))
+    return join(parts)
+
+
+def method(results: Results) -> Html:
+    """How figures and intervals came about, in a reviewer's words."""
+    resampling, times = results["bootstrap"], results["test_evaluations"]
+    corrected = any(row.get("p_holm") is not None for row in results["comparisons"])
+    delong = any(row.get("p_delong") is not None for row in results["comparisons"])
+    texts = [
+        "A case's probability is the mean over its images; all figures are of cases. Splits are by patient. Everything "
+        "that was chosen (regularisation or epoch, temperature, and decision thresholds) was chosen on validation.",
+        f"Intervals: {confidence(results)} percentile intervals of {resampling['resamples']} bootstrap "
+        "resamples of whole patients, drawn within strata of the patient's rarest class. Differences are taken between "
+        "models on the same resamples. They say how the figures would vary with other patients, not with another seed "
+        f"of the training.{'' if corrected else ' P-values are not corrected for several comparisons.'}",
+    ]
+    if corrected:
+        texts.append("P-values are also given corrected for several comparisons after Holm (1979): over the models for "
+                     "each figure, and over models and classes for the AUROC of single classes.")  # fmt: skip
+    if delong:
+        texts.append("DeLong's test (1988) stands beside the bootstrap where every patient has one case, as it takes "
+                     "cases to be independent.")  # fmt: skip
+    texts.append(
+        f"The test split was evaluated {times} time{'s' if times != 1 else ''} with this recipe in this folder."
+    )
+    identity = json.dumps(results["identity"], indent=2)
+    return join([*(paragraph(t) for t in texts), folded("Config", tag("pre", identity, {"tabindex": 0}))])

@@ -1,0 +1,113 @@
+"""How figures are written: with their intervals, and in words that a clinician reads without a glossary."""
+
+from typing import Any
+
+Figure = dict[str, Any]
+Results = dict[str, Any]
+
+NAMES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "top1": "top-1 accuracy",
+    "top3": "top-3 accuracy",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+}
+MEANINGS = {
+    "auroc": "of two cases, one with and one without, how often the one with gets the higher probability",
+    "auprc": "precision over all sensitivities; chance is the share of positives",
+    "balanced_accuracy": "share decided rightly, every class weighing the same",
+    "top1": "share whose likeliest class is the true one",
+    "top3": "share whose true class is among the three likeliest",
+    "f1": "harmonic mean of precision and sensitivity",
+    "brier": "mean squared error of the probabilities; 0 is best",
+    "ece": "how far probabilities are from what happens; 0 is best",
+    "mae": "mean absolute error",
+}
+SMALLER_IS_BETTER = ("brier", "ece", "mae", "rmse")
+MACRO = ("auroc", "auprc", "f1", "sensitivity", "specificity")
+"""Figures of a class each, whose mean over classes stands for the model."""
+
+
+def first_model(results: Results) -> dict[str, Any]:
+    """The model that the page is about; the others are what it is compared with."""
+    return next(iter(results["models"].values()))
+
+
+def title_of(name: str, results: Results) -> str:
+    """A figure's name at the head of something."""
+    if name in MACRO and len(results["labels"]) > 1:
+        return f"Macro {NAMES[name]}"
+    return NAMES[name][0].upper() + NAMES[name][1:]
+
+
+def with_own_titles(results: Results) -> Results:
+    """The same results, models of equal title told apart by their names; the first keeps its title."""
+    titles = [model["title"] for model in results["models"].values()]
+    models = {
+        name: {**model, "title": f"{model['title']} ({name})"} if titles.count(model["title"]) > 1 and number else model
+        for number, (name, model) in enumerate(results["models"].items())
+    }
+    return {**results, "models": models}
+
+
+def shown(figure: Figure | None, signed: bool = False, digits: int = 3) -> str:
+    """`0.861 (0.845 to 0.876)`, or `undefined`."""
+    if figure is None or figure["value"] is None:
+        return "undefined"
+    sign = "+" if signed else ""
+    if figure.get("low") is None:
+        return f"{figure['value']:{sign}.{digits}f} (no interval)"
+    return f"{figure['value']:{sign}.{digits}f} ({figure['low']:{sign}.{digits}f} to {figure['high']:{sign}.{digits}f})"
+
+
+def value_of(figure: Figure) -> str:
+    """The figure alone."""
+    return "undefined" if figure["value"] is None else f"{figure['value']:.3f}"
+
+
+def interval_of(figure: Figure, results: Results) -> str:
+    """`95 % interval 0.845 to 0.876`; empty where there is none."""
+    if figure.get("low") is None:
+        return ""
+    return f"{confidence(results)} interval {figure['low']:.3f} to {figure['high']:.3f}"
+
+
+def in_percent(figure: Figure) -> str:
+    """`76.9 % (74.3 to 79.5)`."""
+    value = f"{100 * figure['value']:.1f} %"
+    if figure.get("low") is None:
+        return value
+    return f"{value} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"
+
+
+def confidence(results: Results) -> str:
+    """`95 %`."""
+    return f"{100 * results['bootstrap']['confidence']:g} %"
+
+
+def p_of(p: float | None) -> str | None:
+    """A p-value; None, a dash in tables, where there is none."""
+    if p is None:
+        return None
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 case`, `1,044 cases`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(words: list[str], most: int = 14) -> str:
+    """`a, b and c`; long lists end in how many more there are."""
+    if len(words) > most:
+        return ", ".join(words[:most]) + f" and {len(words) - most} more"
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

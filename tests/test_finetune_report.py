@@ -1,0 +1,315 @@
+"""A results folder's page in a real browser, and its figures as files, against the numbers that they show."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from playwright.sync_api import Browser
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+
+from clusters.config import InputError, load_config
+from clusters.storage import Folder
+from data.dataset import Dataset
+from finetune.__main__ import COMMANDS
+from finetune.config import FinetuneConfig
+from finetune.report.command import run as make_page
+from finetune.report.drawings import precision_recall_drawing, reliability_drawing, roc_drawing, slug
+from finetune.report.evidence import Evidence, decisions, read_evidence
+from finetune.report.page import Beside, write_report
+from finetune.report.pictures import overlaid
+from finetune.report.reproduce import command
+from finetune.run import finetune
+from tests.browser import DESKTOP, PHONE, contrast, opened
+from tests.finetune_results import EFFICIENCY, external, whole
+from tests.finetune_runs import recipe, write_encoder
+from tests.test_data_page import Outline
+
+SIZE_PX = 64
+Made = tuple[Path, dict[str, Any], Evidence]
+
+
+class Looking(nn.Module):
+    """A small model to look into: images in 0..1 to as many logits as are asked for."""
+
+    def __init__(self, name: str, num_labels: int, **options: Any) -> None:
+        import timm
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = timm.create_model(name, num_classes=0, **options)
+        self.head: nn.Module = nn.LazyLinear(num_labels)
+        self.head(self.encoder(torch.zeros(1, 3, 64, 64)))
+        self.eval()
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder((images_BCHW - 0.5) / 0.25))
+
+
+@pytest.fixture(scope="module")
+def finished(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A finished linear run with two baselines; not to be altered."""
+    folder = tmp_path_factory.mktemp("report")
+    encoder = write_encoder(folder / "encoder", synthetic_dataset)
+    config = recipe(
+        synthetic_dataset, encoder, folder / "out", head="linear",
+        baselines=["untrained", write_encoder(folder / "other", synthetic_dataset, seed=1)], class_weighting="balanced",
+    )  # fmt: skip
+    finetune(config)
+    results = json.loads((folder / "out/results.json").read_text())
+    evidence = read_evidence((folder / "out/predictions.parquet").read_bytes(), results)
+    assert evidence is not None
+    return folder / "out", results, evidence
+
+
+@pytest.fixture(scope="module")
+def page(finished: Made, synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with every section that there is."""
+    out, results, evidence = finished
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    shutil.copytree(out, folder)
+    told = whole(results, evidence)
+    beside = Beside(Looking("test_resnet", 5), SIZE_PX, EFFICIENCY, [external(told)])
+    write_report(Folder(folder), told, synthetic_dataset, beside)
+    return folder
+
+
+SECTIONS = [
+    "Result", "By class", "Confusion", "Can the probabilities be believed?", "Compared with", "Subgroups",
+    "Other hospitals", "With fewer labels", "Errors worth looking at", "Where it looked", "Who was studied",
+    "Data and lineage", "Model card", "How it was done", "Reproduce",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+def test_the_page_fits_speaks_and_loads_nothing(page: Path, browser: Browser, width: int, scheme: str) -> None:
+    shown = opened(browser, page / "report.html", width, scheme)
+    assert shown.texts("h2") == SECTIONS
+    assert shown.left_the_page() == [] and shown.complaints == []
+    assert shown.overflow_px() == 0
+    pictures = shown.pictures()
+    assert len(pictures) >= 20 and all(size > 0 and alt for size, alt in pictures)
+    drawings = shown.page.locator("svg[role=img]")
+    assert drawings.count() >= 3 * 5 + 1
+    assert all(drawings.nth(n).get_attribute("aria-label") for n in range(drawings.count()))
+    widest = "Math.max(...[...document.querySelectorAll('svg.plot')].map(plot => plot.getBoundingClientRect().right))"
+    assert shown.page.evaluate(widest) <= width
+    for selector in (".lead b", ".lead.small", "figcaption", "summary", ".tiles strong", ".strip figcaption"):
+        assert contrast(shown.page, selector) >= 4.5, selector
+    shown.page.close()
+
+
+def test_the_first_screen_says_what_it_does_on_how_many_and_how_sure(
+    page: Path, finished: Made, browser: Browser
+) -> None:
+    shown = opened(browser, page / "report.html")
+    results = finished[1]
+    counts, test = results["cohort"]["test"], results["models"]["pretrained"]["test"]
+    lead = shown.texts("header .lead")[0]
+    assert lead.startswith("This model looks at the images of a case and says which of 5 classes it is (")
+    assert f"{counts['patients']} patients ({counts['cases']} cases, {counts['images']} images)" in lead
+    top1 = test["top1"]
+    assert f"{100 * top1['value']:.1f} % ({100 * top1['low']:.1f} to {100 * top1['high']:.1f})" in lead
+    assert shown.texts("#part-1 .tiles strong")[0] == f"{test['auroc']['value']:.3f}"
+    saved = "needs 16 % of the labels to be as good as resnet18, untrained with all of them (0.800): 84 % of the labels"
+    assert saved in shown.page.content()
+    assert shown.page.locator(".tiles").bounding_box()["y"] < 700  # type: ignore[index]
+    shown.page.close()
+
+
+def test_evidence_is_the_cases_of_the_test_split(finished: Made) -> None:
+    _, results, evidence = finished
+    for name, model in results["models"].items():
+        for k, label in enumerate(evidence.labels):
+            truth, scores = evidence.truth_NK[:, k], evidence.scores[name][:, k]
+            assert model["test"]["per_class"][label]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
+    decided = decisions(evidence, results)
+    cases = results["models"]["pretrained"]["test"]["confusion"]["cases"]
+    assert [
+        [int((decided.true_NC[:, t] & decided.decided_NC[:, d]).sum()) for d in range(5)] for t in range(5)
+    ] == cases
+
+
+def test_mistakes_stand_by_class_the_surest_first(page: Path, finished: Made, browser: Browser) -> None:
+    _, results, evidence = finished
+    shown = opened(browser, page / "report.html")
+    decided = decisions(evidence, results)
+    section = shown.page.locator("section:has(h2:text-is('Errors worth looking at'))")
+    titles = section.locator("h3").all_text_contents()
+    wrong = 0
+    for c, (kind, title) in enumerate(zip(decided.kinds, titles)):
+        missed = int((decided.true_NC[:, c] & ~decided.decided_NC[:, c]).sum())
+        wrong += missed
+        assert title.startswith(f"{kind}: {missed} of {int(decided.true_NC[:, c].sum())} case")
+    assert wrong > 0
+    for strip in section.locator(".strip").all():
+        said = [re.findall(r"(\d+) %", caption)[0] for caption in strip.locator("figcaption").all_inner_texts()]
+        assert said == sorted(said, key=int, reverse=True)
+    shown.page.close()
+
+
+def test_figures_are_files_that_hold_what_they_show(page: Path, finished: Made, browser: Browser) -> None:
+    _, results, evidence = finished
+    names = {path.stem for path in (page / "figures").glob("*.svg")}
+    assert names == {path.stem for path in (page / "figures").glob("*.csv")}
+    for kind in ("roc", "pr", "calibration"):
+        assert {f"{kind}-{slug(label)}" for label in results["labels"]} <= names
+    assert {"confusion", "models-auroc", "classes-auroc", "subgroups-sex", "efficiency", "external-auroc"} <= names
+    label = results["labels"][0]
+    rows = read_csv(page / f"figures/roc-{label}.csv")
+    mine = np.array([[float(x), float(y)] for model, x, y in rows[1:] if model == "test_resnet, simclr"])
+    area = np.trapezoid(mine[:, 1], mine[:, 0])
+    assert area == pytest.approx(results["models"]["pretrained"]["test"]["per_class"][label]["auroc"]["value"])
+    cells = read_csv(page / "figures/confusion.csv")[1:]
+    assert sum(int(row[2]) for row in cells) == len(evidence.key_N)
+    for name in ("roc-" + slug(label), "confusion", "models-auroc", "efficiency"):
+        shown = opened(browser, page / f"figures/{name}.svg")
+        assert shown.complaints == [] and shown.left_the_page() == []
+        assert shown.page.locator("text").count() >= 5 and "var(" not in shown.page.content()
+        inside = "wide => [...document.querySelectorAll('text')].every(t => t.getBoundingClientRect().right <= wide)"
+        assert shown.page.evaluate(
+            inside, shown.page.evaluate("document.documentElement.getBoundingClientRect().right")
+        )
+        shown.page.close()
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open() as file:
+        return list(csv.reader(file))
+
+
+def test_curves_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random(150) < 0.3).astype(float)
+    scores = np.round(rng.random(150) + 0.4 * truth, 2)
+    drawing = precision_recall_drawing("x", truth, {"m": scores})
+    roc = roc_drawing("x", truth, {"m": scores})
+    assert drawing is not None and roc is not None
+    recall, precision = np.array([row[1:] for row in drawing.rows], dtype=float).T
+    average = np.sum(np.diff(np.concatenate([[0], recall])) * precision)
+    assert average == pytest.approx(average_precision_score(truth, scores))
+    assert roc_drawing("x", np.ones(5), {"m": np.arange(5.0)}) is None
+    assert reliability_drawing("x", []) is None
+
+
+def test_the_command_gives_the_same_recipe_again(finished: Made) -> None:
+    out, results, _ = finished
+    config = json.loads((out / "config.json").read_text())["config"]
+    words, places = command(results, config)
+    assert words[:6] == ["python", "-m", "finetune", "data=DATA", "encoder=ENCODER", "out=OUT"]
+    assert "baselines=[untrained,BASELINE_2]" in words and "class_weighting=balanced" in words
+    again = load_config(FinetuneConfig, words[3:])
+    assert again.recipe() == results["identity"]["recipe"]
+    assert set(places) == {"DATA", "ENCODER", "BASELINE_2"} and results["dataset"]["fingerprint"] in places["DATA"]
+    changed = {**results["identity"]["recipe"], "linear": {"strengths": [1e-05, 0.1]}, "label": "a b: c"}
+    other = {**results, "identity": {**results["identity"], "recipe": changed}}
+    again = load_config(FinetuneConfig, command(other, None)[0][3:])
+    assert (again.linear.strengths, again.label) == ([1e-05, 0.1], "a b: c")
+
+
+def test_results_of_before_have_a_page_without_what_they_lack(finished: Made, browser: Browser) -> None:
+    """Schema 1, as a run leaves it today where nothing measured calibration, subgroups or efficiency."""
+    out, results, _ = finished
+    old = {key: value for key, value in results.items() if key != "kind"}
+    folder = out.parent / "old"
+    write_report(Folder(folder), old, None)
+    shown = opened(browser, folder / "report.html", PHONE)
+    assert shown.overflow_px() == 0 and shown.page.locator("img").count() == 0
+    titles = shown.texts("h2")
+    assert {"Result", "By class", "Confusion", "Model card", "Reproduce"} <= set(titles)
+    assert not {"Errors worth looking at", "Other hospitals", "With fewer labels"} & set(titles)
+    shown.page.close()
+
+
+def test_an_evaluation_elsewhere_has_its_page(
+    finished: Made, synthetic_dataset: Dataset, tmp_path: Path, browser: Browser
+) -> None:
+    out, results, evidence = finished
+    shutil.copy(out / "predictions.parquet", tmp_path / "predictions.parquet")
+    write_report(Folder(tmp_path), external(whole(results, evidence)), synthetic_dataset)
+    shown = opened(browser, tmp_path / "report.html", PHONE)
+    assert "of elsewhere, without any training there; it had been trained on synthetic" in shown.texts(".lead")[0]
+    titles = shown.texts("h2")
+    assert "All figures" in titles and "Cases unlike the training data" in titles and "Compared with" not in titles
+    assert shown.overflow_px() == 0 and "undefined" in shown.page.content()
+    assert "finetune evaluate RESULTS" in shown.texts("pre.command")[0]
+    assert "label_map" in shown.texts("pre.command")[0]
+    shown.page.close()
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
+    task: str, finished: Made, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    out, results, evidence = finished
+    labels = results["labels"][: 1 if task == "binary" else 3]
+    told = whole(results, evidence)
+    model = told["models"]["pretrained"]
+    model["thresholds"] = dict.fromkeys(labels, 0.2)
+    model["test"]["per_class"] = {label: model["test"]["per_class"][label] for label in labels}
+    model["test"]["confusion"] = None
+    told |= {"task": task, "labels": labels, "classes": [], "models": {"pretrained": model}, "comparisons": []}
+    shutil.copy(out / "predictions.parquet", tmp_path / "predictions.parquet")
+    vit = Looking("test_vit", len(labels), img_size=SIZE_PX)
+    write_report(Folder(tmp_path), told, synthetic_dataset, Beside(vit, SIZE_PX))
+    words = " ".join(Outline((tmp_path / "report.html").read_text()).words)
+    frame = pq.read_table(out / "predictions.parquet").to_pandas()
+    frame = frame[(frame.model == "pretrained") & (frame.split == "test")]
+    for label in labels:
+        cases = frame.groupby("key")[[f"label.{label}", f"probability.{label}"]].mean().to_numpy()
+        missed, alarms = (cases[:, 0] == 1) & (cases[:, 1] < 0.2), (cases[:, 0] == 0) & (cases[:, 1] >= 0.2)
+        assert f"{label}: {missed.sum()} of {int(cases[:, 0].sum())} case" in words
+        assert f"{label}: {alarms.sum()} false alarms in {int((cases[:, 0] == 0).sum())} case" in words
+    assert "Attention rollout" in words and "whatever the class" in words and "Youden" in words
+
+
+def test_a_map_covers_only_what_it_is_bright_on() -> None:
+    pixels = np.full((40, 40, 3), 200, np.uint8)
+    fields = np.zeros((4, 4), np.float32)
+    assert np.array_equal(overlaid(pixels, fields), pixels)
+    fields[3, 0] = 1
+    found = overlaid(pixels, fields).astype(int)
+    assert np.array_equal(found[:20], pixels[:20])
+    row, column = np.unravel_index(np.abs(found - 200).sum(axis=2).argmax(), (40, 40))
+    assert row >= 30 and column < 10
+
+
+def test_the_page_is_made_again_by_a_command(
+    finished: Made, synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, results, evidence = finished
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    (folder / "report.html").unlink()
+    assert COMMANDS["report"] == make_page.__module__
+    make_page([str(folder), f"data={synthetic_dataset.location}"])
+    assert "report.html" in capsys.readouterr().out
+    assert "Errors worth looking at" in (folder / "report.html").read_text()
+    with pytest.raises(InputError, match=r"no results.json here; finish the run"):
+        make_page([str(tmp_path)])
+    other = external(whole(results, evidence))
+    other["dataset"]["fingerprint"] = "0" * 64
+    (folder / "results.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"data: .* is not the dataset of .* give that one"):
+        make_page([str(folder), f"data={synthetic_dataset.location}"])
+
+
+def test_a_model_that_cannot_be_seen_into_costs_no_page(
+    finished: Made, synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, results, _ = finished
+    shutil.copy(out / "predictions.parquet", tmp_path / "predictions.parquet")
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE_PX**2, 5))
+    broken = Looking("test_resnet", 5)
+    broken.head = nn.Linear(7, 5)
+    for model, told in ((blind, ""), (broken, "no maps of where the model looked")):
+        write_report(Folder(tmp_path), results, synthetic_dataset, Beside(model, SIZE_PX))
+        assert "neither maps nor attention that can be shown" in (tmp_path / "report.html").read_text()
+        assert told in capsys.readouterr().out
