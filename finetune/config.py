@@ -11,6 +11,7 @@ from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
 from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
+from finetune.thresholds import OperatingConfig
 from pretrain.optim import OptimConfig
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -108,6 +109,7 @@ class FinetuneConfig(Config):
     )
     linear: LinearConfig = Field(default=LinearConfig(), description="the linear head")
     full: FullConfig = Field(default=FullConfig(), description="full fine-tuning")
+    operating: OperatingConfig = Field(default=OperatingConfig(), description="reported beside the decision")
     bootstrap: BootstrapConfig = Field(default=BootstrapConfig(), description="intervals")
     feature_batch_size: int = Field(default=256, ge=1, description="images at a time without training")
     cluster: ClusterConfig = Field(default=ClusterConfig(), description="workers")

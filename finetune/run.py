@@ -25,7 +25,7 @@ from finetune.model_folder import MODEL_FILES, write_model
 RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
 REPORT, MODEL = "report.html", "model"
 OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, *(f"{MODEL}/{name}" for name in MODEL_FILES))
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -120,12 +120,13 @@ def _finish(
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
     from finetune.report import report_page
 
-    judged = [judge(cohort, outcome) for outcome, _ in heads.values()]
+    judged = [judge(cohort, outcome, config.operating) for outcome, _ in heads.values()]
     evaluations = 1 + _evaluations_so_far(out)
     out.write_json(LEDGER, {"count": evaluations})
     manifest = cohort.dataset.manifest
     results = {
         "schema_version": SCHEMA_VERSION,
+        "kind": "finetune",
         "identity": identity,
         "test_evaluations": evaluations,
         "warnings": warnings,
@@ -140,8 +141,7 @@ def _finish(
             "fingerprint": cohort.dataset.fingerprint,
         },
         "cohort": cohort.counts(),
-        **compare(judged, config.bootstrap, config.seed),
-        "bootstrap": config.bootstrap.model_dump(mode="json"),
+        **compare(cohort, judged, config.bootstrap, config.operating, config.seed),
         "versions": _versions(),
         "seconds": round(time.time() - started, 1),
     }
@@ -158,7 +158,7 @@ def _finish(
 def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
     """predictions.parquet: one row per model and validation or test image, each image once per model.
 
-    A case's probability is the mean over its rows (column `key`).
+    Probabilities are those at the model's temperature; a case's is the mean over its rows (column `key`).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -166,7 +166,7 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
     tables = []
     for item in judged:
         outcome = item.outcome
-        for split, probabilities in (("val", outcome.val_probabilities), ("test", outcome.test_probabilities)):
+        for split, probabilities in (("val", item.val_probabilities), ("test", item.test_probabilities)):
             rows = cohort.rows(split)
             columns: dict[str, Any] = {
                 "model": pa.array([outcome.contender.name] * len(rows)),
