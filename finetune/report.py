@@ -28,7 +28,10 @@ from finetune.pictures import sample_images
 
 NAMES = {
     "auroc": "AUROC",
+    "auprc": "area under the precision-recall curve",
     "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "brier": "Brier score",
     "top1": "top-1 accuracy",
     "top3": "top-3 accuracy",
 }
@@ -66,7 +69,7 @@ def _headline(results: dict[str, Any]) -> Html:
     ]
     parts = [note(warning, kind="warning") for warning in results["warnings"]]
     parts.append(tiles(shown_tiles))
-    parts += [paragraph(_sentence(row, results)) for row in results["comparisons"] if row["figure"] == "auroc"]
+    parts += [paragraph(_sentence(row, results)) for row in results["comparisons"] if row["figure"] == "auroc" and row["label"] is None]
     if test["auroc_leaves_out"]:
         left_out = ", ".join(test["auroc_leaves_out"])
         parts.append(
@@ -91,6 +94,7 @@ def _comparison(results: dict[str, Any]) -> Html:
             "–" if row["p"] is None else _p(row["p"]),
         ]
         for row in results["comparisons"]
+        if row["label"] is None
     ]
     if differences:
         caption = "Paired differences between the same patients, with interval and two-sided p."
@@ -190,7 +194,7 @@ def _method(results: dict[str, Any], config: FinetuneConfig) -> Html:
     texts = [
         "A case's probability is the mean over its images; all figures are of cases. Splits are by patient. Everything "
         "that was chosen (regularisation or epoch, and the decision threshold) was chosen on validation.",
-        f"Intervals: {100 * resampling['confidence']:g} % percentile intervals of {resampling['resamples']} bootstrap "
+        f"Intervals: {100 * resampling['confidence']:g} % intervals from {resampling['resamples']} bootstrap "
         "resamples of whole patients, drawn within strata of the patient's rarest class. Differences are taken between "
         "models on the same resamples. They say how the figures would vary with other patients, not with another seed "
         "of the training, and p-values are not corrected for several comparisons.",
@@ -214,7 +218,7 @@ def _sentence(row: dict[str, Any], results: dict[str, Any]) -> Html:
     models = results["models"]
     one, other = models[row["model"]], models[row["baseline"]]
     name = _name(results, "auroc")
-    if row["value"] is None:
+    if row["low"] is None:
         return text(f"{name} against {other['title']}: undefined.")
     percent = f"{100 * results['bootstrap']['confidence']:g} %"
     return text(
