@@ -69,7 +69,11 @@ def _headline(results: dict[str, Any]) -> Html:
     ]
     parts = [note(warning, kind="warning") for warning in results["warnings"]]
     parts.append(tiles(shown_tiles))
-    parts += [paragraph(_sentence(row, results)) for row in results["comparisons"] if row["figure"] == "auroc" and row["label"] is None]
+    parts += [
+        paragraph(_sentence(row, results))
+        for row in results["comparisons"]
+        if row["figure"] == "auroc" and row["label"] is None
+    ]
     if test["auroc_leaves_out"]:
         left_out = ", ".join(test["auroc_leaves_out"])
         parts.append(

@@ -21,10 +21,12 @@ from finetune.evaluate import Judged, Outcome, compare, judge
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.linear import Choice, fit_linear
 from finetune.model_folder import MODEL_FILES, write_model
+from pretrain.encoder_folder import SEEN, Seen, read_seen
+from pretrain.export import seen_in, seen_table
 
 RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
 REPORT, MODEL = "report.html", "model"
-OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, *(f"{MODEL}/{name}" for name in MODEL_FILES))
+OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, SEEN, *(f"{MODEL}/{name}" for name in MODEL_FILES))
 SCHEMA_VERSION = 2
 
 
@@ -146,6 +148,7 @@ def _finish(
         "seconds": round(time.time() - started, 1),
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
+    out.write(SEEN, seen_table(_seen_by(judged[0].outcome.contender, cohort)))
     write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
     out.write(REPORT, report_page(results, judged, cohort, config).encode())
     out.write_json(RESULTS, results)
@@ -153,6 +156,12 @@ def _finish(
         test = results["models"][item.outcome.contender.name]["test"]
         say(f"{item.outcome.contender.name}: test AUROC {_shown(test['auroc'])}")
     print(f"report: {out.file(REPORT)}")
+
+
+def _seen_by(contender: Contender, cohort: Cohort) -> Seen:
+    """Whom the fine-tuned model has seen: in pretraining, in training, and in validation, where it was chosen."""
+    before = read_seen(contender.location) if contender.kind == "encoder" else None
+    return seen_in(cohort.dataset, np.union1d(cohort.all_train, cohort.val), before)
 
 
 def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
