@@ -10,6 +10,7 @@ from importlib import import_module
 from clusters.config import describe, load_config, run_main
 
 COMMANDS: dict[str, str] = {
+    "coverage": "finetune.coverage",
     "efficiency": "finetune.efficiency",
     "report": "finetune.report.command",
     "table": "finetune.table",

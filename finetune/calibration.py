@@ -13,7 +13,7 @@ from finetune.ranking import Counts, Values, share, sums_of
 if TYPE_CHECKING:
     from finetune.metrics import ScoredCases
 
-NUM_BINS = 10
+NUM_BINS, NUM_DRAWS = 10, 200
 COLDEST, HOTTEST = 0.05, 20.0
 SMALLEST = 1e-15
 """Probabilities closer to 0 or 1 than this count as this close in logarithms."""
@@ -179,3 +179,24 @@ def logit(scores: Floats) -> Floats:
 
 def _both_sides(truth_N: Floats) -> bool:
     return bool((truth_N == 1).any() and (truth_N == 0).any())
+
+
+def ece_by_chance(cases: "ScoredCases", label: str | None) -> float:
+    """The mean ECE that these scores would show if they were right, their outcomes drawn (Bröcker & Smith, 2007).
+
+    ECE is above 0 by chance alone, the more so the fewer the cases; what exceeds this is miscalibration.
+    """
+    rng = np.random.default_rng(0)
+    if label is None and cases.exclusive:
+        return _drawn_ece(cases.scores_NK.max(axis=1), rng)
+    names = cases.label_names if label is None else (label,)
+    columns = [cases.label_names.index(name) for name in names]
+    known = [(k, np.isfinite(cases.truth_NK[:, k])) for k in columns]
+    return float(np.mean([_drawn_ece(cases.scores_NK[rows, k], rng) for k, rows in known if rows.any()]))
+
+
+def _drawn_ece(scores_N: Floats, rng: np.random.Generator) -> float:
+    place, num = equal_mass_bins(scores_N)
+    truth_DN = rng.random((NUM_DRAWS, len(scores_N))) < scores_N
+    in_bin_NB = np.eye(num)[place]
+    return float(np.abs((scores_N - truth_DN) @ in_bin_NB).sum(axis=1).mean() / len(scores_N))

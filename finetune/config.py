@@ -13,6 +13,7 @@ from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
 from finetune.full_config import FullConfig
 from finetune.label_names import LABEL_SETS
+from finetune.thresholds import OperatingConfig
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -87,6 +88,7 @@ class FinetuneConfig(Config):
     )
     linear: LinearConfig = Field(default=LinearConfig(), description="the linear head")
     full: FullConfig = Field(default=FullConfig(), description="full fine-tuning")
+    operating: OperatingConfig = Field(default=OperatingConfig(), description="reported beside the decision")
     bootstrap: BootstrapConfig = Field(default=BootstrapConfig(), description="intervals")
     feature_batch_size: int = Field(default=256, ge=1, description="images at a time without training")
     cluster: ClusterConfig = Field(default=ClusterConfig(), description="workers")

@@ -20,10 +20,10 @@ from data.config import num_cores
 from finetune.bootstrap import Floats, Key, bootstrap, patient_strata
 from finetune.delong import delong
 from finetune.intervals import Intervals
-from finetune.metrics import CaseFigures, ScoredCases, figures_of
+from finetune.metrics import CaseFigures, RankFigures, ScoredCases, figures_of
 
 CONFIDENCE, RESEMBLANCE, MOST_IMAGES = 0.95, 0.6, 5
-PATIENTS_WITHOUT_END = 200_000
+PATIENTS_WITHOUT_END = 100_000
 NAIVE, DIFFERENCE = ("images as patients",), ("difference in auroc",)
 SHOWN: tuple[Key, ...] = (
     ("auroc",), ("auprc",), ("balanced_accuracy",), ("sensitivity",), ("specificity",), ("f1",), ("top1",), ("brier",),
@@ -131,7 +131,7 @@ def draw_study(
 
     shared = noise()
     seen = setting.strength * np.eye(len(shares))[true_N] + shared
-    return tuple(_scored(setting, seen + extra * noise(), true_N, patient_N) for extra in (0.0, 0.5))
+    return _scored(setting, seen, true_N, patient_N), _scored(setting, seen + 0.5 * noise(), true_N, patient_N)
 
 
 def _scored(setting: Setting, seen_NC: Floats, true_N: np.ndarray, patient_N: np.ndarray) -> ScoredCases:
@@ -155,19 +155,15 @@ def _studies(setting: Setting, config: CoverageConfig, numbers: np.ndarray) -> l
 def _study(setting: Setting, config: CoverageConfig, number: int) -> dict[Key, tuple[float, float]]:
     """The interval of each figure in one study."""
     one, other = draw_study(setting, config.patients, np.random.default_rng([1, number]))
-    figures, others, intervals = CaseFigures(one), CaseFigures(other), Intervals(one, CONFIDENCE)
+    figures, others, intervals = CaseFigures(one), RankFigures(other, precision=False), Intervals(one, CONFIDENCE)
 
-    def all_figures(counts_PR: np.ndarray) -> dict[Key, np.ndarray]:
-        found = figures(counts_PR)
-        worse = others(counts_PR)
-        differences = {("-", *key): found[key] - worse[key] for key in found if key[0] == "auroc"}
-        return found | differences
+    def both(counts_PR: np.ndarray) -> dict[Key, np.ndarray]:
+        return figures(counts_PR) | {("other", *key): values for key, values in others(counts_PR).items()}
 
-    values = bootstrap(all_figures, patient_strata(one.truth_NK, one.patient_N), config.resamples, number)
-    plain, plain_other = figures_of(one), figures_of(other)
+    values = bootstrap(both, patient_strata(one.truth_NK, one.patient_N), config.resamples, number)
+    plain, values_other = figures_of(one), {key[1:]: v for key, v in values.items() if key[0] == "other"}
     found = {key: intervals.of(key, plain, values) for key in SHOWN if key in plain}
-    differences = {key[1:]: values_R for key, values_R in values.items() if key[0] == "-"}
-    difference = intervals.of_difference(("auroc",), plain["auroc",] - plain_other["auroc",], differences)
+    difference, _ = intervals.of_difference(("auroc",), (plain, values), (figures_of(other), values_other))
     found[DIFFERENCE] = difference.interval if difference else None
     ends = {key: (one.low, one.high) if one else (np.nan, np.nan) for key, one in found.items()}
     by_image = delong(one.truth_NK[:, 0], one.scores_NK.T) if len(one.label_names) == 1 else None

@@ -20,9 +20,10 @@ from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
 from finetune.bootstrap import Floats
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
-from finetune.config import FinetuneConfig, Share
+from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, contenders
 from finetune.efficiency_page import FILES, write_outputs
+from finetune.full_config import Share
 from finetune.labels_saved import labels_saved, summary
 from finetune.linear import case_auroc, fit_linear
 from finetune.run import LEDGER, finetune, numbers_of, work

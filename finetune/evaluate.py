@@ -1,27 +1,32 @@
 """Figures of every contender on the same test patients, and the differences between them.
 
-Shapes: N cases, K labels, R resamples.
+Shapes: I images, N cases, K labels, P patients, R resamples.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from finetune.bootstrap import BootstrapConfig, Floats, Key, bootstrap, interval, patient_strata, two_sided_p
+from finetune.bootstrap import BootstrapConfig, Figures, Floats, Integers, Key, bootstrap, patient_strata
+from finetune.calibration import fit_temperature, negative_log_likelihood, with_temperature
 from finetune.cohort import Cohort, Rows
+from finetune.comparisons import comparisons
 from finetune.contenders import Contender
+from finetune.intervals import HOW
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
-from finetune.regression import FIGURES, NumberFigures, ScoredNumbers, score_numbers
-from finetune.tasks import pool_cases, score_cases
-
-Values = dict[Key, np.ndarray]
-COMPARED: tuple[Key, ...] = (("auroc",), ("balanced_accuracy",), ("top1",))
+from finetune.regression import NumberFigures, score_numbers
+from finetune.reported import OVERALL, Reported, finite
+from finetune.subgroups import case_attributes, subgroup_tables
+from finetune.tasks import Task, pool_cases, score_cases
+from finetune.thresholds import OperatingConfig, Thresholds, choose_thresholds
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contender says of each validation and test image, and how it was chosen."""
+    """What one contender says of each validation and test image, before any temperature, and how it was chosen."""
 
     contender: Contender
     chosen: dict[str, Any]
@@ -32,23 +37,88 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Judged:
-    """An outcome by case: its decision threshold, taken from validation, and its scored cases."""
+    """An outcome by case: what validation froze (temperature and thresholds), and its scored cases.
+
+    The probabilities are those at the temperature; `test_as_trained` (N, K) has them without it. `number_figures` are
+    further figures of the test cases, of numbers that a task predicts beside its labels, `num_known` cases each.
+    """
 
     outcome: Outcome
-    threshold: float | None
+    temperature: float
+    thresholds: Thresholds
     val: ScoredCases
     test: ScoredCases
-    numbers: ScoredNumbers | None = None
+    val_probabilities: Floats
+    test_probabilities: Floats
+    test_as_trained: Floats
+    number_figures: Figures | None = None
+    num_known: Mapping[str, int] | None = None
+
+    @property
+    def threshold(self) -> float | None:
+        """The decision threshold of a yes-or-no task."""
+        return float(self.thresholds.decision_K[0]) if len(self.test.class_names) == 2 else None
+
+    @property
+    def label_thresholds(self) -> dict[str, float] | None:
+        """The decision threshold of each label; None where the largest probability decides."""
+        if self.test.exclusive:
+            return None
+        return dict(zip(self.test.label_names, self.thresholds.decision_K.tolist()))
 
 
-def judge(cohort: Cohort, outcome: Outcome) -> Judged:
-    """Pool the images of each case; the threshold comes from validation, never from test."""
-    truth, scores, patients = _by_case(cohort, cohort.val, outcome.val_probabilities)
-    threshold = cohort.task.threshold(truth, scores)
-    val = score_cases(cohort.task, truth, scores, patients, threshold)
-    truth, scores, patients = _by_case(cohort, cohort.test, outcome.test_probabilities)
-    test = score_cases(cohort.task, truth, scores, patients, threshold)
-    return Judged(outcome, threshold, val, test, score_numbers(cohort.task, truth, scores, test.patient_N))
+def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judged:
+    """Pool the images of each case; temperature and thresholds come from validation, never from test."""
+    task = cohort.task
+    labels, num_labels = task.parts[0], len(task.parts[0].label_names)
+    exclusive = len(labels.class_names) == num_labels
+    truth_NK, _, _ = by_case(cohort, cohort.val, outcome.val_probabilities)
+    temperature = fit_temperature(
+        exclusive,
+        labels.hard(truth_NK[:, :num_labels]),
+        cohort.dataset.case_of[cohort.val],
+        outcome.val_probabilities[:, :num_labels],
+    )
+    val_probabilities, test_probabilities = (
+        np.concatenate(
+            [with_temperature(exclusive, values[:, :num_labels], temperature), values[:, num_labels:]], axis=1
+        )
+        for values in (outcome.val_probabilities, outcome.test_probabilities)
+    )
+    val, test = by_case(cohort, cohort.val, val_probabilities), by_case(cohort, cohort.test, test_probabilities)
+    thresholds = choose_thresholds(
+        labels.hard(val[0][:, :num_labels]), val[1][:, :num_labels], labels.label_names, operating
+    )
+    cases = scored(task, *test, thresholds)
+    numbers = score_numbers(task, test[0], test[1], cases.patient_N)
+    return Judged(
+        outcome=outcome,
+        temperature=temperature,
+        thresholds=thresholds,
+        val=scored(task, *val, thresholds),
+        test=cases,
+        val_probabilities=val_probabilities,
+        test_probabilities=test_probabilities,
+        test_as_trained=by_case(cohort, cohort.test, outcome.test_probabilities)[1][:, :num_labels],
+        number_figures=NumberFigures(numbers) if numbers else None,
+        num_known=dict.fromkeys(numbers.names, len(numbers.truth_NK)) if numbers else None,
+    )
+
+
+def scored(
+    task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: NDArray[Any], thresholds: Thresholds
+) -> ScoredCases:
+    """Cases as the frozen thresholds decide them."""
+    binary = len(task.class_names) == 2 and len(task.parts[0].label_names) == 1
+    cases = score_cases(task, truth_NK, scores_NK, patient_N, float(thresholds.decision_K[0]) if binary else None)
+    return replace(cases, thresholds_K=thresholds.decision_K, operating=thresholds.operating)
+
+
+def by_case(cohort: Cohort, rows: Rows, probabilities_IK: Floats) -> tuple[Floats, Floats, Integers]:
+    """Truth (N, K), scores (N, K) and patient of each case."""
+    _, scores_NK = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
+    first = first_images(cohort, rows)
+    return cohort.truth[first], scores_NK, cohort.patient_of[first]
 
 
 def first_images(cohort: Cohort, rows: Rows) -> Rows:
@@ -56,104 +126,77 @@ def first_images(cohort: Cohort, rows: Rows) -> Rows:
     return rows[np.unique(cohort.dataset.case_of[rows], return_index=True)[1]]
 
 
-def compare(judged: list[Judged], config: BootstrapConfig, seed: int) -> dict[str, Any]:
+def compare(
+    cohort: Cohort, judged: list[Judged], config: BootstrapConfig, operating: OperatingConfig, seed: int
+) -> dict[str, Any]:
     """The `models` and `comparisons` of the results: figures with intervals, and paired differences.
 
-    All models are resampled together, so that a difference is taken between the same patients.
+    All models are resampled together, so that a difference is taken between the same patients. Subgroups are those
+    of the first model.
     """
-    figures = [(item.outcome.contender.name, CaseFigures(item.test)) for item in judged]
-    figures += [(item.outcome.contender.name, NumberFigures(item.numbers)) for item in judged if item.numbers]
-
-    def all_figures(counts: np.ndarray) -> Values:
-        return {(name, *key): values for name, f in figures for key, values in f(counts).items()}
-
-    first = judged[0].test
-    values = bootstrap(all_figures, patient_strata(first.truth_NK, first.patient_N), config.resamples, seed)
-    models = {item.outcome.contender.name: _model(item, values, config.confidence) for item in judged}
-    comparisons = [
-        _difference(judged[0], other, key, values, config.confidence)
-        for other in judged[1:]
-        for key in COMPARED
-        if (judged[0].outcome.contender.name, *key) in values
-    ]
-    return {"models": models, "comparisons": comparisons}
+    named = {item.outcome.contender.name: item for item in judged}
+    values = resample(named, config, seed)
+    reported = {name: report_figures(item, values[name], config.confidence) for name, item in named.items()}
+    models = {name: describe(named[name], reported[name], operating) for name in named}
+    first = models[judged[0].outcome.contender.name]
+    attributes = case_attributes(cohort.dataset, cohort.test)
+    first["test"]["subgroups"] = subgroup_tables(judged[0].test, attributes, config, seed)
+    return {
+        "models": models,
+        "comparisons": comparisons(reported),
+        "operating": operating.model_dump(mode="json"),
+        "bootstrap": {**config.model_dump(mode="json"), "interval": HOW},
+    }
 
 
-def _by_case(cohort: Cohort, rows: Rows, probabilities_IK: Floats) -> tuple[Floats, Floats, Any]:
-    """Truth (N, K), scores (N, K) and patient of each case."""
-    _, scores = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
-    first = first_images(cohort, rows)
-    return cohort.truth[first], scores, cohort.patient_of[first]
+def resample(named: dict[str, Judged], config: BootstrapConfig, seed: int) -> dict[str, dict[Key, NDArray[np.float64]]]:
+    """Every model's figures on the same resamples of the test patients, {model: {key: (R,)}}."""
+    figures: list[tuple[str, Figures]] = [(name, CaseFigures(item.test)) for name, item in named.items()]
+    figures += [(name, item.number_figures) for name, item in named.items() if item.number_figures is not None]
+
+    def all_figures(counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
+        return {(name, *key): values for name, of in figures for key, values in of(counts_PR).items()}
+
+    test = next(iter(named.values())).test
+    found = bootstrap(all_figures, patient_strata(test.truth_NK, test.patient_N), config.resamples, seed)
+    return {name: {key[1:]: values for key, values in found.items() if key[0] == name} for name in named}
 
 
-def _model(item: Judged, values: Values, confidence: float) -> dict[str, Any]:
-    name, test = item.outcome.contender.name, item.test
-    plain = figures_of(test)
-    if item.numbers:
-        ones = np.ones((test.num_patients, 1), dtype=np.float32)
-        plain |= {key: float(found[0]) for key, found in NumberFigures(item.numbers)(ones).items()}
+def report_figures(item: Judged, values: dict[Key, NDArray[np.float64]], confidence: float) -> Reported:
+    """A model's figures with their resamples, ready to be written."""
+    more = {}
+    if item.number_figures is not None:
+        ones = np.ones((item.test.num_patients, 1), dtype=np.float32)
+        more = {key: float(values_R[0]) for key, values_R in item.number_figures(ones).items()}
+    return Reported(item.test, values, confidence, more)
+
+
+def describe(item: Judged, reported: Reported, operating: OperatingConfig) -> dict[str, Any]:
+    """All that the results say of one model."""
     validation = figures_of(item.val)
-
-    def figure(*key: str) -> dict[str, Any]:
-        return _figure(plain.get(key, np.nan), values.get((name, *key), np.empty(0)), confidence)
-
-    undefined = [label for label in test.label_names if np.isnan(plain["auroc", label])]
-    per_class = {}
-    for k, label in enumerate(test.label_names):
-        positives = int((test.truth_NK[:, k] == 1).sum())
-        per_class[label] = {
-            "positives": positives,
-            "patients": len(np.unique(test.patient_N[test.truth_NK[:, k] == 1])),
-            "negatives": int((test.truth_NK[:, k] == 0).sum()),
-            "auroc": figure("auroc", label),
-            "sensitivity": figure("sensitivity", label),
-            "specificity": figure("specificity", label),
-        }
-    overall = [name for name in ("auroc", "balanced_accuracy", "top1", "top3") if (name,) in plain]
-    numbers = {n: {f: figure(f, n) for f in FIGURES} for n in (item.numbers.names if item.numbers else ())}
+    numbers = reported.numbers(item.num_known) if item.num_known else {}
     return {
         **item.outcome.contender.describe(),
         "chosen": item.outcome.chosen,
         "tried": item.outcome.tried,
+        "temperature": item.temperature,
         "threshold": item.threshold,
-        "validation": {name: _finite(validation[name,]) for name in overall},
+        "thresholds": item.label_thresholds,
+        "thresholds_without_positives": list(item.thresholds.one_sided),
+        "validation": {name: finite(validation[name,]) for name in OVERALL if (name,) in validation},
         "test": {
-            **{name: figure(name) for name in overall},
-            "auroc_leaves_out": undefined,
-            "per_class": per_class,
+            **reported.overall(),
+            "per_class": reported.per_label(operating),
+            "calibration": {"before": calibration(item, item.test_as_trained), "after": calibration(item)},
             **({"numbers": numbers} if numbers else {}),
-            "confusion": {
-                "classes": list(test.class_names),
-                "cases": CaseFigures(test).confusion().tolist(),
-                "shares": [[figure("confusion", t, d) for d in test.class_names] for t in test.class_names],
-            },
+            "subgroups": {},
         },
     }
 
 
-def _difference(one: Judged, other: Judged, key: Key, values: Values, confidence: float) -> dict[str, Any]:
-    names = one.outcome.contender.name, other.outcome.contender.name
-    difference_R = values[(names[0], *key)] - values[(names[1], *key)]
-    plain = figures_of(one.test)[key] - figures_of(other.test)[key]
-    return {
-        "model": names[0],
-        "baseline": names[1],
-        "figure": key[0],
-        **_figure(plain, difference_R, confidence),
-        "p": two_sided_p(difference_R) if np.isfinite(plain) else None,
-    }
-
-
-def _figure(value: float, values_R: Floats, confidence: float) -> dict[str, Any]:
-    """A figure with its interval; None where undefined (no positives, no negatives or no cases)."""
-    found = interval(values_R, confidence) if np.isfinite(value) else None
-    return {
-        "value": _finite(value),
-        "low": found.low if found else None,
-        "high": found.high if found else None,
-        "undefined_resamples": found.num_undefined if found else len(values_R),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def calibration(item: Judged, scores_NK: Floats | None = None) -> dict[str, float | None]:
+    """How well the test probabilities, or these in their place, are calibrated: plain figures."""
+    cases = item.test if scores_NK is None else replace(item.test, scores_NK=scores_NK)
+    found = figures_of(cases)
+    likelihood = negative_log_likelihood(cases.exclusive, cases.truth_NK, cases.scores_NK)
+    return {"nll": finite(likelihood), "brier": finite(found["brier",]), "ece": finite(found["ece",])}

@@ -14,6 +14,7 @@ Shapes: R resamples.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.optimize import brentq
@@ -22,6 +23,9 @@ from scipy.stats import t as student
 
 from finetune.bootstrap import Floats, Key
 from finetune.metrics import ScoredCases
+
+Plain: TypeAlias = Mapping[Key, float]
+Resamples: TypeAlias = Mapping[Key, Floats]
 
 HOW = (
     "Student's intervals from the standard deviation over the resamples: of AUROC and of shares in the form of Wilson "
@@ -65,11 +69,15 @@ class Spread:
 
 
 class Intervals:
-    """Intervals of the figures of some scored cases; knows how many patients each rests on."""
+    """Intervals of the figures of some scored cases; knows how many patients each rests on.
 
-    def __init__(self, cases: ScoredCases, confidence: float) -> None:
+    Means are over the labels `mean_over`, or all.
+    """
+
+    def __init__(self, cases: ScoredCases, confidence: float, mean_over: tuple[str, ...] | None = None) -> None:
         self.confidence = confidence
-        self._labels, self._exclusive = cases.label_names, cases.exclusive
+        self._labels = cases.label_names if mean_over is None else mean_over
+        self._exclusive = cases.exclusive
         self._all = len(np.unique(cases.patient_N))
         self._positive, self._negative = (
             {
@@ -82,9 +90,7 @@ class Intervals:
             name: len(np.unique(cases.patient_N[cases.true_class_N == c])) for c, name in enumerate(cases.class_names)
         }
 
-    def of(
-        self, key: Key, plain: Mapping[Key, float], values: Mapping[Key, Floats], patients: int | None = None
-    ) -> Interval | None:
+    def of(self, key: Key, plain: Plain, values: Resamples, patients: int | None = None) -> Interval | None:
         """The interval of a figure; None where it is undefined, rests on one patient, or has none.
 
         `plain` and `values` hold every figure and its resamples; `patients` it rests on, where the key does not tell.
@@ -101,22 +107,39 @@ class Intervals:
             ends = self._student_interval(key, value, plain, values)
         return None if ends is None else Interval(*ends, len(values_R) - len(defined))
 
-    def of_difference(self, key: Key, difference: float, differences: Mapping[Key, Floats]) -> Difference | None:
-        """Of a difference between two models, the same figures' differences on each resample given."""
-        values_R = differences[key]
-        defined = values_R[np.isfinite(values_R)]
-        spread = self._spread(key, differences, lambda part, variance: variance)
-        if not np.isfinite(difference) or len(defined) * 2 <= len(values_R) or spread is None:
-            return None
-        return student_difference(difference, spread, self.confidence, len(values_R) - len(defined))
+    def of_difference(
+        self, key: Key, one: tuple[Plain, Resamples], other: tuple[Plain, Resamples]
+    ) -> tuple[Difference | None, Floats]:
+        """Of the difference between two models on the same draws, each with its figures and their resamples.
 
-    def spread_of(self, key: Key, values: Mapping[Key, Floats]) -> Spread | None:
-        """Variance of a figure between studies, as far as resampling tells."""
-        return self._spread(key, values, lambda part, variance: variance)
+        Also the difference on each resample, (R,). Where the two figures vary more than resampling shows, as their
+        own intervals know, so does their difference.
+        """
+        (plain, values), (plain_other, values_other) = one, other
+        differences = {k: values[k] - values_other[k] for k in {key, *self._parts(key)} & values.keys()}
+
+        def corrected(part: Key, variance: float) -> float:
+            raw = _variance(values[part]) + _variance(values_other[part])
+            wider = self._corrected(part, plain[part], values[part]) + self._corrected(
+                part, plain_other[part], values_other[part]
+            )
+            return variance * wider / raw if raw > 0 else variance
+
+        values_R, difference = differences[key], plain[key] - plain_other[key]
+        defined = values_R[np.isfinite(values_R)]
+        spread = self._spread(key, differences, corrected)
+        if not np.isfinite(difference) or len(defined) * 2 <= len(values_R) or spread is None:
+            return None, values_R
+        return student_difference(difference, spread, self.confidence, len(values_R) - len(defined)), values_R
+
+    def spread_of(self, key: Key, plain: Plain, values: Resamples) -> Spread | None:
+        """Variance of a figure between studies."""
+        return self._spread(key, values, lambda part, variance: self._corrected(part, plain[part], values[part]))
 
     def _is_scored(self, key: Key) -> bool:
         """Whether it is a share of patients or the AUROC of a label, whose variance has a formula."""
-        return key[0].startswith((*SHARES, "auroc")) if len(key) > 1 else key[0] in ("top1", "top3")
+        name = key[0]
+        return name.startswith((*SHARES, "auroc")) if len(key) > 1 else name in ("top1", "top3")
 
     def _score_interval(
         self, key: Key, value: float, variance: float, patients: int | None = None
@@ -131,38 +154,37 @@ class Intervals:
 
         known = HALF_A_PATIENT * formula(0.9) / num
         design = (variance * num / (num - 1) + known) / (formula(value) + known)
-        reach = student.ppf((1 + self.confidence) / 2, num - 1) ** 2 * design
+        reach = float(student.ppf((1 + self.confidence) / 2, num - 1)) ** 2 * design
 
         def outside(place: float) -> float:
             return (value - place) ** 2 - reach * formula(place)
 
         inside = 1e-9
-        low = 0.0 if value < inside else float(brentq(outside, 0.0, min(value, 1 - inside)))
-        high = 1.0 if value > 1 - inside else float(brentq(outside, max(value, inside), 1.0))
+        low = 0.0 if value < inside else _root(outside, 0.0, min(value, 1 - inside))
+        high = 1.0 if value > 1 - inside else _root(outside, max(value, inside), 1.0)
         return low, high
 
-    def _student_interval(
-        self, key: Key, value: float, plain: Mapping[Key, float], values: Mapping[Key, Floats]
-    ) -> tuple[float, float] | None:
-        def corrected(part: Key, variance: float) -> float:
-            """At the edge a part of a mean has no variance over resamples, but its score interval has a width."""
-            ends = self._score_interval(part, plain[part], variance) if self._is_scored(part) else None
-            if ends is None:
-                return variance
-            num = self._patients(part)
-            reach = student.ppf((1 + self.confidence) / 2, num - 1)
-            return max(variance, ((ends[1] - ends[0]) / 2 / reach) ** 2 * (num - 1) / num)
-
-        spread = self._spread(key, values, corrected)
+    def _student_interval(self, key: Key, value: float, plain: Plain, values: Resamples) -> tuple[float, float] | None:
+        spread = self._spread(key, values, lambda part, variance: self._corrected(part, plain[part], values[part]))
         if spread is None:
             return None
         half = float(student.ppf((1 + self.confidence) / 2, spread.degrees) * np.sqrt(spread.variance))
         bounds = bounds_of(key, self._exclusive)
         return (value - half, value + half) if bounds is None else _within(bounds, value, half, spread, self.confidence)
 
-    def _spread(
-        self, key: Key, values: Mapping[Key, Floats], corrected: Callable[[Key, float], float]
-    ) -> Spread | None:
+    def _corrected(self, part: Key, value: float, values_R: Floats) -> float:
+        """Variance of a figure: where it comes near a bound it varies little over resamples, but its score interval
+        knows better.
+        """
+        variance = _variance(values_R)
+        ends = self._score_interval(part, value, variance) if self._is_scored(part) and np.isfinite(value) else None
+        if ends is None:
+            return variance
+        num = self._patients(part)
+        reach = float(student.ppf((1 + self.confidence) / 2, num - 1))
+        return max(variance, ((ends[1] - ends[0]) / 2 / reach) ** 2 * (num - 1) / num)
+
+    def _spread(self, key: Key, values: Resamples, corrected: Callable[[Key, float], float]) -> Spread | None:
         parts = [(part, self._patients(part)) for part in self._parts(key) if part in values]
         told = [(part, _variance(values[part]), num) for part, num in parts if num > 1]
         told = [(part, variance, num) for part, variance, num in told if np.isfinite(variance)]
@@ -180,10 +202,11 @@ class Intervals:
 
     def _parts(self, key: Key) -> list[Key]:
         """The figures that one is the mean of."""
-        if len(key) > 1 or key[0] in ON_ALL:
+        name = key[0]
+        if len(key) > 1 or name in ON_ALL:
             return [key]
-        names = (key[0],)
-        if key[0] == "balanced_accuracy":
+        names = (name,)
+        if name == "balanced_accuracy":
             names = ("sensitivity",) if self._exclusive else ("sensitivity", "specificity")
         return [(name, label) for name in names for label in self._labels]
 
@@ -233,12 +256,17 @@ def _within(
     low, high = bounds
     place = (value - low) / (high - low)
     if min(place, 1 - place) < 1e-9:
-        z2 = norm.ppf((1 + confidence) / 2) ** 2
+        z2 = float(norm.ppf((1 + confidence) / 2)) ** 2
         reach = z2 / (spread.patients + z2) * (high - low)
         return (low, low + reach) if place < 0.5 else (high - reach, high)
     centre, half = np.log(place / (1 - place)), half / (high - low) / (place * (1 - place))
     ends = low + (high - low) * 0.5 * (1 + np.tanh(0.5 * np.array([centre - half, centre + half])))
     return float(ends[0]), float(ends[1])
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    found: Any = brentq(function, low, high)
+    return float(found)
 
 
 def _variance(values_R: Floats) -> float:

@@ -153,16 +153,10 @@ def write_model(
     cohort: Cohort,
     config: FinetuneConfig,
     out: Folder,
-    decision: Decision | None = None,
 ) -> None:
-    """Write the model of one contender: the head from `choice`, or encoder and head as trained in `out`.
-
-    `decision`: what validation froze; without it, the threshold of `judged` for every label and no temperature.
-    """
+    """Write the model of one contender: the head from `choice`, or encoder and head as trained in `out`."""
     contender, task = judged.outcome.contender, cohort.task
     encoder, card = load(contender, config)
-    if decision is None:
-        decision = Decision({} if judged.threshold is None else dict.fromkeys(task.label_names, judged.threshold))
     parts = _trained(out / "training" / contender.name) if choice is None else _with_head(encoder, choice)
     files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
     for name, content in files.items():
@@ -172,8 +166,8 @@ def write_model(
         "task": task.kind,
         "labels": list(task.label_names),
         "classes": list(task.class_names),
-        "thresholds": decision.thresholds,
-        "temperature": decision.temperature,
+        "thresholds": judged.label_thresholds or {},
+        "temperature": judged.temperature,
         "pooling": MEAN_PROBABILITY,
         "encoder": card.config.structure(),
         "projection": card.projection,

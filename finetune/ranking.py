@@ -33,7 +33,8 @@ class Ranking:
         # Interval 2u lies below cut u, interval 2u + 1 is a tie with it.
         below_or_at = np.searchsorted(cuts, scores, "left") + np.searchsorted(cuts, scores, "right")
         self._positive = sums_of(place, patient_N[positive], max(1, len(cuts)), num_patients)
-        self._negative = sums_of(below_or_at, patient_N[negative], 2 * max(1, len(cuts)) + 1, num_patients)
+        self._num_intervals = 2 * max(1, len(cuts)) + 1
+        self._negative = sums_of(below_or_at, patient_N[negative], self._num_intervals, num_patients)
 
     def auroc(self, counts_PR: Counts) -> Values:
         """AUROC on each resample, (R,); NaN where it has no positives or no negatives."""
@@ -45,7 +46,7 @@ class Ranking:
         return auroc_R, precision_R
 
     def _blocks(self, counts_PR: Counts, precision: bool) -> tuple[Values, ...]:
-        step = max(1, BLOCK_NUMBERS // self._negative.shape[0])
+        step = max(1, BLOCK_NUMBERS // self._num_intervals)
         starts = range(0, counts_PR.shape[1], step)
         found = [self._block(counts_PR[:, start : start + step], precision) for start in starts]
         return tuple(np.concatenate(values) for values in zip(*found))

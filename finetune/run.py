@@ -22,11 +22,13 @@ from finetune.features import cache_name, compute_parts, read_parts
 from finetune.heads import pool_images
 from finetune.linear import Choice, fit_linear
 from finetune.model_folder import MODEL_FILES, write_model
+from pretrain.encoder_folder import SEEN, Seen, read_seen
+from pretrain.export import seen_in, seen_table
 
 RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
 REPORT, MODEL = "report.html", "model"
-OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, *(f"{MODEL}/{name}" for name in MODEL_FILES))
-SCHEMA_VERSION = 1
+OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, SEEN, *(f"{MODEL}/{name}" for name in MODEL_FILES))
+SCHEMA_VERSION = 2
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -125,12 +127,13 @@ def _finish(
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
     from finetune.report.page import Beside, model_of, write_report
 
-    judged = [judge(cohort, outcome) for outcome, _ in heads.values()]
+    judged = [judge(cohort, outcome, config.operating) for outcome, _ in heads.values()]
     evaluations = 1 + _evaluations_so_far(out)
     out.write_json(LEDGER, {"count": evaluations})
     manifest = cohort.dataset.manifest
     results = {
         "schema_version": SCHEMA_VERSION,
+        "kind": "finetune",
         "identity": identity,
         "test_evaluations": evaluations,
         "warnings": warnings,
@@ -145,12 +148,12 @@ def _finish(
             "fingerprint": cohort.dataset.fingerprint,
         },
         "cohort": cohort.counts(),
-        **compare(judged, config.bootstrap, config.seed),
-        "bootstrap": config.bootstrap.model_dump(mode="json"),
+        **compare(cohort, judged, config.bootstrap, config.operating, config.seed),
         "versions": _versions(),
         "seconds": round(time.time() - started, 1),
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
+    out.write(SEEN, seen_table(_seen_by(judged[0].outcome.contender, cohort)))
     write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
     write_report(out, results, cohort.dataset, Beside(*model_of(out)))
     out.write_json(RESULTS, results)
@@ -160,10 +163,16 @@ def _finish(
     print(f"report: {out.file(REPORT)}")
 
 
+def _seen_by(contender: Contender, cohort: Cohort) -> Seen:
+    """Whom the fine-tuned model has seen: in pretraining, in training, and in validation, where it was chosen."""
+    before = read_seen(contender.location) if contender.kind == "encoder" else None
+    return seen_in(cohort.dataset, np.union1d(cohort.all_train, cohort.val), before)
+
+
 def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
     """predictions.parquet: one row per model and validation or test image, each image once per model.
 
-    A case's probability is the mean over its rows (column `key`).
+    Probabilities are those at the model's temperature; a case's is the mean over its rows (column `key`).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -171,7 +180,7 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
     tables = []
     for item in judged:
         outcome = item.outcome
-        for split, probabilities in (("val", outcome.val_probabilities), ("test", outcome.test_probabilities)):
+        for split, probabilities in (("val", item.val_probabilities), ("test", item.test_probabilities)):
             rows = cohort.rows(split)
             columns: dict[str, Any] = {
                 "model": pa.array([outcome.contender.name] * len(rows)),

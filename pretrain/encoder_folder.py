@@ -166,7 +166,11 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str,
 
 def read_seen(location: str) -> Seen:
     """Whom and what an encoder was pretrained on."""
-    folder = encoder_folder(location)
+    return seen_in_file(encoder_folder(location), "this encoder", "copy the encoder folder again")
+
+
+def seen_in_file(folder: Folder, who: str, mend: str) -> Seen:
+    """What a folder's seen.parquet says. Raises InputError with the mend where it cannot be read."""
     try:
         table = pq.read_table(io.BytesIO(folder.read(SEEN)))
         kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
@@ -175,8 +179,8 @@ def read_seen(location: str) -> Seen:
         schemes = table.column("ids").to_pylist() if "ids" in table.column_names else [None] * len(kinds)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder.file(SEEN)}: cannot be read ({type(error).__name__}), so nobody can tell whom this encoder "
-            "has seen; copy the encoder folder again"
+            f"{folder.file(SEEN)}: cannot be read ({type(error).__name__}), so nobody can tell whom {who} has "
+            f"seen; {mend}"
         ) from None
     patients = [(number, scheme) for kind, number, scheme in zip(kinds, hashes, schemes) if kind == "patient"]
     return Seen(

@@ -43,7 +43,7 @@ def export_encoder(
     folder.write(WEIGHTS, weights)
     if layers:
         folder.write(PROJECTION, projection)
-    folder.write(SEEN, _seen_table(seen))
+    folder.write(SEEN, seen_table(seen))
     folder.write(CARD, _card(config, views, lineage, fingerprint, layers).encode())
     told = _timm_config(encoder, config, views)
     ours = {"encoder": config.encoder.structure(), "fingerprint": fingerprint, "lineage": lineage, "projection": layers}
@@ -105,7 +105,8 @@ def ids_scheme(dataset: Dataset) -> str:
     return f"source:{manifest.source}" + (f":{manifest.name}" if manifest.source in GENERIC else "")
 
 
-def _seen_table(seen: Seen) -> bytes:
+def seen_table(seen: Seen) -> bytes:
+    """The bytes of a seen.parquet; `encoder_folder.seen_in_file` reads them."""
     rows = [("patient", number, scheme) for scheme in sorted(seen.ids) for number in sorted(seen.patients[scheme])]
     rows += [("image", number, "") for number in sorted(seen.images)]
     kinds, hashes, schemes = zip(*rows)

@@ -1,0 +1,75 @@
+"""Differences between models on the same patients, with p-values that many comparisons do not spoil.
+
+Shapes: N cases, R resamples.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune.bootstrap import Key
+from finetune.delong import delong
+from finetune.metrics import ScoredCases
+from finetune.reported import Reported, finite, one_case_each
+
+COMPARED: tuple[Key, ...] = (("auroc",), ("auprc",), ("balanced_accuracy",), ("top1",), ("f1",), ("brier",))
+
+
+def comparisons(models: dict[str, Reported]) -> list[dict[str, Any]]:
+    """The first model against each other one: macro figures, and the AUROC of each label where there are several.
+
+    Holm's correction is over all rows of a figure; the rows of labels' AUROC are one family of their own.
+    """
+    (name, one), *others = models.items()
+    labels = one.cases.label_names if len(one.cases.label_names) > 1 else ()
+    keys = [*(key for key in COMPARED if key in one.plain), *(("auroc", label) for label in labels)]
+    rows = [_difference(name, one, baseline, other, key) for baseline, other in others for key in keys]
+    families = {(row["figure"], row["label"] is not None) for row in rows}
+    for family in families:
+        members = [row for row in rows if (row["figure"], row["label"] is not None) == family]
+        corrected = holm([row["p"] if row["p_delong"] is None else row["p_delong"] for row in members])
+        for row, p in zip(members, corrected):
+            row["p_holm"] = p
+    return rows
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's (1979) correction: p-values that may all be read at one level; None stays and is not counted."""
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
+def _difference(name: str, one: Reported, baseline: str, other: Reported, key: Key) -> dict[str, Any]:
+    """The paired difference of one figure: both models are resampled together."""
+    found, differences_R = one.intervals.of_difference(key, (one.plain, one.values), (other.plain, other.values))
+    return {
+        "model": name,
+        "baseline": baseline,
+        "figure": key[0],
+        "label": key[1] if len(key) > 1 else None,
+        "value": finite(one.plain[key] - other.plain[key]),
+        "low": found.interval.low if found else None,
+        "high": found.interval.high if found else None,
+        "undefined_resamples": int((~np.isfinite(differences_R)).sum()),
+        "p": found.p if found else None,
+        "p_delong": _delong_p(one.cases, other.cases, key),
+        "p_holm": None,
+        "detectable": found.detectable if found else None,
+    }
+
+
+def _delong_p(one: ScoredCases, other: ScoredCases, key: Key) -> float | None:
+    """DeLong's paired test, where each patient has one case and the figure is the AUROC of one label."""
+    if key[0] != "auroc" or (len(key) == 1 and len(one.label_names) > 1):
+        return None
+    k = one.label_names.index(key[1]) if len(key) > 1 else 0
+    if not one_case_each(one, k):
+        return None
+    found = delong(one.truth_NK[:, k], np.stack([one.scores_NK[:, k], other.scores_NK[:, k]]))
+    return found.p_of_difference(0, 1) if found else None

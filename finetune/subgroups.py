@@ -1,0 +1,164 @@
+"""Figures of groups of patients (by sex, age, skin type, site, …), and the gap between the best and the worst.
+
+Groups are resampled as parts of the whole test split. A group of fewer than ten patients is not shown: its figures
+would say little of it and might say something of somebody.
+Shapes: N cases, P patients, R resamples.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.dataset import Dataset
+from finetune.bootstrap import BootstrapConfig, Key, bootstrap, patient_strata
+from finetune.intervals import Spread, student_difference
+from finetune.metrics import DecisionFigures, RankFigures, ScoredCases
+from finetune.reported import Reported
+
+FEWEST_PATIENTS = 10
+UNKNOWN, MIXED = "unknown", "mixed"
+FIGURES = ("auroc", "sensitivity", "specificity")
+PREFIX = "attr."
+
+
+def case_attributes(dataset: Dataset, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Every attribute of each case of these ascending rows, {name: (N,) text}: `mixed` where its images differ."""
+    _, place = np.unique(dataset.case_of[rows], return_inverse=True)
+    found = {}
+    for column in dataset.column_names:
+        if column.startswith(PREFIX):
+            texts = dataset.column(column)[rows].astype(str)
+            values, number = np.unique(np.where(texts == "", UNKNOWN, texts), return_inverse=True)
+            low, high = np.full(place.max() + 1, len(values)), np.full(place.max() + 1, -1)
+            np.minimum.at(low, place, number)
+            np.maximum.at(high, place, number)
+            found[column.removeprefix(PREFIX)] = np.where(low == high, values[low], MIXED)
+    return found
+
+
+def subgroup_tables(
+    cases: ScoredCases, attributes: dict[str, NDArray[Any]], config: BootstrapConfig, seed: int
+) -> dict[str, Any]:
+    """The `subgroups` of the results: a table for each attribute."""
+    return {name: _table(cases, group_N, config, seed) for name, group_N in attributes.items()}
+
+
+def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, seed: int) -> dict[str, Any]:
+    names = np.unique(group_N).tolist()
+    shown = [name for name in names if len(np.unique(cases.patient_N[group_N == name])) >= FEWEST_PATIENTS]
+    groups = {name: _part(cases, group_N == name) for name in shown}
+    common = tuple(label for k, label in enumerate(cases.label_names) if _judged_everywhere(groups, k))
+    figures = {name: _GroupFigures(part, common) for name, part in groups.items()}
+
+    def all_figures(counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
+        return {(name, *key): values for name, of in figures.items() for key, values in of(counts_PR).items()}
+
+    reported = {}
+    if groups:
+        found = bootstrap(all_figures, patient_strata(cases.truth_NK, cases.patient_N), config.resamples, seed)
+        ones = np.ones((cases.num_patients, 1), dtype=np.float32)
+        for name, part in groups.items():
+            values = {key[1:]: values_R for key, values_R in found.items() if key[0] == name}
+            plain = {key: float(values_R[0]) for key, values_R in figures[name](ones).items()}
+            reported[name] = Reported(part, values, config.confidence, plain, common)
+    return {
+        "groups": {name: _row(one) for name, one in reported.items()},
+        "hidden_groups": len(names) - len(shown),
+        "macro_over": list(common),
+        "gaps": {
+            **{figure: _gap(reported, (figure,)) for figure in FIGURES},
+            "labels": {
+                label: {figure: _gap(reported, (figure, label)) for figure in FIGURES} for label in cases.label_names
+            },
+        },
+    }
+
+
+class _GroupFigures:
+    """AUROC, sensitivity and specificity of each label in a group, and their means over the common labels."""
+
+    def __init__(self, cases: ScoredCases, common: tuple[str, ...]) -> None:
+        self._parts = (RankFigures(cases, precision=False), DecisionFigures(cases))
+        self._common = common
+
+    def __call__(self, counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
+        found: dict[Key, NDArray[np.float64]] = {}
+        for part in self._parts:
+            found |= {key: values for key, values in part(counts_PR).items() if key[0] in FIGURES and len(key) > 1}
+        for figure in FIGURES:
+            values = [found[figure, label] for label in self._common]
+            found[figure,] = np.mean(values, axis=0) if values else np.full(counts_PR.shape[1], np.nan)
+        return found
+
+
+def _part(cases: ScoredCases, inside_N: NDArray[np.bool_]) -> ScoredCases:
+    """Some of the cases; patients keep their numbers, so that they are drawn as in the whole."""
+    return replace(
+        cases,
+        truth_NK=cases.truth_NK[inside_N],
+        scores_NK=cases.scores_NK[inside_N],
+        true_class_N=cases.true_class_N[inside_N],
+        decided_class_N=cases.decided_class_N[inside_N],
+        patient_N=cases.patient_N[inside_N],
+        patients=cases.num_patients,
+    )
+
+
+def _judged_everywhere(groups: dict[str, ScoredCases], k: int) -> bool:
+    """Whether a label has positives and negatives in every group: only then are means over labels comparable."""
+    return all((part.truth_NK[:, k] == side).any() for part in groups.values() for side in (0, 1))
+
+
+def _row(one: Reported) -> dict[str, Any]:
+    cases = one.cases
+    return {
+        "patients": len(np.unique(cases.patient_N)),
+        "cases": len(cases.patient_N),
+        **{figure: one.figure(figure) for figure in FIGURES},
+        "labels": {
+            label: {
+                "positives": int((cases.truth_NK[:, k] == 1).sum()),
+                **{figure: one.figure(figure, label) for figure in FIGURES},
+            }
+            for k, label in enumerate(cases.label_names)
+        },
+    }
+
+
+def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
+    """The best group less the worst. None where fewer than two have the figure.
+
+    The two are chosen for being so, which their interval does not know: it is of these two groups' difference.
+    """
+    found = {name: one.plain[key] for name, one in groups.items() if np.isfinite(one.plain[key])}
+    if len(found) < 2:
+        return None
+    best, worst = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
+    if found[best] == found[worst]:
+        best, worst = list(found)[:2]
+    one, other = groups[best], groups[worst]
+    difference_R = one.values[key] - other.values[key]
+    spreads = [g.intervals.spread_of(key, g.plain, g.values) for g in (one, other)]
+    told = {
+        "value": found[best] - found[worst],
+        "low": None,
+        "high": None,
+        "undefined_resamples": int((~np.isfinite(difference_R)).sum()),
+        "best": best,
+        "worst": worst,
+    }
+    if all(spread is not None for spread in spreads) and told["undefined_resamples"] * 2 < len(difference_R):
+        spread = _sum_of([s for s in spreads if s is not None])
+        interval = student_difference(told["value"], spread, one.confidence, 0).interval
+        told |= {"low": interval.low, "high": interval.high}
+    return told
+
+
+def _sum_of(spreads: list[Spread]) -> Spread:
+    """Of the difference between two groups of different patients (Welch, 1947)."""
+    total = sum(spread.variance for spread in spreads)
+    fewest = min(spread.patients for spread in spreads)
+    parts = sum(spread.variance**2 / spread.degrees for spread in spreads)
+    return Spread(total, total**2 / parts if parts > 0 else fewest - 1, fewest)

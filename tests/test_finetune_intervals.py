@@ -1,0 +1,248 @@
+"""Intervals hold the truth as often as they say, keep within bounds, and say when there is none."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest, norm
+
+from finetune.bootstrap import bootstrap, patient_strata
+from finetune.comparisons import comparisons, holm
+from finetune.coverage import DIFFERENCE, NAIVE, SETTINGS, CoverageConfig, Setting, draw_study, measure, run
+from finetune.intervals import Intervals, hanley_variance
+from finetune.metrics import CaseFigures, ScoredCases, figures_of
+from finetune.reported import Reported
+
+
+def one_label(truth, scores, patients=None) -> ScoredCases:
+    patients = np.arange(len(truth)) if patients is None else patients
+    true = np.asarray(truth).astype(int)
+    decided = (np.asarray(scores) >= 0.5).astype(int)
+    return ScoredCases(
+        np.asarray(truth, float)[:, None], np.asarray(scores, float)[:, None], true, decided, patients, ("x",),
+        ("not x", "x"),
+    )  # fmt: skip
+
+
+def resampled(cases, num=400):
+    return bootstrap(CaseFigures(cases), patient_strata(cases.truth_NK, cases.patient_N), num, 0)
+
+
+def test_intervals_hold_the_truth_in_95_of_100_studies_and_image_level_ones_do_not():
+    """300 patients of 1 to 5 images each, 200 studies; the whole simulation is `python -m finetune coverage`."""
+    found = measure(SETTINGS[0], CoverageConfig(draws=200, resamples=100))
+    assert len(found) == 10
+    for key, (_, covered, _) in found.items():
+        if key == NAIVE:
+            assert covered < 0.87
+        else:
+            assert 0.90 <= covered <= 0.99, key
+
+
+def test_intervals_hold_where_fifteen_patients_have_the_disease():
+    found = measure(SETTINGS[1], CoverageConfig(draws=200, resamples=100))
+    for key in (("auroc",), ("auprc",), ("sensitivity",), ("balanced_accuracy",), DIFFERENCE):
+        assert 0.90 <= found[key][1] <= 1.0, key
+
+
+def test_the_simulation_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr("finetune.coverage.SETTINGS", SETTINGS[:2])
+    run(["draws=10", "patients=60", "resamples=50"])
+    printed = capsys.readouterr().out
+    assert all(setting.title in printed for setting in SETTINGS[:2])
+    assert "images as patients" in printed
+
+
+def test_a_share_of_patients_with_one_case_each_has_nearly_wilson_s_interval():
+    truth, scores = np.repeat([1.0, 0.0], 200), np.concatenate([np.repeat([0.9, 0.1], [170, 30]), np.full(200, 0.2)])
+    cases = one_label(truth, scores)
+    found = Intervals(cases, 0.95).of(("sensitivity", "x"), figures_of(cases), resampled(cases, 2000))
+    assert found is not None
+    z, n, p = norm.ppf(0.975), 200, 0.85
+    centre, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2),
+    )
+    assert found.low == pytest.approx(centre - half, abs=0.004)
+    assert found.high == pytest.approx(centre + half, abs=0.004)
+
+
+def test_a_figure_at_its_bound_has_an_interval_though_resampling_never_leaves_it():
+    cases = one_label(np.repeat([1.0, 0.0], [12, 40]), np.repeat([0.9, 0.1], [12, 40]))
+    values, plain, intervals = resampled(cases), figures_of(cases), Intervals(cases, 0.95)
+    for key in (("sensitivity", "x"), ("auroc", "x"), ("auroc",), ("balanced_accuracy",), ("f1", "x"), ("auprc", "x")):
+        assert plain[key] == 1.0
+        assert values[key].std() == 0
+        found = intervals.of(key, plain, values)
+        assert found is not None
+        assert found.high == 1.0
+        assert 0.6 < found.low < 0.95, key
+
+
+def test_the_fewer_patients_the_wider():
+    widths = []
+    for num in (5, 15, 60):
+        truth = np.repeat([1.0, 0.0], [num, 200])
+        scores = truth * 0.3 + np.random.default_rng(0).random(len(truth)) * 0.7
+        cases = one_label(truth, scores)
+        found = Intervals(cases, 0.95).of(("auroc", "x"), figures_of(cases), resampled(cases))
+        assert found is not None
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_one_patient_has_no_interval_and_nobody_no_figure():
+    cases = one_label([1.0, 0, 0, 0, 0], [0.8, 0.2, 0.3, 0.9, 0.1])
+    reported = Reported(cases, resampled(cases), 0.95)
+    alone = reported.figure("auroc", "x")
+    assert alone["value"] == 0.75
+    assert alone["low"] is None
+    nobody = one_label(np.zeros(5), [0.8, 0.2, 0.3, 0.9, 0.1])
+    reported = Reported(nobody, resampled(nobody), 0.95)
+    figure = reported.figure("auroc", "x")
+    assert figure == {"value": None, "low": None, "high": None, "undefined_resamples": 400}
+    assert reported.figure("specificity", "x")["low"] is not None
+
+
+def test_undefined_resamples_are_left_out_and_counted():
+    cases = one_label(np.repeat([1.0, 0.0], 30), np.random.default_rng(1).random(60))
+    values, plain = dict(resampled(cases)), figures_of(cases)
+    values["auroc", "x"] = np.where(np.arange(400) % 4 == 0, np.nan, values["auroc", "x"])
+    found = Intervals(cases, 0.95).of(("auroc", "x"), plain, values)
+    assert found is not None
+    assert found.num_undefined == 100
+    values["auroc", "x"] = np.where(np.arange(400) % 2 == 0, np.nan, values["auroc", "x"])
+    assert Intervals(cases, 0.95).of(("auroc", "x"), plain, values) is None
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 10), st.integers(0, 5)), min_size=6, max_size=30),
+    st.sampled_from([0.8, 0.95]),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_interval_holds_its_figure_and_keeps_within_bounds(data, confidence):
+    patients = np.unique([row[2] for row in data], return_inverse=True)[1]
+    cases = one_label([float(row[0]) for row in data], [row[1] / 10 for row in data], patients)
+    values, plain, intervals = resampled(cases, 40), figures_of(cases), Intervals(cases, confidence)
+    for key, value in plain.items():
+        found = intervals.of(key, plain, values, patients=4 if key[0] == "bin" else None)
+        if found is not None:
+            assert -1e-9 <= found.low <= value + 1e-9, key
+            assert value - 1e-9 <= found.high <= 1 + 1e-9, key
+
+
+def test_hanley_s_variance_is_that_of_exponential_scores():
+    rng = np.random.default_rng(0)
+    positive, negative = rng.exponential(9, (4000, 20, 1)), rng.exponential(1, (4000, 1, 30))
+    aurocs = (positive > negative).mean(axis=(1, 2))
+    assert aurocs.mean() == pytest.approx(0.9, abs=0.003)
+    assert hanley_variance(0.9, 20, 30) == pytest.approx(aurocs.var(), rel=0.08)
+    assert hanley_variance(0.7, 1, 1) == pytest.approx(0.7 * 0.3)
+
+
+def test_holm_by_hand():
+    # Holm (1979): 0.01 x 4, 0.02 x 3, then 0.03 x 2, which may not fall below, and 0.04 x 1.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni(p_values):
+    corrected = [p for p in holm(p_values) if p is not None]
+    assert len(corrected) == len(p_values)
+    for p, q in zip(p_values, corrected):
+        assert p - 1e-12 <= q <= min(1.0, p * len(p_values)) + 1e-12 or q <= max(corrected)
+        assert q >= p - 1e-12
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= -1e-12).all()
+    assert min(corrected) == pytest.approx(min(1.0, min(p_values) * len(p_values)))
+
+
+def compared(one: ScoredCases, *others: ScoredCases, num: int = 200) -> list[dict]:
+    named = {f"model {number}": cases for number, cases in enumerate((one, *others))}
+    figures = {name: CaseFigures(cases) for name, cases in named.items()}
+
+    def together(counts):
+        return {(name, *key): values for name, of in figures.items() for key, values in of(counts).items()}
+
+    found = bootstrap(together, patient_strata(one.truth_NK, one.patient_N), num, 0)
+    return comparisons(
+        {
+            name: Reported(cases, {key[1:]: values for key, values in found.items() if key[0] == name}, 0.95)
+            for name, cases in named.items()
+        }
+    )
+
+
+def test_equally_good_models_differ_by_chance_alone():
+    """p of the paired difference is uniform where both models read the same signal with noise of their own."""
+    study = Setting("", (0.6, 0.4), 1.0)
+    p_values = []
+    for number in range(120):
+        one, _ = draw_study(study, 60, np.random.default_rng([5, number]))
+        noise = np.random.default_rng([6, number]).normal(size=(2, *one.scores_NK.shape)) * 0.15
+        models = [replace(one, scores_NK=one.scores_NK + extra) for extra in noise]
+        (row,) = [row for row in compared(*models, num=100) if row["figure"] == "auroc"]
+        p_values.append(row["p"])
+    assert kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_random_labels_have_an_auroc_whose_interval_holds_a_half():
+    rng = np.random.default_rng(8)
+    inside = 0
+    for _ in range(40):
+        cases = one_label(rng.integers(0, 2, 120), rng.random(120), np.repeat(np.arange(40), 3))
+        found = Intervals(cases, 0.95).of(("auroc",), figures_of(cases), resampled(cases, 100))
+        assert found is not None
+        inside += found.low <= 0.5 <= found.high
+    assert inside >= 34
+
+
+def test_comparisons_are_paired_corrected_and_say_what_could_have_been_found():
+    rng = np.random.default_rng(2)
+    truth = np.repeat([1.0, 0.0], [80, 160])
+    good = np.clip(truth * 0.5 + rng.random(240) * 0.6, 0, 1)
+    alike, bad = np.clip(good + rng.normal(0, 0.01, 240), 0, 1), rng.random(240)
+    one, *others = (one_label(truth, scores) for scores in (good, alike, bad))
+    rows = compared(one, *others)
+    by = {(row["baseline"], row["figure"]): row for row in rows}
+    assert {row["model"] for row in rows} == {"model 0"}
+    assert all(row["label"] is None for row in rows)
+    worse, same = by["model 2", "auroc"], by["model 1", "auroc"]
+    assert worse["value"] == pytest.approx(figures_of(one)["auroc",] - figures_of(others[1])["auroc",])
+    assert 0 < worse["low"] < worse["value"] < worse["high"]
+    assert worse["p"] < 1e-4
+    assert worse["p_delong"] < 1e-4
+    assert worse["p_holm"] == pytest.approx(2 * worse["p_delong"])
+    assert same["p_holm"] >= same["p_delong"] > 0.001
+    # The two that are nearly the same model vary together, so a small difference would have been found.
+    assert same["detectable"] < worse["detectable"] / 3
+    assert by["model 2", "brier"]["value"] < 0
+
+
+def test_delong_stands_where_patients_have_one_case_and_nowhere_else():
+    rng = np.random.default_rng(3)
+    truth, scores = np.repeat([1.0, 0.0], 40), rng.random(80)
+    single = one_label(truth, scores)
+    assert {"low", "high"} == set(Reported(single, resampled(single), 0.95).figure("auroc")["delong"])
+    several = one_label(truth, scores, np.repeat(np.arange(40), 2))
+    assert "delong" not in Reported(several, resampled(several), 0.95).figure("auroc")
+    (row,) = [row for row in compared(several, several) if row["figure"] == "auroc"]
+    assert row["p_delong"] is None
+    assert row["p"] == row["p_holm"] == 1.0
+
+
+def test_calibration_error_has_no_interval_but_what_chance_would_give():
+    rng = np.random.default_rng(4)
+    scores = rng.random(300)
+    right, wrong = one_label(rng.random(300) < scores, scores), one_label(rng.random(300) < scores**4, scores)
+    figures = [Reported(cases, resampled(cases, 50), 0.95).figure("ece") for cases in (right, wrong)]
+    for figure in figures:
+        assert figure["low"] is None
+        assert 0 < figure["by_chance"] < 0.1
+    assert figures[0]["value"] < 2 * figures[0]["by_chance"]
+    assert figures[1]["value"] > 3 * figures[1]["by_chance"]
