@@ -1,10 +1,11 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clusters.config import InputError, load_config
@@ -16,6 +17,7 @@ from data.sources import read_raw, synthetic
 from data.uncertain import Policy, labels_under_policy
 from finetune.cohort import choose_cohort, choose_patients, find_leaks
 from finetune.config import FinetuneConfig
+from finetune.regression import Regression
 from tests.finetune_runs import write_encoder
 
 
@@ -99,7 +101,13 @@ def test_a_class_that_training_never_saw_is_named(synthetic_dataset):
 FINDINGS = ("Edema", "Consolidation", "Fracture")
 
 
-def imported(folder: Path, task: str, names: tuple[str, ...], relabel: Callable[[int, Case], Case]) -> Dataset:
+def imported(
+    folder: Path,
+    task: str,
+    names: tuple[str, ...],
+    relabel: Callable[[int, Case], Case],
+    numbers: tuple[str, ...] = (),
+) -> Dataset:
     """Synthetic cases with other labels."""
     splits = SplitFractions(train=0.5, val=0.25, test=0.25)
     options = synthetic.Options(
@@ -107,7 +115,7 @@ def imported(folder: Path, task: str, names: tuple[str, ...], relabel: Callable[
     )
     raw = read_raw(options)
     cases = [relabel(number, case) for number, case in enumerate(raw.cases)]
-    write_dataset(dataclasses.replace(raw, task=task, label_names=names, cases=cases), options)
+    write_dataset(dataclasses.replace(raw, task=task, label_names=names, cases=cases, number_names=numbers), options)
     return open_dataset(str(folder))
 
 
@@ -140,6 +148,51 @@ def test_a_doubtful_label_counts_as_the_policy_says(chest: Dataset):
     assert np.isnan(chest.labels[edema, 0]).all()
 
 
+SMOOTHED: dict[Policy, tuple[float, float]] = {"smooth": (0.55, 0.85), "smooth_zeros": (0.0, 0.3)}
+
+
+@pytest.mark.parametrize("policy", SMOOTHED)
+def test_a_smoothed_doubt_is_drawn_once_for_a_case_whatever_else_is_asked(chest: Dataset, policy: Policy):
+    low, high = SMOOTHED[policy]
+    labels = labels_under_policy(chest, policy, seed=3)
+    doubtful = np.isnan(chest.labels)
+    assert np.array_equal(labels[~doubtful], chest.labels[~doubtful])
+    drawn = labels[doubtful]
+    assert low <= drawn.min() and drawn.max() <= high and drawn.max() - drawn.min() > 0.6 * (high - low)
+    edema = dict(zip(chest.column("key"), labels[:, 0]))
+    assert all(edema[key] == value for key, value in zip(chest.column("key"), labels[:, 0]))  # all images of a case
+    alone = labels_under_policy(chest, {"Edema": policy}, seed=3)
+    assert np.array_equal(alone[:, 0], labels[:, 0]) and np.isnan(alone[doubtful[:, 1], 1]).all()
+    assert np.array_equal(labels, labels_under_policy(chest, policy, seed=3))
+    assert not np.isin(labels_under_policy(chest, policy, seed=4)[doubtful], drawn).any()
+    assert len(set(drawn)) == len(
+        {(key, k) for key, row in zip(chest.column("key"), doubtful) for k in np.flatnonzero(row)}
+    )
+
+
+@given(
+    st.dictionaries(st.sampled_from(["Edema", "Consolidation", "Fracture"]), st.sampled_from(get_args(Policy))),
+    st.integers(0, 5),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_study_masks_each_label_and_policies_reach_training_only(chest: Dataset, policies, seed: int):
+    cohort = choose_cohort(chest, config(chest, uncertain=policies, seed=seed))
+    assert cohort.task.kind == "multilabel" and cohort.task.label_names == FINDINGS
+    for split in ("val", "test"):
+        assert np.array_equal(cohort.truth[chest.rows([split])], chest.labels[chest.rows([split])], equal_nan=True)
+    train = chest.rows(["train"])
+    for k, name in enumerate(FINDINGS):
+        doubtful = np.isnan(chest.labels[train, k])
+        found = cohort.truth[train, k]
+        assert np.array_equal(found[~doubtful], chest.labels[train, k][~doubtful])
+        assert np.isnan(found[doubtful]).all() == (policies.get(name, "ignore") == "ignore" or not doubtful.any())
+    assert set(train) >= set(cohort.train) >= set(train[np.isfinite(chest.labels[train]).any(axis=1)])
+    counts = cohort.counts()["train"]["cases_per_class"]
+    assert list(counts) == list(FINDINGS)
+    _, first = np.unique(chest.case_of[cohort.train], return_index=True)
+    assert list(counts.values()) == (cohort.truth[cohort.train[first]] >= 0.5).sum(axis=0).tolist()
+
+
 def test_one_label_of_several_is_a_study_and_doubt_is_decided_in_training_only(chest: Dataset):
     ignoring = choose_cohort(chest, config(chest, label="Edema"))
     ones = choose_cohort(chest, config(chest, label="Edema", uncertain={"Edema": "ones"}))
@@ -162,6 +215,14 @@ def test_a_class_against_the_rest(synthetic_dataset: Dataset):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
+        (
+            {"labels": ["Edema", "Rib fracture"]},
+            r"labels: .* has no Rib fracture\. Wanted: Edema, Rib fracture\. The dataset has: Edema, Consolidation, "
+            r"Fracture\. Write label_map=\{Fracture: Rib fracture\}",
+        ),
+        ({"label": "Edema", "labels": ["Edema"]}, "label= picks one label and labels= several; give one"),
+        ({"class_weighting": "balanced"}, "class_weighting: balanced weighs .* give class_weighting=none"),
+        ({"numbers": ["EF"]}, "numbers: .* has no number 'EF'; it has none, and source=table imports some"),
         ({"label": "Oedema"}, "label: .* has no label 'Oedema' \\(nearest: Edema\\)"),
         ({"label": "Edema", "uncertain": {"edema": "ones"}}, "uncertain: .* has no label 'edema' \\(nearest: Edema\\)"),
     ],
@@ -199,3 +260,138 @@ def test_a_soft_label_counts_as_its_likeliest_class(tmp_path: Path):
         assert cohort.truth[rows] == pytest.approx(expected)
     assert not (case_number[cohort.train] % 6 == 5).any()
     assert sum(cohort.counts()["test"]["cases_per_class"].values()) == cohort.counts()["test"]["cases"]
+
+
+def with_labels(dataset: Dataset, change: Callable[[Dataset, np.ndarray], None]) -> Dataset:
+    """The dataset with other labels."""
+
+    class Changed(Dataset):
+        @property
+        def labels(self):  # type: ignore[override]
+            labels = dataset.labels.copy()
+            change(dataset, labels)
+            return labels
+
+    return Changed(dataset.location, dataset.manifest)
+
+
+def without(label: str, split: str, value: float) -> Callable[[Dataset, np.ndarray], None]:
+    """Nobody of a split has this value of a label: the others are left."""
+
+    def change(dataset: Dataset, labels: np.ndarray) -> None:
+        rows, k = dataset.rows([split]), dataset.label_names.index(label)
+        labels[rows[labels[rows, k] == value], k] = np.nan
+
+    return change
+
+
+def test_a_label_that_training_never_saw_is_refused_and_may_be_left_out(chest: Dataset):
+    for value, name in ((1, "Edema"), (0, "not Edema")):
+        changed = with_labels(chest, without("Edema", "train", value))
+        with pytest.raises(
+            InputError, match=f"the training split has no case of '{name}'.* or leave 'Edema' out of lab"
+        ):
+            choose_cohort(changed, config(chest))
+        left = choose_cohort(changed, config(chest, labels=["Consolidation", "Fracture"]))
+        assert left.task.label_names == ("Consolidation", "Fracture") and left.truth.shape[1] == 2
+
+
+def test_a_validation_split_without_positives_is_told_and_refused_where_nothing_is_left(chest: Dataset):
+    changed = with_labels(chest, without("Edema", "val", 1))
+    cohort = choose_cohort(changed, config(chest))
+    assert any(note == "the val split has no case of 'Edema': nothing is chosen by it" for note in cohort.notes)
+    with pytest.raises(InputError, match="the validation split has one class only, so nothing can be chosen on it"):
+        choose_cohort(changed, config(chest, label="Edema"))
+
+    def none(dataset: Dataset, labels: np.ndarray) -> None:
+        for name in FINDINGS:
+            without(name, "val", 1)(dataset, labels)
+
+    with pytest.raises(InputError, match="the validation split has no label with both positives and negatives"):
+        choose_cohort(with_labels(chest, none), config(chest))
+
+
+def test_a_share_of_the_labels_that_leaves_a_label_without_a_case_is_refused(chest: Dataset):
+    """Consolidation only beside Edema or Fracture, which are rarer: no stratum is its own."""
+    rows = chest.rows(["train"])
+    place = np.unique(chest.column("patient")[rows].astype(str), return_inverse=True)[1] % 8
+
+    def change(dataset: Dataset, labels: np.ndarray) -> None:
+        columns = [place < 3, np.isin(place, [0, 1, 3, 4]), np.isin(place, [3, 4, 5])]
+        labels[rows] = np.stack(columns, axis=1)
+
+    changed, refused = with_labels(chest, change), []
+    for seed in range(20):
+        try:
+            cohort = choose_cohort(changed, config(chest, label_fraction=0.01, seed=seed))
+        except InputError as error:
+            refused.append(str(error))
+        else:
+            assert (cohort.truth[cohort.train] == 1).any(axis=0).all()
+    assert 0 < len(refused) < 20
+    told = "label_fraction: 0.01 of the training patients leaves none of class 'Consolidation'; raise label_fraction"
+    assert set(refused) == {told}
+
+
+def test_a_class_of_one_patient_is_told(synthetic_dataset: Dataset):
+    place = synthetic_dataset.label_names.index("melanoma")
+    patients = synthetic_dataset.column("patient")
+
+    def one_patient(dataset: Dataset, labels: np.ndarray) -> None:
+        for split in ("train", "test"):
+            rows = dataset.rows([split])
+            ours = rows[labels[rows, place] == 1]
+            labels[ours[patients[ours] != patients[ours[0]]]] = np.nan
+
+    cohort = choose_cohort(with_labels(synthetic_dataset, one_patient), config(synthetic_dataset, label_fraction=0.3))
+    assert len(set(patients[cohort.train[cohort.class_of(cohort.train) == place]])) == 1
+    told = {note.split(" has one patient of ")[0]: note for note in cohort.notes if "'melanoma'" in note}
+    assert "what is learned of it rests on that patient" in told["the train split"]
+    assert "its figures say nothing of other patients" in told["the test split"]
+
+
+def test_a_dataset_without_labels_is_no_study(tmp_path: Path):
+    dataset = imported(tmp_path / "dataset", "unlabelled", (), lambda _, case: dataclasses.replace(case, labels={}))
+    with pytest.raises(
+        InputError, match="its task is 'unlabelled', and fine-tuning takes multiclass, binary, multilabel"
+    ):
+        choose_cohort(dataset, config(dataset))
+
+
+def measured(number: int, case: Case) -> Case:
+    """A label and two numbers, the first of which every fifth case lacks."""
+    fraction = float("nan") if number % 5 == 4 else 30.0 + number
+    numbers = {"EF": fraction, "EDV": 100.0 + number % 7}
+    return dataclasses.replace(case, labels={"reduced": float(number % 2)}, numbers=numbers)
+
+
+@pytest.fixture(scope="module")
+def heart(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return imported(tmp_path_factory.mktemp("heart") / "dataset", "binary", ("reduced",), measured, ("EF", "EDV"))
+
+
+def test_numbers_stand_beside_the_labels_and_are_scaled_by_training(heart: Dataset):
+    cohort = choose_cohort(heart, config(heart, numbers=["EF"]))
+    assert cohort.task.label_names == ("reduced", "EF") and cohort.task.kind == "two_heads"
+    assert heart.number_names == ["EF", "EDV"]
+    case_number = np.array([int(key.rsplit("-", 1)[1]) for key in heart.column("key")])
+    missing = case_number % 5 == 4
+    assert np.array_equal(np.isnan(cohort.truth[:, 1]), missing)
+    assert cohort.truth[~missing, 1].tolist() == (30 + case_number[~missing]).tolist()
+    assert missing[cohort.train].any()  # their label teaches
+    assert not missing[cohort.val].any() and not missing[cohort.test].any()
+    numbers = cohort.task.parts[1]
+    assert isinstance(numbers, Regression)
+    assert numbers.mean_K[0] == pytest.approx(np.nanmean(cohort.truth[cohort.train, 1]), rel=1e-6)
+    weights = cohort.training_weights("balanced")
+    per_class = np.bincount(cohort.class_of(cohort.train), weights=weights)
+    assert per_class[0] == pytest.approx(per_class[1])
+
+
+def test_numbers_that_cannot_be_learned_are_refused(tmp_path: Path):
+    def constant(number: int, case: Case) -> Case:
+        return dataclasses.replace(measured(number, case), numbers={"EF": 55.0})
+
+    dataset = imported(tmp_path / "dataset", "binary", ("reduced",), constant, ("EF",))
+    with pytest.raises(InputError, match="number 'EF' has fewer than two different values in split 'train'"):
+        choose_cohort(dataset, config(dataset, numbers=["EF"]))

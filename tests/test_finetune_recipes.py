@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from clusters.config import load_config
 from data.dataset import Dataset
 from finetune.config import FinetuneConfig
 from finetune.label_names import LABEL_SETS
-from finetune.run import finetune
+from finetune.run import finetune, work
 from tests import miniatures
-from tests.finetune_runs import write_encoder
+from tests.finetune_runs import recipe, write_encoder
 from tests.importers import imported
+from tests.ranks import Ranks
 
 RECIPES = sorted((Path(__file__).parents[1] / "finetune" / "recipes").glob("*.yaml"))
 THIRDS = ("splits.train=0.5", "splits.val=0.25", "splits.test=0.25")
@@ -54,9 +56,9 @@ def run(name: str, datasets: Any, out: Path, *words: str) -> dict[str, Any]:
     """A recipe on its miniature; returns the results."""
     dataset, encoder = datasets(name)
     quick = ["bootstrap.resamples=20", "tracking.wandb=disabled", "full.epochs=1", "full.batch_size=16", *words]
-    recipe = next(str(path) for path in RECIPES if path.stem == name)
+    path = next(str(path) for path in RECIPES if path.stem == name)
     finetune(
-        load_config(FinetuneConfig, [recipe, f"data={dataset.location}", f"encoder={encoder}", f"out={out}", *quick])
+        load_config(FinetuneConfig, [path, f"data={dataset.location}", f"encoder={encoder}", f"out={out}", *quick])
     )
     return json.loads((out / "results.json").read_text())
 
@@ -99,6 +101,23 @@ def test_a_linear_head_learns_the_labels_of_a_recipe(name: str, datasets: Any, t
         truth, predicted = test["number.EF"], test["predicted.EF"]
         assert number["mae"]["value"] == pytest.approx(np.abs(truth - predicted).mean())
         assert number["mae"]["value"] < 5 and number["pearson"]["value"] > 0.9 and number["spearman"]["low"] > 0.5
+
+
+def test_two_heads_train_on_two_processes_as_on_one(datasets: Any, tmp_path: Path, ranks: Ranks) -> None:
+    """The scales of the two losses are learned with the rest, and are the same on all."""
+    dataset, encoder = datasets("echo")
+    weights = {}
+    for name in ("one", "two"):
+        full = {"epochs": 1, "batch_size": 22, "optim": {"name": "sgd", "lr": 0.003}}
+        config = recipe(dataset, encoder, tmp_path / name, full=full, numbers=["EF"])
+        if name == "one":
+            work(config)
+        else:
+            ranks.run("finetune_work", config.model_dump(mode="json"))
+        weights[name] = load_file(tmp_path / name / "training" / "pretrained" / "model.safetensors")
+    assert (weights["one"]["task_weights.scale_T"] - 1).abs().min() > 1e-4
+    for name, tensor in weights["one"].items():
+        assert weights["two"][name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=1e-4), name
 
 
 @pytest.mark.parametrize("name", MADE)
