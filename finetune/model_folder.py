@@ -15,6 +15,7 @@ from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
 from finetune.contenders import load
 from finetune.evaluate import Judged
+from finetune.heads import POOLING
 from finetune.linear import Choice
 
 MODEL_FILES = ("encoder.safetensors", "head.safetensors", "model.json")
@@ -49,7 +50,7 @@ def write_model(
             "labels": list(cohort.task.label_names),
             "classes": list(cohort.task.class_names),
             "threshold": judged.threshold,
-            "pooling": "mean of the probabilities of a case's images",
+            "pooling": POOLING[config.full.pooling if choice is None else "none"],
             "encoder": card.config.structure(),
             "projection": card.projection,
             "input": {

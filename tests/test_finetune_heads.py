@@ -33,7 +33,7 @@ def test_gated_attention_against_a_plain_restatement() -> None:
             for v, a, u, b in zip(content.weight, content.bias, gate.weight, gate.bias)
         ]
         plain.append(math.exp(sum(float(w) * h for w, h in zip(score, hidden))))
-    pooled = sum(a / sum(plain) * feature for a, feature in zip(plain, features_VD))
+    pooled = torch.tensor(plain) @ features_VD / sum(plain)
     expected = head.weight @ pooled + head.bias
     torch.testing.assert_close(pool_views(head(features_VD)[:, None], "attention")[0], expected, rtol=1e-4, atol=1e-4)
 

@@ -1,6 +1,7 @@
 """Each loss against a plain restatement of its paper, one number at a time in float64, and its gradient."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def sigmoid(z: float) -> float:
     return 1 / (1 + math.exp(-z))
 
 
-def mean(losses: list[float], weights: Tensor) -> float:
+def mean(losses: Sequence[float], weights: Tensor) -> float:
     return sum(x * float(w) for x, w in zip(losses, weights)) / float(weights.sum())
 
 
