@@ -27,7 +27,7 @@ from finetune.full_batches import FullBatches
 from finetune.heads import Classifier, pool_images
 from finetune.learner import Training
 from finetune.losses import LABEL_KINDS
-from finetune.parameters import choose_trained, plain_weights
+from finetune.parameters import choose_trained, drawn_by, plain_weights
 from finetune.tasks import pool_cases
 from pretrain.encoder_folder import EncoderCard
 from pretrain.views import ViewConfig, normalise
@@ -49,8 +49,7 @@ def train_full(
     finished = folder.read_json(FINISHED) if folder.exists(FINISHED) else None
     if distributed.broadcast_object(finished) is not None:
         return _with_best_weights(model, folder), card
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with drawn_by(config.seed):
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
 
@@ -183,7 +182,8 @@ def _build(contender: Contender, cohort: Cohort, config: FinetuneConfig) -> tupl
         std=card.std,
     )
     num_features, num_labels = int(cast(Any, encoder).num_features), len(cohort.task.label_names)
-    return Classifier(encoder, num_features, num_labels, config.full.pooling), card, views
+    with drawn_by(config.seed):
+        return Classifier(encoder, num_features, num_labels, config.full.pooling), card, views
 
 
 def _finite_loss(losses: list[Tensor], model: nn.Module, title: str, step: int) -> float:
