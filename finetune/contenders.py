@@ -1,12 +1,14 @@
 """What is compared on one results page: the encoder that was asked for, and its baselines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pretrain.encoder_folder import EncoderCard
 
 PCA_SIZE_PX, PCA_COMPONENTS = 32, 64
 
@@ -47,7 +49,7 @@ def contenders(config: FinetuneConfig) -> list[Contender]:
     found = [_pretrained("pretrained", config.encoder, config)]
     for baseline in config.baselines:
         if baseline == "untrained":
-            card = read_card(config.encoder)
+            card = untrained_card(config)
             what = f"untrained:{card.structure}:{config.seed}"
             title = f"{card.architecture}, untrained"
             found.append(
@@ -68,12 +70,28 @@ def contenders(config: FinetuneConfig) -> list[Contender]:
 
 def load(contender: Contender, config: FinetuneConfig) -> tuple["nn.Module", Any]:
     """The encoder's network with its weights, and the card of its input."""
-    from pretrain.encoder_folder import load_encoder, read_card, untrained_like
+    from pretrain.encoder_folder import load_encoder, untrained_like
 
     if contender.kind == "untrained":
-        card = read_card(contender.location)
+        card = untrained_card(config)
         return untrained_like(card, config.seed, config.size_px), card
     return load_encoder(contender.location, config.size_px)
+
+
+def untrained_card(config: FinetuneConfig) -> "EncoderCard":
+    """The card of the untrained baseline: the encoder's, but for what `untrained:` says of its network.
+
+    Raises InputError where the network cannot be made so.
+    """
+    from pretrain.encoder import check_encoder
+    from pretrain.encoder_folder import read_card
+
+    card, changed = read_card(config.encoder), config.untrained.model_dump(exclude_none=True)
+    if not changed:
+        return card
+    card = replace(card, config=card.config.model_copy(update=changed))
+    check_encoder(card.config, config.size_px or card.size_px)
+    return card
 
 
 def _pretrained(name: str, location: str, config: FinetuneConfig) -> Contender:

@@ -14,7 +14,7 @@ from clusters.config import InputError
 from data.dataset import Dataset
 from finetune.cohort import choose_cohort
 from finetune.config import FinetuneConfig
-from finetune.contenders import contenders
+from finetune.contenders import contenders, load
 from finetune.full_batches import Chosen, Targets
 from finetune.heads import Head, pool_images
 from finetune.run import finetune, work
@@ -198,6 +198,27 @@ def test_a_case_weighs_what_its_images_weigh_together(trained: FinetuneConfig, s
     targets = Targets(cohort, trained.model_copy(update={"class_weighting": "balanced"}))
     _, first, place = np.unique(synthetic_dataset.case_of[cohort.train], return_index=True, return_inverse=True)
     assert targets.weight_of[cohort.train][first] == pytest.approx(np.bincount(place, of_images), rel=1e-6)
+
+
+def test_the_untrained_baseline_may_be_of_another_variant(
+    synthetic_dataset: Dataset, encoder: str, tmp_path: Path
+) -> None:
+    changed = {"stem": "deep", "downsample": "averaged", "zero_gamma": False}
+    alike, other = (
+        recipe(synthetic_dataset, encoder, tmp_path / "out", baselines=["untrained"], untrained=values)
+        for values in ({}, changed)
+    )
+    given, varied = contenders(alike), contenders(other)
+    assert given[0].fingerprint == varied[0].fingerprint
+    assert given[1].fingerprint != varied[1].fingerprint
+    network, card = load(varied[1], other)
+    assert (card.config.stem, card.config.downsample) == ("deep", "averaged")
+    assert all(module.bn2.weight.any() for module in network.modules() if hasattr(module, "bn2"))  # type: ignore[operator]
+    assert load(given[1], alike)[1].config.downsample == "strided"
+    vit = write_encoder(tmp_path / "vit", synthetic_dataset, name="test_vit")
+    config = recipe(synthetic_dataset, vit, tmp_path / "out", baselines=["untrained"], untrained=changed)
+    with pytest.raises(InputError, match=r"does not take .*stem=deep"):
+        contenders(config)
 
 
 @pytest.mark.parametrize(
