@@ -11,7 +11,7 @@ from clusters.config import InputError
 from data.dataset import Dataset
 from data.uncertain import Policy, labels_under_policy, no_such_label
 from finetune.bootstrap import Floats, Integers
-from finetune.metrics import ScoredCases, macro_auroc, youden_threshold
+from finetune.metrics import ScoredCases, youden_threshold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +34,6 @@ class Task(Protocol):
 
     def probabilities(self, logits_NK: Floats) -> Floats:
         """Probability of each label, (N, K)."""
-        ...
-
-    def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
-        """What models are chosen by on validation, larger is better; NaN where nothing can be said."""
         ...
 
     def threshold(self, truth_NK: Floats, scores_NK: Floats) -> float | None:
@@ -72,10 +68,6 @@ class MultiClass:
         shifted = np.asarray(logits_NK, dtype=np.float64)
         powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
-
-    def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
-        """Macro AUROC."""
-        return macro_auroc(truth_NK, scores_NK)
 
     def threshold(self, truth_NK: Floats, scores_NK: Floats) -> None:
         """None is needed."""
@@ -112,10 +104,6 @@ class Binary:
         """Sigmoid, written so that no exponential overflows."""
         half = 0.5 * np.asarray(logits_NK, dtype=np.float64)
         return 0.5 * (1 + np.tanh(half))
-
-    def score(self, truth_NK: Floats, scores_NK: Floats) -> float:
-        """Macro AUROC."""
-        return macro_auroc(truth_NK, scores_NK)
 
     def threshold(self, truth_NK: Floats, scores_NK: Floats) -> float:
         """Youden's."""
