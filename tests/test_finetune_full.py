@@ -1,6 +1,7 @@
 """Whole trainings of head=full with all that it offers: on two processes as on one, resumed, stopped early, merged."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from data.dataset import Dataset
 from finetune.cohort import choose_cohort
 from finetune.config import FinetuneConfig
 from finetune.contenders import contenders, load
-from finetune.full_batches import Chosen, Targets
+from finetune.full_batches import Chosen, FullBatches, Targets
 from finetune.heads import Head, pool_images
 from finetune.run import finetune, work
 from pretrain.encoder_folder import load_encoder
 from pretrain.stage import Samples
+from pretrain.views import ViewConfig
 from tests import rank_tasks
 from tests.finetune_runs import recipe, write_encoder
 from tests.ranks import Ranks
@@ -170,6 +172,20 @@ def test_the_results_of_a_case_are_those_of_its_pooled_images(
     features = torch.randn(6, head.in_features)
     assert pool_images(head(features).detach().numpy(), np.repeat([0, 1], 3), "attention").shape == (6, 5)
     assert "attention scores" in json.loads((out / "model/model.json").read_text())["pooling"]
+
+
+def test_a_batch_is_a_function_of_its_step_whoever_is_asked(
+    trained: FinetuneConfig, synthetic_dataset: Dataset
+) -> None:
+    views = ViewConfig(size_px=32)
+    batches = FullBatches(choose_cohort(synthetic_dataset, trained), views, trained)
+    elsewhere: FullBatches = pickle.loads(pickle.dumps(batches))  # as to a loader process
+    elsewhere(0)
+    here, there = batches(3), elsewhere(3)
+    assert torch.equal(here.mixing_B5, there.mixing_B5)
+    assert torch.equal(here.views.rows_VB, there.views.rows_VB)
+    assert torch.equal(here.views.crops_VBCHW, there.views.crops_VBCHW)
+    assert here.views.rows_VB.shape == (4, 12) and not torch.equal(batches(2).mixing_B5, here.mixing_B5)
 
 
 def test_images_of_a_case_are_drawn_without_repeats_and_partners_are_others() -> None:

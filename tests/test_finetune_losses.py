@@ -242,4 +242,4 @@ def test_two_heads_weigh_their_losses_as_learned() -> None:
         of_labels = -sum(math.log(sigmoid(z) if y == 1 else 1 - sigmoid(z)) for z, y in known) / 3
         of_number = 0.0 if math.isnan(of[3]) else (row[3] - (of[3] - 50) / 10) ** 2
         plain.append(of_labels / (2 * 0.25) + math.log(1.25) + of_number / (2 * 4) + math.log(5))
-    assert float(loss(LOGITS, truth, WEIGHT)) == pytest.approx(mean(plain, WEIGHT), rel=1e-5)
+    assert float(loss(LOGITS, truth, WEIGHT).detach()) == pytest.approx(mean(plain, WEIGHT), rel=1e-5)
