@@ -71,6 +71,6 @@ def test_huge_attention_scores_stay_finite() -> None:
 def test_every_pooling_begins_with_even_predictions_and_is_told_in_words() -> None:
     images = torch.randn(6, 3, 8, 8)
     for pooling in POOLING:
-        model = Classifier(torch.nn.Flatten(), 192, 5, pooling)  # type: ignore[arg-type]
-        logits = pool_images(model(images).detach().numpy(), np.array([0, 0, 1, 1, 1, 2]), pooling)  # type: ignore[arg-type]
+        model = Classifier(torch.nn.Flatten(), 192, 5, pooling)
+        logits = pool_images(model(images).detach().numpy(), np.array([0, 0, 1, 1, 1, 2]), pooling)
         assert logits.shape == (6, 5) and (logits == 0).all()
