@@ -6,7 +6,7 @@ import torch
 from clusters.config import InputError
 from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
-from finetune.contenders import Contender
+from finetune.contenders import Contender, untrained_card
 from finetune.heads import Classifier
 from finetune.parameters import choose_trained, layers
 from pretrain.encoder import create_encoder
@@ -37,8 +37,10 @@ def check_full(config: FinetuneConfig, cohort: Cohort, entrants: list[Contender]
         )
     if settings.train == "lora" or settings.train.startswith("last_") or settings.optim.layer_decay < 1:
         for entrant in entrants:
-            if entrant.head == "full":
+            if entrant.head == "full" and entrant.kind == "encoder":
                 _check_layers(read_card(entrant.location), config)
+            elif entrant.head == "full" and entrant.kind == "untrained":
+                _check_layers(untrained_card(config), config)
 
 
 def _check_layers(card: EncoderCard, config: FinetuneConfig) -> None:

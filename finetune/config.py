@@ -11,7 +11,7 @@ from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
 from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
-from finetune.full_config import FullConfig
+from finetune.full_config import FullConfig, UntrainedConfig
 from finetune.label_names import LABEL_SETS
 from finetune.thresholds import OperatingConfig
 
@@ -89,6 +89,7 @@ class FinetuneConfig(Config):
     linear: LinearConfig = Field(default=LinearConfig(), description="the linear head")
     full: FullConfig = Field(default=FullConfig(), description="full fine-tuning")
     operating: OperatingConfig = Field(default=OperatingConfig(), description="reported beside the decision")
+    untrained: UntrainedConfig = Field(default=UntrainedConfig(), description="the untrained baseline's network")
     bootstrap: BootstrapConfig = Field(default=BootstrapConfig(), description="intervals")
     feature_batch_size: int = Field(default=256, ge=1, description="images at a time without training")
     cluster: ClusterConfig = Field(default=ClusterConfig(), description="workers")

@@ -14,7 +14,7 @@ anything else           the location of another encoder
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from clusters.config import InputError, absolute
@@ -89,12 +89,12 @@ def absolute_baseline(word: str) -> str:
 
 def load(contender: Contender, config: FinetuneConfig) -> tuple["nn.Module", Any]:
     """The encoder's network with its weights, and the card of its input."""
-    from pretrain.encoder_folder import load_encoder, read_card, untrained_like
+    from pretrain.encoder_folder import load_encoder, untrained_like
 
     if contender.kind == "published":
         return _load_published(contender.location, config)
     if contender.kind == "untrained":
-        card = read_card(contender.location)
+        card = untrained_card(config)
         return untrained_like(card, config.seed, config.size_px), card
     return load_encoder(contender.location, config.size_px)
 
@@ -104,7 +104,7 @@ def _baseline(word: str, first: Contender, config: FinetuneConfig) -> Contender:
 
     name = word.partition(":")[0]
     if word == "untrained":
-        card = read_card(config.encoder)
+        card = untrained_card(config)
         what = f"untrained:{card.structure}:{config.seed}"
         title = f"{card.architecture}, untrained"
         return Contender(word, title, word, config.encoder, what, card.architecture, [], config.head)
@@ -122,6 +122,22 @@ def _baseline(word: str, first: Contender, config: FinetuneConfig) -> Contender:
         return _published(word, config)
     card = read_card(word)
     return _pretrained(f"encoder-{card.fingerprint[:8]}", word, config)
+
+
+def untrained_card(config: FinetuneConfig) -> "EncoderCard":
+    """The card of the untrained baseline: the encoder's, but for what `untrained:` says of its network.
+
+    Raises InputError where the network cannot be made so.
+    """
+    from pretrain.encoder import check_encoder
+    from pretrain.encoder_folder import read_card
+
+    card, changed = read_card(config.encoder), config.untrained.model_dump(exclude_none=True)
+    if not changed:
+        return card
+    card = replace(card, config=card.config.model_copy(update=changed))
+    check_encoder(card.config, config.size_px or card.size_px)
+    return card
 
 
 def _pretrained(name: str, location: str, config: FinetuneConfig) -> Contender:

@@ -93,6 +93,16 @@ class LossConfig(Config):
         return self
 
 
+class UntrainedConfig(Config):
+    """How the untrained baseline may differ from the encoder, for ablations; the encoder itself is what it is."""
+
+    stem: Literal["standard", "small", "deep"] | None = Field(default=None, description="as encoder.stem; none: alike")
+    downsample: Literal["strided", "averaged"] | None = Field(
+        default=None, description="as encoder.downsample; none: alike"
+    )
+    zero_gamma: bool | None = Field(default=None, description="as encoder.zero_gamma; none: alike")
+
+
 class LoraConfig(Config):
     """Low-rank updates of attention layers (Hu et al., 2021)."""
 

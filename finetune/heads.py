@@ -19,7 +19,7 @@ from finetune.full_config import Pooling
 Numbers = NDArray[np.floating[Any]]
 ATTENTION_HIDDEN = 128
 
-POOLING = {
+POOLING: dict[Pooling, str] = {
     "none": "mean of the probabilities of a case's images",
     "mean": "mean of the logits of a case's images",
     "max": "largest logit of a case's images, label by label",

@@ -16,7 +16,7 @@ from finetune.config import FinetuneConfig
 from finetune.full_batches import MixedBatch, Targets, training_images
 from finetune.heads import Classifier, pool_views
 from finetune.losses import LABEL_KINDS, LabelLoss, TwoHeadsLoss, class_balance, supervised_contrastive
-from finetune.parameters import make_optimizer, rate_at, train_mode
+from finetune.parameters import drawn_by, make_optimizer, rate_at, train_mode
 from pretrain.views import ViewConfig
 
 PROJECTION_HIDDEN, PROJECTION_DIM = 512, 128
@@ -65,8 +65,7 @@ class Training:
     def __init__(self, model: Classifier, cohort: Cohort, views: ViewConfig, channels: int, config: FinetuneConfig):
         self._config, self._views, self._channels = config, views, channels
         self._targets = Targets(cohort, config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with drawn_by(config.seed):
             self.learner = Learner(model, criterion_of(cohort, self._targets, config), config)
         self.model = model
         global_batch_norm(self.learner)

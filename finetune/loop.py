@@ -26,9 +26,8 @@ from finetune.contenders import Contender, load
 from finetune.full_batches import FullBatches
 from finetune.heads import Classifier, pool_images
 from finetune.learner import Training
-from finetune.losses import LABEL_KINDS
-from finetune.parameters import choose_trained, plain_weights
-from finetune.tasks import pool_cases
+from finetune.linear import case_auroc
+from finetune.parameters import choose_trained, drawn_by, plain_weights
 from pretrain.encoder_folder import EncoderCard
 from pretrain.views import ViewConfig, normalise
 
@@ -40,7 +39,7 @@ def train_full(
 ) -> tuple[Classifier, EncoderCard]:
     """Train one contender in its folder and return it with the weights of its best epoch.
 
-    The best epoch is that of the highest figure on validation (`case_score`), the first of equal ones; it ends early
+    The best epoch is that of the highest figure on validation (`case_auroc`), the first of equal ones; it ends early
     by `full.patience`. Leaves the weights and, last, `finished.json`; where that is there, nothing is trained. On
     every rank.
     """
@@ -49,8 +48,7 @@ def train_full(
     finished = folder.read_json(FINISHED) if folder.exists(FINISHED) else None
     if distributed.broadcast_object(finished) is not None:
         return _with_best_weights(model, folder), card
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with drawn_by(config.seed):
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
 
@@ -91,14 +89,14 @@ def train_full(
             progress.line(done, metrics)
             report(metrics)
         if validating:
-            score = case_score(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
-            tracker.log(done, {score_name(cohort): score})
+            score = case_auroc(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
+            tracker.log(done, {"val_auroc": score})
             if score > best["score"] or not best["weights"]:
                 best = {"epoch": done // steps_per_epoch, "score": score, "weights": plain_weights(model)}
         if saving:
             checkpoints.save(done, {**training.state(), "best": best})
 
-    _finish(best, cohort, settings.epochs, title, folder)
+    _finish(best, settings.epochs, title, folder)
     return _with_best_weights(_build(contender, cohort, config)[0], folder), card
 
 
@@ -107,27 +105,14 @@ def _is_stopped(best: dict[str, Any], done: int, steps_per_epoch: int, patience:
     return patience is not None and bool(best["weights"]) and done // steps_per_epoch - best["epoch"] >= patience
 
 
-def _finish(best: dict[str, Any], cohort: Cohort, epochs: int, title: str, folder: Folder) -> None:
+def _finish(best: dict[str, Any], epochs: int, title: str, folder: Folder) -> None:
     """The best epoch's weights, for everybody."""
-    say(f"{title}: epoch {best['epoch']} of {epochs}, {score_name(cohort)} {best['score']:.4f}")
+    say(f"{title}: epoch {best['epoch']} of {epochs}, validation AUROC {best['score']:.4f}")
     if distributed.is_main():
         folder.write(WEIGHTS, safetensors.torch.save(best["weights"]))
-        chosen = {"epoch": best["epoch"], "of": epochs, score_name(cohort): best["score"]}
+        chosen = {"epoch": best["epoch"], "of": epochs, "val_auroc": best["score"]}
         folder.write_json(FINISHED, {"chosen": chosen, "weights_sha256": _weights_hash(folder)})
     distributed.barrier()
-
-
-def case_score(cohort: Cohort, rows: Rows, logits_IK: Floats) -> float:
-    """The task's own figure over cases, a case's answer being the mean of its images'; larger is better."""
-    task = cohort.task
-    _, scores_NK = pool_cases(cohort.dataset.case_of[rows], task.probabilities(logits_IK))
-    _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
-    return task.score(cohort.truth[rows[first]], scores_NK)
-
-
-def score_name(cohort: Cohort) -> str:
-    """What the figure is called where it is written down."""
-    return "val_auroc" if cohort.task.kind in LABEL_KINDS else "val_score"
 
 
 @torch.no_grad()
@@ -183,7 +168,8 @@ def _build(contender: Contender, cohort: Cohort, config: FinetuneConfig) -> tupl
         std=card.std,
     )
     num_features, num_labels = int(cast(Any, encoder).num_features), len(cohort.task.label_names)
-    return Classifier(encoder, num_features, num_labels, config.full.pooling), card, views
+    with drawn_by(config.seed):
+        return Classifier(encoder, num_features, num_labels, config.full.pooling), card, views
 
 
 def _finite_loss(losses: list[Tensor], model: nn.Module, title: str, step: int) -> float:

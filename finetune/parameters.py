@@ -6,6 +6,8 @@ ResNet's residual blocks, a transformer's), the kept layers of a projection head
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -22,6 +24,14 @@ from pretrain.optim import build_optimizer, learning_rate
 ATTENTION_LAYERS = re.compile(r".*attn\.(qkv|q|k|v|proj)")
 ADAPTER = "default"
 STEPS_OF_A_TENTH = 4
+
+
+@contextmanager
+def drawn_by(seed: int) -> Iterator[None]:
+    """Fresh weights that are made inside depend on the seed alone, and draw nothing from anybody else's numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def choose_trained(model: Classifier, settings: FullConfig, name: str) -> None:

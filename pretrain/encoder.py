@@ -25,6 +25,8 @@ SIMCLR_RESNETS = {
 
 Post-activation ones, as SimCLR's are; timm's wide_resnet50_2 is another network, of wide inner layers only.
 """
+TRICKS, PLAIN = ("stem", "downsample", "zero_gamma"), ("standard", "small", "strided", None)
+"""What "Bag of Tricks for Image Classification" (He et al., 2019, sections 3.1 and 4.1) changes in a ResNet."""
 
 
 class EncoderConfig(Config):
@@ -36,9 +38,20 @@ class EncoderConfig(Config):
         "times as wide), or any timm backbone: resnet50, convnext_tiny, timm:vit_small_patch16_224",
     )
     channels: Literal[1, 3] = Field(default=3, description="3: RGB input; 1: grey input")
-    stem: Literal["standard", "small"] = Field(
+    stem: Literal["standard", "small", "deep"] = Field(
         default="standard",
-        description="small: 3x3 first convolution, stride 1, no pooling; for images under 48 px",
+        description="small: 3x3 first convolution, stride 1, no pooling; for images under 48 px; deep: three 3x3 "
+        "convolutions in place of a ResNet's 7x7 (ResNet-C of He et al., 2019)",
+    )
+    downsample: Literal["strided", "averaged"] = Field(
+        default="strided",
+        description="a ResNet's shortcut where it halves the image; averaged: a mean over 2x2 before its convolution, "
+        "with stem=deep a ResNet-D (timm's ResNets are ResNet-B's: the 3x3 convolution has the stride)",
+    )
+    zero_gamma: bool | None = Field(
+        default=None,
+        description="whether fresh residual blocks begin as the identity, by zero scales in their last batch norms; "
+        "none: as timm has it, which is true for resnet50 and false for SimCLR's",
     )
     weights: str = Field(
         default="none",
@@ -61,11 +74,24 @@ class EncoderConfig(Config):
     def model_args(self) -> dict[str, Any]:
         """What timm must be told besides the name."""
         width = SIMCLR_RESNETS.get(self.name, (self.name, 0))[1]
-        return {"preact": False, "width_factor": width} if width else {}
+        told: dict[str, Any] = {"preact": False, "width_factor": width} if width else {}
+        if self.stem == "deep":
+            told |= {"stem_type": "deep"} if width else {"stem_type": "deep", "stem_width": 32}
+        if self.downsample == "averaged":
+            told["avg_down"] = True
+        return told
 
     def structure(self) -> dict[str, Any]:
-        """All that determines the network; where its first weights came from does not."""
-        return self.model_dump(mode="json", exclude={"weights"})
+        """All that determines the network and its fresh weights; where given weights came from does not.
+
+        What came later is left out where it is as it always was, so that encoders of before stay the same.
+        """
+        later = {
+            name
+            for name in ("downsample", "zero_gamma")
+            if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return self.model_dump(mode="json", exclude={"weights", *later})
 
 
 def create_encoder(config: EncoderConfig, size_px: int | None = None) -> nn.Module:
@@ -85,8 +111,11 @@ def create_encoder(config: EncoderConfig, size_px: int | None = None) -> nn.Modu
         raise InputError(f"encoder.name: timm has no weights '{config.name}'{nearest(config.name, known, count=3)}")
     size = {"img_size": size_px} if size_px and fixes_size(config) else {}
     name = config.timm_name if config.model_args else config.name
-    with _told(config, f"channels={config.channels}" + (f" and images of {size_px} px" if size else "")):
-        model = timm.create_model(name, num_classes=0, in_chans=config.channels, **size, **config.model_args)
+    fresh: dict[str, Any] = {} if config.zero_gamma is None else {"zero_init_last": config.zero_gamma}
+    asked = [f"channels={config.channels}"] + [f"images of {size_px} px"] * bool(size)
+    asked += [f"{key}={getattr(config, key)}" for key in TRICKS if getattr(config, key) not in PLAIN]
+    with _told(config, " and ".join(asked)):
+        model = timm.create_model(name, num_classes=0, in_chans=config.channels, **size, **config.model_args, **fresh)
     # timm's num_features is the width before its own head's hidden layer, where a network has one.
     model.num_features = getattr(model, "head_hidden_size", model.num_features)
     if config.stem == "small":
@@ -163,8 +192,7 @@ def _told(config: EncoderConfig, what: str) -> Iterator[None]:
     except Exception as error:
         reason = re.sub(r"\s+", " ", str(error))[:160] or type(error).__name__
         raise InputError(
-            f"encoder.name: '{config.name}' does not take {what} ({reason}); change views.size_px or encoder.channels, "
-            "or choose another network"
+            f"encoder.name: '{config.name}' does not take {what} ({reason}); change that, or choose another network"
         ) from None
 
 

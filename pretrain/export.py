@@ -193,7 +193,7 @@ of identifiable patients deserve the protection of the images themselves.
 
 
 def _usage(config: PretrainConfig) -> str:
-    if config.encoder.stem == "standard":
+    if config.encoder.stem != "small":
         return '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True, num_classes=0)\n```'
     arguments = {"num_classes": 0, "in_chans": config.encoder.channels, **config.encoder.model_args}
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items())

@@ -19,6 +19,7 @@ from pretrain.views import ViewConfig
 from pretrain.weights_source import NONE, Source, find_weights, read_shapes, read_tensors
 
 NAMES_SHOWN = 4
+ALTERED = ("deep", "averaged")
 Read = Callable[[Source], dict[str, Tensor]]
 
 
@@ -82,6 +83,7 @@ def _load(model: nn.Module, weights: dict[str, Tensor], config: EncoderConfig, w
             given = _of_channels(given, config.channels)
             adapted.append(name)
         fitted[name] = given
+    _check_architecture(wanted, fitted, config, where)
     wrong = next((name for name in wanted if name in fitted and fitted[name].shape != wanted[name].shape), None)
     if wrong:
         raise InputError(
@@ -108,6 +110,20 @@ def _load(model: nn.Module, weights: dict[str, Tensor], config: EncoderConfig, w
         "classifier": [name for name in ignored if name in classifiers],
         "ignored": _few([name for name in ignored if name not in classifiers]),
     }
+
+
+def _check_architecture(
+    wanted: dict[str, Tensor], fitted: dict[str, Tensor], config: EncoderConfig, where: str
+) -> None:
+    """Weights fix a network's stem and shortcuts. Raises InputError where those asked for are not in them."""
+    others = [name for name in wanted if name not in fitted or fitted[name].shape != wanted[name].shape]
+    others = [name for name in others if not name.endswith("num_batches_tracked")]
+    asked = [f"{key}={getattr(config, key)}" for key in ("stem", "downsample") if getattr(config, key) in ALTERED]
+    if fitted and others and asked:
+        raise InputError(
+            f"{where}: the network of these weights has no {', '.join(asked)} ({others[0]} differs): its architecture "
+            "is fixed; leave stem and downsample as they are, or start with encoder.weights=none"
+        )
 
 
 def _of_channels(weight: Tensor, channels: int) -> Tensor:

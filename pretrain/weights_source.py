@@ -95,11 +95,12 @@ def _is_ours(folder: Folder) -> bool:
 
 def _ours(config: EncoderConfig, folder: Folder) -> Source:
     card = read_card(folder.location)
+    for key in ("stem", "downsample"):
+        if getattr(card.config, key) != getattr(config, key):
+            raise InputError(_other(config, folder, key, getattr(card.config, key)))
     networks = [(c.timm_name, c.model_args) for c in (card.config, config)]
     if networks[0] != networks[1]:
         raise InputError(_other(config, folder, "name", card.config.name))
-    if card.config.stem != config.stem:
-        raise InputError(_other(config, folder, "stem", card.config.stem))
     methods = " → ".join(str(stage["method"]) for stage in card.lineage)
     title = f"Manyview encoder {card.architecture}, {methods or 'weights given'}"
     return Source(folder, WEIGHTS, title, card.size_px, {"mean": card.mean, "std": card.std}, card)

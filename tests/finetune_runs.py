@@ -25,7 +25,7 @@ def write_encoder(
     """An encoder that has seen the training split (or others) of a dataset; returns its location."""
     torch.manual_seed(seed)
     config = PretrainConfig(data="/none", run="/none", encoder=EncoderConfig(name=name))
-    encoder = create_encoder(config.encoder)
+    encoder = create_encoder(config.encoder, 32)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -13,6 +13,8 @@ from clusters.stopwatch import Stopwatch
 from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.config import FinetuneConfig
+from finetune.full_config import LossConfig
+from finetune.losses import LabelLoss, supervised_contrastive
 from finetune.run import work
 from pretrain.config import PretrainConfig
 from pretrain.encoder import SIMCLR_RESNETS, create_encoder
@@ -151,6 +153,27 @@ def overtaken_stage(values: dict[str, Any]) -> tuple[str, str]:
 def finetune_work(values: dict[str, Any]) -> None:
     """Run a fine-tuning as a worker would."""
     work(FinetuneConfig.model_validate(values))
+
+
+def label_losses(seed: int) -> dict[str, Any]:
+    """Losses of labels over the global batch, unknown ones unevenly spread, and the gradient by this rank's rows."""
+    torch.manual_seed(seed)
+    logits, weight = torch.randn(8, 3), torch.rand(8)
+    labels = (torch.randn(8, 3) > 0).float()
+    labels[:3] = labels[5, 1] = torch.nan
+    classes = torch.eye(3)[torch.tensor([0, 1, 1, 2, 0, 2, 1, 0])]
+    classes[6] = torch.nan
+    m3ce = LossConfig(m3ce_weight=0.5, label_smoothing=0.1)
+    losses, gradients = {}, {}
+    for name, kind, truth in (("labels", "multilabel", labels), ("classes", "multiclass", classes)):
+        rows = share(logits).clone().requires_grad_()
+        loss = LabelLoss(m3ce, kind)(rows, share(truth), share(weight))
+        losses[name], gradients[name] = loss, torch.autograd.grad(loss, rows)[0]
+    rows = share(logits).clone().requires_grad_()
+    losses["contrast"] = supervised_contrastive(rows, share(torch.tensor([0, 1, 1, 2, 0, 3, -1, 0])), 0.2)
+    gradients["contrast"] = torch.autograd.grad(losses["contrast"], rows)[0]
+    means = {n: float(distributed.sum_over_ranks(loss)) / distributed.world_size() for n, loss in losses.items()}
+    return {"losses": means, "gradients": gradients}
 
 
 def agree_on_a_checkpoint(location: str) -> tuple[int, float]:

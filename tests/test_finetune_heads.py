@@ -33,7 +33,7 @@ def test_gated_attention_against_a_plain_restatement() -> None:
             for v, a, u, b in zip(content.weight, content.bias, gate.weight, gate.bias)
         ]
         plain.append(math.exp(sum(float(w) * h for w, h in zip(score, hidden))))
-    pooled = sum(a / sum(plain) * feature for a, feature in zip(plain, features_VD))
+    pooled = torch.tensor(plain) @ features_VD / sum(plain)
     expected = head.weight @ pooled + head.bias
     torch.testing.assert_close(pool_views(head(features_VD)[:, None], "attention")[0], expected, rtol=1e-4, atol=1e-4)
 
@@ -71,6 +71,6 @@ def test_huge_attention_scores_stay_finite() -> None:
 def test_every_pooling_begins_with_even_predictions_and_is_told_in_words() -> None:
     images = torch.randn(6, 3, 8, 8)
     for pooling in POOLING:
-        model = Classifier(torch.nn.Flatten(), 192, 5, pooling)  # type: ignore[arg-type]
-        logits = pool_images(model(images).detach().numpy(), np.array([0, 0, 1, 1, 1, 2]), pooling)  # type: ignore[arg-type]
+        model = Classifier(torch.nn.Flatten(), 192, 5, pooling)
+        logits = pool_images(model(images).detach().numpy(), np.array([0, 0, 1, 1, 1, 2]), pooling)
         assert logits.shape == (6, 5) and (logits == 0).all()
