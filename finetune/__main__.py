@@ -9,7 +9,10 @@ from importlib import import_module
 
 from clusters.config import describe, load_config, run_main
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "predict": "finetune.predict",
+    "export": "finetune.export",
+}
 """Name of a command → the module of it."""
 
 

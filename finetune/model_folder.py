@@ -110,12 +110,24 @@ class Model(nn.Module):
         """Each case's number, (N,) ascending, and its probabilities, (N, K), at the frozen temperature."""
         return POOLINGS[self.card.pooling](self.task, case_I, logits_IK / self.card.decision.temperature)
 
+    @property
+    def yes_or_no(self) -> tuple[str, ...]:
+        """The labels that have a probability: all but those that are numbers."""
+        numbers = getattr(self.task, "number_names", ())
+        return tuple(label for label in self.card.labels if label not in numbers)
+
+    @property
+    def one_of_several(self) -> bool:
+        """Whether the labels exclude each other, so that the largest probability decides."""
+        return self.yes_or_no == tuple(self.card.classes) and len(self.yes_or_no) > 1
+
     def decide(self, probabilities_NK: Floats) -> NDArray[np.int64]:
         """What is decided at the frozen thresholds: class number (N, 1) where one of several, else 0 or 1, (N, K)."""
-        if self.card.task == "multiclass":
-            return probabilities_NK.argmax(axis=1)[:, None]
-        thresholds = [self.card.decision.thresholds.get(label, 0.5) for label in self.card.labels]
-        return (probabilities_NK >= np.array(thresholds)).astype(np.int64)
+        labels = self.yes_or_no
+        if self.one_of_several:
+            return probabilities_NK[:, : len(labels)].argmax(axis=1)[:, None]
+        thresholds = [self.card.decision.thresholds.get(label, 0.5) for label in labels]
+        return (probabilities_NK[:, : len(labels)] >= np.array(thresholds)).astype(np.int64)
 
 
 def model_folder(location: str) -> Folder:

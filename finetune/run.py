@@ -118,6 +118,7 @@ def _finish(
     started: float,
 ) -> None:
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
+    from finetune.inference import measure_latency
     from finetune.report import report_page
 
     judged = [judge(cohort, outcome) for outcome, _ in heads.values()]
@@ -147,6 +148,7 @@ def _finish(
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
     write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
+    measure_latency(out / MODEL)
     out.write(REPORT, report_page(results, judged, cohort, config).encode())
     out.write_json(RESULTS, results)
     for item in judged:
