@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -46,17 +47,12 @@ def single_image_latency(model: Model, device: torch.device) -> dict[str, Any]:
     The model is moved there. Decoding the file is not in it.
     """
     model.to(device)
-    pixels = torch.zeros(1, 3, model.card.size_px, model.card.size_px, dtype=torch.uint8).numpy()
-    for _ in range(WARM_UP):
-        model.probabilities(model.logits(pixels))
-    took = sorted(_milliseconds(lambda: model.probabilities(model.logits(pixels))) for _ in range(TIMED))
+    pixels = np.zeros((1, 3, model.card.size_px, model.card.size_px), dtype=np.uint8)
+    on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "median_ms": round(statistics.median(took), 2),
-        "p90_ms": round(took[int(0.9 * (TIMED - 1))], 2),
-        "images_timed": TIMED,
-        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "runs": f"torch {torch.__version__}",
+        **timed(lambda: model.probabilities(model.logits(pixels))),
     }
 
 
@@ -65,6 +61,19 @@ def measure_latency(folder: Folder) -> None:
     model = for_inference(load_model(folder.location))
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     record_latency(folder, [single_image_latency(model, device) for device in devices])
+
+
+def timed(work: Callable[[], Any]) -> dict[str, Any]:
+    """Median and 90th percentile of what a piece of work takes here, ms, once it is warm."""
+    for _ in range(WARM_UP):
+        work()
+    took = sorted(_milliseconds(work) for _ in range(TIMED))
+    return {
+        "median_ms": round(statistics.median(took), 2),
+        "p90_ms": round(took[int(0.9 * (TIMED - 1))], 2),
+        "images_timed": TIMED,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:

@@ -176,11 +176,7 @@ def write_model(
     if decision is None:
         decision = Decision({} if judged.threshold is None else dict.fromkeys(task.label_names, judged.threshold))
     parts = _trained(out / "training" / contender.name) if choice is None else _with_head(encoder, choice)
-    files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
-    for name, content in files.items():
-        folder.write(name, content)
     told: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
         "task": task.kind,
         "labels": list(task.label_names),
         "classes": list(task.class_names),
@@ -202,9 +198,18 @@ def write_model(
             "dataset": cohort.dataset.fingerprint,
             "recipe": config.recipe(),
         },
-        "files": {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()},
     }
-    folder.write_json(CARD, {**told, "fingerprint": _fingerprint(told)})
+    save_model(folder, parts, told)
+
+
+def save_model(folder: Folder, parts: dict[str, dict[str, Tensor]], told: dict[str, Any]) -> None:
+    """Write the tensors of `encoder` and `head`, and then the card: what is `told`, and the files' hashes."""
+    files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
+    for name, content in files.items():
+        folder.write(name, content)
+    records = {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()}
+    card = {"schema_version": SCHEMA_VERSION, **told, "files": records}
+    folder.write_json(CARD, {**card, "fingerprint": _fingerprint(card)})
 
 
 def record_latency(folder: Folder, rows: list[dict[str, Any]]) -> None:
