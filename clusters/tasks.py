@@ -13,7 +13,9 @@ TASKS_PER_CORE = 2  # in waiting: enough that no core is idle, few enough that t
 RETRIES = 3  # of a task whose machine or process died; what a task raises itself is not tried again
 
 
-def map_tasks(function: Callable[[T], R], tasks: Iterable[T], cpus_per_task: float = 1.0) -> Iterator[R]:
+def map_tasks(
+    function: Callable[[T], R], tasks: Iterable[T], cpus_per_task: float = 1.0, gpus_per_task: float = 0.0
+) -> Iterator[R]:
     """Results of `function(task)`, as they are ready, each computed by a Ray task.
 
     The cluster is that of RAY_ADDRESS, else a local one that ends with the iterator; a Ray that is already
@@ -29,7 +31,7 @@ def map_tasks(function: Callable[[T], R], tasks: Iterable[T], cpus_per_task: flo
     started_here = not ray.is_initialized()
     if started_here:
         _connect()
-    remote = ray.remote(num_cpus=cpus_per_task, max_retries=RETRIES)(function)
+    remote = ray.remote(num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=RETRIES)(function)
     waiting: list[Any] = []
     remaining = iter(tasks)
     try:

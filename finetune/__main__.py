@@ -12,6 +12,8 @@ from clusters.config import describe, load_config, run_main
 COMMANDS: dict[str, str] = {
     "coverage": "finetune.coverage",
     "efficiency": "finetune.efficiency",
+    "export": "finetune.export",
+    "predict": "finetune.predict",
     "report": "finetune.report.command",
     "table": "finetune.table",
 }

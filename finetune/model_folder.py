@@ -110,12 +110,24 @@ class Model(nn.Module):
         """Each case's number, (N,) ascending, and its probabilities, (N, K), at the frozen temperature."""
         return POOLINGS[self.card.pooling](self.task, case_I, logits_IK / self.card.decision.temperature)
 
+    @property
+    def yes_or_no(self) -> tuple[str, ...]:
+        """The labels that have a probability: all but those that are numbers."""
+        numbers = getattr(self.task, "number_names", ())
+        return tuple(label for label in self.card.labels if label not in numbers)
+
+    @property
+    def one_of_several(self) -> bool:
+        """Whether the labels exclude each other, so that the largest probability decides."""
+        return self.yes_or_no == tuple(self.card.classes) and len(self.yes_or_no) > 1
+
     def decide(self, probabilities_NK: Floats) -> NDArray[np.int64]:
         """What is decided at the frozen thresholds: class number (N, 1) where one of several, else 0 or 1, (N, K)."""
-        if self.card.task == "multiclass":
-            return probabilities_NK.argmax(axis=1)[:, None]
-        thresholds = [self.card.decision.thresholds.get(label, 0.5) for label in self.card.labels]
-        return (probabilities_NK >= np.array(thresholds)).astype(np.int64)
+        labels = self.yes_or_no
+        if self.one_of_several:
+            return probabilities_NK[:, : len(labels)].argmax(axis=1)[:, None]
+        thresholds = [self.card.decision.thresholds.get(label, 0.5) for label in labels]
+        return (probabilities_NK[:, : len(labels)] >= np.array(thresholds)).astype(np.int64)
 
 
 def model_folder(location: str) -> Folder:
@@ -158,11 +170,7 @@ def write_model(
     contender, task = judged.outcome.contender, cohort.task
     encoder, card = load(contender, config)
     parts = _trained(out / "training" / contender.name) if choice is None else _with_head(encoder, choice)
-    files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
-    for name, content in files.items():
-        folder.write(name, content)
     told: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
         "task": task.kind,
         "labels": list(task.label_names),
         "classes": list(task.class_names),
@@ -184,9 +192,18 @@ def write_model(
             "dataset": cohort.dataset.fingerprint,
             "recipe": config.recipe(),
         },
-        "files": {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()},
     }
-    folder.write_json(CARD, {**told, "fingerprint": _fingerprint(told)})
+    save_model(folder, parts, told)
+
+
+def save_model(folder: Folder, parts: dict[str, dict[str, Tensor]], told: dict[str, Any]) -> None:
+    """Write the tensors of `encoder` and `head`, and then the card: what is `told`, and the files' hashes."""
+    files = {f"{part}.safetensors": safetensors.torch.save(tensors) for part, tensors in parts.items()}
+    for name, content in files.items():
+        folder.write(name, content)
+    records = {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()}
+    card = {"schema_version": SCHEMA_VERSION, **told, "files": records}
+    folder.write_json(CARD, {**card, "fingerprint": _fingerprint(card)})
 
 
 def record_latency(folder: Folder, rows: list[dict[str, Any]]) -> None:

@@ -125,6 +125,7 @@ def _finish(
     started: float,
 ) -> None:
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
+    from finetune.inference import measure_latency
     from finetune.report.page import Beside, model_of, write_report
 
     judged = [judge(cohort, outcome, config.operating) for outcome, _ in heads.values()]
@@ -155,6 +156,7 @@ def _finish(
     out.write(PREDICTIONS, predictions_table(cohort, judged))
     out.write(SEEN, seen_table(_seen_by(judged[0].outcome.contender, cohort)))
     write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
+    measure_latency(out / MODEL)
     write_report(out, results, cohort.dataset, Beside(*model_of(out)))
     out.write_json(RESULTS, results)
     for item in judged:

@@ -1,0 +1,160 @@
+"""The images that predictions are asked for: a folder, a CSV of paths, one file, or a dataset folder.
+
+Their pixels are those that an import would store and the loader would give: predictions of a raw folder are those of
+the dataset that is imported from it. Imports no torch. Shapes: S the side of the network's input, px.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusters.config import InputError
+from clusters.storage import Folder
+from data.dataset import Dataset, open_dataset
+from data.images import BadImage, decode, decode_stored, shrink
+from data.jpeg import encode_jpeg
+from data.listing import is_hidden, list_files
+from data.manifest import MANIFEST
+from data.segments import ABSENT
+from data.sources.folder import SUFFIXES
+
+Read = Callable[[], bytes]
+IMAGE, CASE = "image", "case"
+WITHOUT_SUFFIX = re.compile(r"(^|/)[^./]+$|\.\d+$")
+"""Names as archives of DICOM give them: IM000012, or a UID's digits."""
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images by name. `columns` is what the user gave of each, the name (`image`) first; cases where they are known.
+
+    `rows`: of a dataset, their rows; of files, their places in the whole list. Small enough to be sent to a task.
+    """
+
+    location: str
+    dataset: str
+    columns: dict[str, tuple[str, ...]]
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, stop: int) -> "ImageList":
+        """The images from `start` to `stop` - 1."""
+        columns = {name: values[start:stop] for name, values in self.columns.items()}
+        return replace(self, columns=columns, rows=self.rows[start:stop])
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this list from another, wherever it lies."""
+        return hashlib.sha256(json.dumps([self.dataset, self.columns]).encode()).hexdigest()
+
+    def readers(self, opened: Dataset | None) -> list[Read]:
+        """A function for each image that gives its bytes, or raises BadImage with the reason.
+
+        Files are read when they are asked for, images of a dataset (`opened`) now.
+        """
+        if opened is None:
+            folder = Folder(self.location)
+            return [partial(_read_file, folder, name) for name in self.columns[IMAGE]]
+        return [partial(_given, content) for content in _read_rows(opened, self.rows)]
+
+
+def list_images(location: str) -> ImageList:
+    """The images at a location, sorted by name; of a CSV in its order, of a dataset in that of its rows.
+
+    Raises InputError where there are none, or for a CSV without a column `image`.
+    """
+    parent, _, name = location.rstrip("/").rpartition("/")
+    folder = Folder(location)
+    if folder.exists(MANIFEST):
+        return _of_dataset(open_dataset(location))
+    if name.lower().endswith(".csv"):
+        return _of_csv(Folder(parent or "/"), name)
+    if folder.path is not None and folder.path.is_file():
+        return _of_files(parent or "/", [name], {})
+    there = [file for file in list_files(folder) if not is_hidden(file)]
+    files = [file for file in there if file.lower().endswith(SUFFIXES) or WITHOUT_SUFFIX.search(file)]
+    if not files:
+        raise InputError(f"{location} has no images among its {len(there):,} files; give a folder of them")
+    return _of_files(location, files, {})
+
+
+def input_pixels(
+    content: bytes, stored: bool, processing: dict[str, Any], size_px: int, max_pixels: int
+) -> NDArray[np.uint8]:
+    """The network's input, uint8 (S, S, 3), from a raw file or, with `stored`, from an image of a dataset.
+
+    A raw file goes through what `processing` tells of the import. Raises BadImage.
+    """
+    from data.loader import centre_square
+
+    if not stored:
+        # Nobody sees these pixels, so text burned into them is no reason to refuse.
+        pixels = decode(content, max_pixels, burned_in="keep")
+        if "short_side_px" in processing:
+            pixels = shrink(pixels, processing["short_side_px"])
+            content = encode_jpeg(pixels, processing["jpeg_quality"])
+        else:
+            return centre_square(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels, size_px)
+    return centre_square(decode_stored(content), size_px)
+
+
+def _of_files(location: str, files: Sequence[str], columns: dict[str, tuple[str, ...]]) -> ImageList:
+    return ImageList(location, "", {IMAGE: tuple(files), **columns}, tuple(range(len(files))))
+
+
+def _of_dataset(dataset: Dataset) -> ImageList:
+    columns = {IMAGE: "member", CASE: "key", "split": "split"}
+    told = {name: tuple(dataset.column(column).astype(str).tolist()) for name, column in columns.items()}
+    return ImageList(dataset.location, dataset.fingerprint, told, tuple(range(dataset.num_images)))
+
+
+def _of_csv(folder: Folder, name: str) -> ImageList:
+    """Paths in a column `image`, from the CSV's folder on, and cases in a column `case` where there is one."""
+    where = folder.file(name)
+    try:
+        rows = list(csv.DictReader(io.StringIO(folder.read(name).decode("utf-8-sig"), newline=""), strict=True))
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{where}: not a CSV in UTF-8 ({error}); save it as one") from None
+    if not rows or IMAGE not in rows[0]:
+        told = ", ".join(str(column) for column in rows[0]) if rows else "no rows"
+        raise InputError(f"{where}: no column '{IMAGE}' with the paths of the images; it has {told}")
+    columns = {CASE: tuple(row[CASE] or "" for row in rows)} if CASE in rows[0] else {}
+    return _of_files(folder.location, [row[IMAGE] or "" for row in rows], columns)
+
+
+def _read_file(folder: Folder, name: str) -> bytes:
+    try:
+        return folder.read(name) if name else b""
+    except FileNotFoundError:
+        raise BadImage(ABSENT) from None
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror or type(error).__name__})") from None
+
+
+def _given(content: bytes | None) -> bytes:
+    if content is None:
+        raise BadImage("altered in its shard")
+    return content
+
+
+def _read_rows(dataset: Dataset, rows: Sequence[int]) -> list[bytes | None]:
+    """The stored files, in one go or, where one of them is damaged, each by itself."""
+    try:
+        return list(dataset.read_many(np.array(rows)))
+    except InputError:
+        if len(rows) == 1:
+            return [None]
+    return [content for row in rows for content in _read_rows(dataset, [row])]

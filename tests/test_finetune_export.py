@@ -1,0 +1,113 @@
+"""A model for programs without Manyview: its answers are those of predict, and its card says all that is needed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from clusters.config import InputError
+from data.loader import evaluation_batches
+from finetune.export import run
+from finetune.inference import _Tracer, for_inference
+from finetune.model_folder import load_model
+from tests.encoder_folders import unsettle
+from tests.finetune_runs import NAME
+
+
+@pytest.fixture(scope="module")
+def exported(finetuned, tmp_path_factory) -> Path:
+    """Both formats."""
+    out = tmp_path_factory.mktemp("exported")
+    for format_ in ("onnx", "torch"):
+        run([finetuned.out, f"format={format_}", f"out={out / format_}"])
+    return out
+
+
+def answers_of(file: str, format_: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The probabilities that the file gives, by its own runtime."""
+    if format_ == "onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return lambda images: np.asarray(session.run(["probabilities"], {"images": images})[0])
+    module = torch.export.load(file).module()
+    return lambda images: module(torch.from_numpy(images))[1].numpy()
+
+
+@pytest.mark.parametrize("format_", ["onnx", "torch"])
+def test_the_file_gives_what_the_run_judged_for_any_batch(exported, finetuned, synthetic_dataset, format_):
+    card = json.loads((exported / format_ / "model.json").read_text())
+    assert card["input"]["shape"] == ["batch", 3, 32, 32]
+    answer = answers_of(str(exported / format_ / card["file"]), format_)
+    rows = synthetic_dataset.rows(["test"])
+    frame = pq.read_table(Path(finetuned.out) / "predictions.parquet").to_pandas()
+    expected = frame[frame.split == "test"][[f"probability.{label}" for label in card["labels"]]].to_numpy()
+    for size in (1, 7):
+        ((_, pixels),) = evaluation_batches(synthetic_dataset, rows[:size], 32, size)
+        images = np.ascontiguousarray(pixels.numpy().astype(np.float32) / 255)
+        np.testing.assert_allclose(answer(images), expected[:size], atol=1e-5)
+    assert card["largest_difference"] < 1e-5
+    assert [row["runs"].split()[0] for row in card["latency"]][1] == {"onnx": "onnxruntime", "torch": "torch.export"}[
+        format_
+    ]
+    assert all(row["median_ms"] > 0 for row in card["latency"])
+
+
+def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned, tmp_path):
+    """Of a binary model with a temperature of 2."""
+    from dataclasses import replace
+
+    from finetune.export import _card, _torch, _with_probabilities
+    from finetune.model_folder import Decision, Model
+
+    plain = load_model(finetuned.out)
+    card = replace(plain.card, task="binary", labels=("dark",), classes=("not dark", "dark"))
+    model = Model(replace(card, decision=Decision({"dark": 0.3}, 2.0)), plain.encoder, nn.Linear(96, 1)).eval()
+    images = np.random.default_rng(0).random((3, 3, 32, 32)).astype(np.float32)
+    numbers, probabilities = _torch(_with_probabilities(model), 32)[1](images)
+    expected = model.task.probabilities(numbers / 2)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+    assert not np.allclose(probabilities, model.task.probabilities(numbers), atol=1e-4)
+    told = _card(model)
+    assert told["thresholds"] == {"dark": 0.3}
+    assert told["inside"]["temperature"] == 2
+    assert told["outputs"]["probabilities"].startswith("sigmoid")
+
+
+@pytest.mark.parametrize("name", [NAME, "test_efficientnet", "test_vit"])
+def test_folded_batch_norms_change_nothing_but_rounding(finetuned, name):
+    """With activations inside of norms too; a network that cannot be traced stays as it is."""
+    import timm
+
+    torch.manual_seed(0)
+    model = load_model(finetuned.out)
+    model.encoder = timm.create_model(name, num_classes=0).eval()
+    unsettle(model.encoder)
+    images = torch.rand(2, 3, *model.encoder.pretrained_cfg["input_size"][1:])  # type: ignore[index]
+    with torch.no_grad():
+        before = model.features(images)
+        after = for_inference(model).features(images)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    norms = (
+        [node for node in _Tracer().trace(model.encoder).nodes if "bn" in str(node.target)]
+        if name != "test_vit"
+        else []
+    )
+    assert not any(isinstance(model.encoder.get_submodule(str(node.target)), nn.BatchNorm2d) for node in norms)
+
+
+def test_a_finished_run_says_how_long_one_image_takes(finetuned):
+    (row, *_) = load_model(finetuned.out).card.latency
+    assert row["device"] == "cpu"
+    assert 0 < row["median_ms"] <= row["p90_ms"]
+
+
+def test_bad_input_is_said_in_one_line(finetuned, tmp_path):
+    with pytest.raises(InputError, match="export takes a model: python -m finetune export MODEL"):
+        run([f"out={tmp_path}"])
+    with pytest.raises(InputError, match="'format' in the command line: Input should be 'onnx' or 'torch'"):
+        run([finetuned.out, f"out={tmp_path}", "format=tflite"])

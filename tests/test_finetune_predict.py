@@ -1,0 +1,198 @@
+"""Predictions on files that nobody labelled: any kind of image, bad ones among them, killed and continued."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clusters.config import InputError, load_config
+from data.dataset import open_dataset
+from data.shards import write_dataset
+from data.sources import read_raw, source_module
+from finetune.predict import run
+from tests.test_data_dicom import dicom
+
+ROOT = Path(__file__).parents[1]
+
+
+def frame_of(out: Path, name: str = "predictions"):
+    return pq.read_table(out / f"{name}.parquet").to_pandas()
+
+
+def probabilities(frame) -> np.ndarray:
+    return frame[[column for column in frame.columns if column.startswith("probability.")]].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """Pictures of every kind: large and small, deep, grey, transparent, turned by EXIF, DICOM."""
+    folder = tmp_path_factory.mktemp("raw")
+    rng = np.random.default_rng(0)
+
+    def picture(height: int, width: int, channels: int) -> np.ndarray:
+        small = rng.integers(0, 255, (6, 8, channels), np.uint8).squeeze()
+        return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+    (folder / "a").mkdir()
+    Image.fromarray(picture(600, 450, 3)).save(folder / "a" / "large.jpg", quality=90)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(picture(60, 90, 3)).save(folder / "a" / "turned.jpg", exif=turned)
+    Image.fromarray(picture(300, 300, 4), "RGBA").save(folder / "clear.png")
+    Image.fromarray(picture(80, 50, 1)).save(folder / "grey.png")
+    deep = picture(300, 280, 1).astype(np.uint16) * 16
+    Image.fromarray(deep).save(folder / "deep.png")
+    (folder / "scan.dcm").write_bytes(dicom(deep[::-1], BitsStored=12, PatientName="ZZPHICANARY"))
+    return folder
+
+
+def test_a_raw_folder_gives_what_its_import_gives(finetuned, raw, tmp_path, capsys):
+    """To the last digit that rounding leaves, whatever the format."""
+    run([finetuned.out, str(raw), f"out={tmp_path}/raw"])
+    frame = frame_of(tmp_path / "raw")
+    assert frame.image.tolist() == ["a/large.jpg", "a/turned.jpg", "clear.png", "deep.png", "grey.png", "scan.dcm"]
+    assert (frame.error == "").all()
+    assert "6 of 6 images predicted" in capsys.readouterr().out
+    options = source_module("folder").Options
+    words = ["source=folder", f"raw={raw}", f"out={tmp_path}/data", "labels=none", "patient=none", "ids=source"]
+    config = load_config(options, [*words, "num_processes=1", f"keyring={tmp_path}/keys.json"])
+    write_dataset(read_raw(config), config)
+    run([finetuned.out, f"{tmp_path}/data", f"out={tmp_path}/stored"])
+    stored = probabilities(frame_of(tmp_path / "stored"))
+    found, expected = (values[np.lexsort(values.T)] for values in (probabilities(frame), stored))
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    assert np.ptp(found, axis=0).max() > 1e-3
+
+
+def test_a_dataset_gives_what_the_run_judged_image_and_case(finetuned, synthetic_dataset, tmp_path):
+    run([finetuned.out, synthetic_dataset.location, f"out={tmp_path}", "batch_size=40"])
+    frame = frame_of(tmp_path)
+    judged = pq.read_table(Path(finetuned.out) / "predictions.parquet").to_pandas().set_index("member")
+    frame = frame.set_index("image")
+    assert len(frame) == synthetic_dataset.num_images
+    test = frame[frame.split == "test"]
+    expected = judged.loc[test.index]
+    np.testing.assert_allclose(probabilities(test), probabilities(expected), atol=1e-5)
+    labels = [column.removeprefix("probability.") for column in frame if column.startswith("probability.")]
+    assert test.decision.tolist() == [labels[k] for k in probabilities(test).argmax(1)]
+    cases = frame_of(tmp_path, "cases").set_index("case")
+    pooled = expected.groupby("key").mean(numeric_only=True)
+    np.testing.assert_allclose(probabilities(cases.loc[pooled.index]), probabilities(pooled), atol=1e-5)
+    assert cases.images.sum() == synthetic_dataset.num_images
+    table = pyarrow.csv.read_csv(tmp_path / "predictions.csv").to_pandas()
+    np.testing.assert_allclose(probabilities(table), probabilities(frame), rtol=1e-6)
+
+
+def test_an_image_that_cannot_be_read_is_a_row_and_the_rest_goes_on(finetuned, raw, tmp_path, capfd):
+    """By a CSV, whose names and cases come back as they were given; nothing else names a file or a tag."""
+    whole = (raw / "a" / "large.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_bytes(b"not an image at all")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "broken.dcm").write_bytes((raw / "scan.dcm").read_bytes()[:-20_000])
+    (tmp_path / "good.jpg").write_bytes(whole)
+    names = ["good.jpg", "cut.jpg", "text.png", "empty.png", "absent.png", "broken.dcm", str(raw / "scan.dcm")]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "case"], *zip(names, ["p1", "p1", "p2", "p2", "p2", "p3", "p3"])])
+    run([finetuned.out, f"{tmp_path}/list.csv", f"out={tmp_path}/out"])
+    frame = frame_of(tmp_path / "out")
+    assert frame.image.tolist() == names
+    assert frame.error.tolist()[:5] == ["", "truncated", "not an image", "zero bytes", "absent"]
+    assert frame.error[5]
+    assert frame.error[6] == ""
+    bad = frame[frame.error != ""]
+    assert np.isnan(probabilities(bad).astype(float)).all()
+    assert bad.decision.isna().all()
+    assert np.isfinite(probabilities(frame[frame.error == ""])).all()
+    cases = frame_of(tmp_path / "out", "cases").set_index("case")
+    assert cases.index.tolist() == ["p1", "p2", "p3"]
+    np.testing.assert_allclose(probabilities(cases.loc[["p1", "p3"]]), probabilities(frame.iloc[[0, 6]]), atol=1e-7)
+    assert cases.loc["p2"].isna().sum() == len(probabilities(cases).T) + 1
+    assert cases.unreadable.tolist() == [1, 3, 1]
+    told = capfd.readouterr()
+    assert "2 of 7 images predicted; 5 could not be read" in told.out
+    assert "ZZPHICANARY" not in told.out + told.err
+    assert "broken" not in told.out + told.err
+    run([finetuned.out, f"{tmp_path}/list.csv", f"out={tmp_path}/out"])
+    assert "reused" in capfd.readouterr().out
+
+
+def test_where_nothing_can_be_read_the_rows_are_there_and_the_exit_code_is_2(finetuned, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text.png").write_bytes(b"no image")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"in: none of 1 images could be read \(1 not an image\)"):
+            run([finetuned.out, f"{tmp_path}/in", f"out={tmp_path}/out"])
+    assert frame_of(tmp_path / "out").error.tolist() == ["not an image"]
+
+
+def test_killed_it_goes_on_after_its_last_part(finetuned, synthetic_dataset, tmp_path, capsys, monkeypatch):
+    """By SIGKILL in the middle; what was written is not computed again, and all ends as undisturbed."""
+    words = [finetuned.out, synthetic_dataset.location]
+    code = (
+        f"import finetune.predict as p; p.PART_IMAGES = 4; p.run({[*words, f'out={tmp_path}/out', 'batch_size=4']!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    parts = tmp_path / "out" / "parts"
+    while process.poll() is None and len(list(parts.glob("part-*"))) < 3:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")}
+    assert 3 <= len(before) < synthetic_dataset.num_images // 4, "killed in the middle"
+    assert "counts" not in json.loads((tmp_path / "out" / "predict.json").read_text())
+
+    monkeypatch.setattr("finetune.predict.PART_IMAGES", 4)
+    run([*words, f"out={tmp_path}/out", "batch_size=4"])
+    assert f"{4 * len(before)} of {synthetic_dataset.num_images} images are there already" in capsys.readouterr().out
+    run([*words, f"out={tmp_path}/whole", "batch_size=4"])
+    for name in ("predictions.csv", "cases.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not parts.exists()
+
+
+def test_a_damaged_image_of_a_dataset_is_a_row(finetuned, synthetic_dataset, tmp_path):
+    import shutil
+
+    shutil.copytree(synthetic_dataset.location, tmp_path / "data")
+    dataset = open_dataset(str(tmp_path / "data"))
+    row = 5
+    name, offset = dataset.manifest.shards[int(dataset.column("shard")[row])], int(dataset.column("offset")[row])
+    with (tmp_path / "data" / name).open("r+b") as file:
+        file.seek(offset + 100)
+        file.write(b"\0\1\2\3")
+    run([finetuned.out, f"{tmp_path}/data", f"out={tmp_path}/out"])
+    frame = frame_of(tmp_path / "out")
+    assert [i for i, error in enumerate(frame.error) if error] == [row]
+    assert frame.error[row] == "altered in its shard"
+
+
+def test_bad_input_is_said_in_one_line(finetuned, raw, tmp_path):
+    def refused(match: str, *words: str) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            run(list(words))
+        assert "\n" not in str(caught.value)
+
+    out, model = f"out={tmp_path}/out", finetuned.out
+    refused("predict takes a model and images", model, out)
+    refused("no model.json here; give a finished results folder", str(raw), str(raw), out)
+    refused("nowhere: no such folder", model, f"{tmp_path}/nowhere", out)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "notes.txt").write_text("hello")
+    refused("has no images among its 1 files", model, f"{tmp_path}/text", out)
+    (tmp_path / "list.csv").write_text("path,label\na.png,1\n")
+    refused("no column 'image' with the paths of the images; it has path, label", model, f"{tmp_path}/list.csv", out)
+    refused("gone.csv: no such file", model, f"{tmp_path}/gone.csv", out)
+    assert not (tmp_path / "out").exists()
+    run([model, str(raw / "grey.png"), out])
+    assert frame_of(tmp_path / "out").image.tolist() == ["grey.png"]
+    refused("holds predictions with other images; give another out=", model, str(raw), out)
