@@ -36,7 +36,7 @@ class LinearHead:
 
     def logits(self, features_ID: Floats) -> Floats:
         """(I, K)."""
-        return features_ID.astype(np.float64) @ self.weight_KD.T.astype(np.float64) + self.bias_K
+        return np.asarray(features_ID, dtype=np.float64) @ self.weight_KD.T.astype(np.float64) + self.bias_K
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def fit_linear(
         for weight_DK, bias_K in zip(weight_SDK, bias_SK)
     ]
 
+    val_ID = np.asarray(val_ID, dtype=np.float64)  # once for all strengths
     scores = [case_auroc(cohort, cohort.val, head.logits(val_ID)) for head in heads]
     tried = [
         {"C": strength, "val_auroc": score, "converged": bool(done)}
