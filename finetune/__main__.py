@@ -9,7 +9,7 @@ from importlib import import_module
 
 from clusters.config import describe, load_config, run_main
 
-COMMANDS: dict[str, str] = {"efficiency": "finetune.efficiency"}
+COMMANDS: dict[str, str] = {"efficiency": "finetune.efficiency", "search": "finetune.search"}
 """Name of a command → the module of it."""
 
 

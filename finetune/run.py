@@ -100,7 +100,7 @@ def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder
     transform = _fit_pca(of(cohort.all_train), config.seed) if entrant.kind == "pca" else lambda values: values
     choice = fit_linear(
         cohort, transform(of(cohort.train)), transform(of(cohort.val)), config.class_weighting, config.linear,
-        entrant.name,
+        entrant.name, config.seed,
     )  # fmt: skip
     probabilities = [
         cohort.task.probabilities(choice.head.logits(transform(of(some)))) for some in (cohort.val, cohort.test)
@@ -195,7 +195,7 @@ def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Fold
         train = cohort.all_train if entrant.kind == "pca" else cohort.train
         rows = np.concatenate([train, cohort.val, cohort.test])
     rows = np.unique(rows)
-    return out / "features" / cache_name(entrant.name, cohort.dataset, rows, *what), rows
+    return Folder(config.features or f"{out}/features") / cache_name(entrant.name, cohort.dataset, rows, *what), rows
 
 
 def _flat_pixels(pixels_BCHW: np.ndarray) -> np.ndarray:
@@ -237,7 +237,8 @@ def _evaluations_so_far(out: Folder) -> int:
 def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
     baselines = [b if b in ("untrained", "pca") else absolute(b) for b in config.baselines]
     locations = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
-    return config.model_copy(update={**locations, "baselines": baselines})
+    features = config.features and absolute(config.features)
+    return config.model_copy(update={**locations, "baselines": baselines, "features": features})
 
 
 def _check_workers(config: FinetuneConfig) -> None:
