@@ -60,10 +60,10 @@ def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterC
 
     started_here = not ray.is_initialized()
     if started_here:
-        _connect(cluster, follow_log=run.path is not None)
+        connect(cluster, follow_log=run.path is not None)
     follower = tracking.LogFollower(run) if run.path is not None else None
     try:
-        use_gpu = _check_resources(cluster)
+        use_gpu = check_resources(cluster)
         return _train(function, config, cluster, run, use_gpu)
     finally:
         if follower is not None:
@@ -83,7 +83,8 @@ def report(metrics: dict[str, float]) -> None:
         _last_report = time.monotonic()
 
 
-def _connect(cluster: ClusterConfig, follow_log: bool) -> None:
+def connect(cluster: ClusterConfig, follow_log: bool) -> None:
+    """Connect to the cluster, or start a local Ray. Raises InputError where it cannot be reached."""
     import logging
 
     import ray
@@ -103,7 +104,7 @@ def _connect(cluster: ClusterConfig, follow_log: bool) -> None:
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
 
 
-def _check_resources(cluster: ClusterConfig) -> bool:
+def check_resources(cluster: ClusterConfig) -> bool:
     """Say at once what is missing; Ray itself would wait for ever. Returns whether to use GPUs."""
     import ray
 

@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "export": "finetune.export",
     "predict": "finetune.predict",
     "report": "finetune.report.command",
+    "search": "finetune.search",
     "table": "finetune.table",
 }
 """Name of a command → the module of it."""

@@ -18,6 +18,15 @@ from finetune.thresholds import OperatingConfig
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class SgdConfig(Config):
+    """The linear head by stochastic gradient descent with momentum 0.9 and a cosine, instead of to convergence."""
+
+    lr: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="learning rate at the beginning")
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="on weights")
+    epochs: int = Field(default=30, ge=1, description="passes over the training images")
+    batch_size: int = Field(default=256, ge=1, description="images")
+
+
 class LinearConfig(Config):
     """head=linear: logistic regression on standardised features of the frozen encoder."""
 
@@ -27,6 +36,9 @@ class LinearConfig(Config):
         description="C of scikit-learn (small: strong regularisation) to choose from on validation",
     )
     max_iterations: int = Field(default=500, ge=1, description="steps of L-BFGS")
+    sgd: SgdConfig | None = Field(
+        default=None, description="train this way, with one learning rate and decay; none: each C to convergence"
+    )
 
 
 class FinetuneConfig(Config):
@@ -91,6 +103,9 @@ class FinetuneConfig(Config):
     operating: OperatingConfig = Field(default=OperatingConfig(), description="reported beside the decision")
     untrained: UntrainedConfig = Field(default=UntrainedConfig(), description="the untrained baseline's network")
     bootstrap: BootstrapConfig = Field(default=BootstrapConfig(), description="intervals")
+    features: str | None = Field(
+        default=None, description="folder where features of frozen encoders are kept, for several runs; none: in out"
+    )
     feature_batch_size: int = Field(default=256, ge=1, description="images at a time without training")
     cluster: ClusterConfig = Field(default=ClusterConfig(), description="workers")
     loader: LoaderConfig = Field(default=LoaderConfig(), description="reading")
@@ -119,4 +134,4 @@ class FinetuneConfig(Config):
         away = {"data", "encoder", "out", "baselines", "cluster", "loader", "checkpoint", "tracking"}
         unused = {"full"} if self.head == "linear" else set()
         # `linear` stays: the PCA baseline is linear whatever the head.
-        return self.model_dump(mode="json", exclude=away | unused | {"feature_batch_size", "on_leak"})
+        return self.model_dump(mode="json", exclude=away | unused | {"features", "feature_batch_size", "on_leak"})

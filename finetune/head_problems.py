@@ -100,13 +100,17 @@ def only(problems: Problems, left_P: NDArray[np.bool_]) -> Problems:
 
 def residual(problems: Problems, block: slice, logits_BC: Floats, loss: Loss, columns: int) -> tuple[Floats, Floats]:
     """The loss's derivative, weight · (prediction - truth), and the prediction, (B, C) each."""
+    chance_BC = predicted(logits_BC, loss, columns)
+    return problems.weight_IC[block] * (chance_BC - problems.truth_IC[block]), chance_BC
+
+
+def predicted(logits_BC: Floats, loss: Loss, columns: int) -> Floats:
+    """What logits say, (B, C): probabilities, of softmax over every so many columns, or numbers."""
     if loss == "softmax":
         shifted_BPJ = logits_BC.reshape(len(logits_BC), -1, columns)
         powers_BPJ = np.exp(shifted_BPJ - shifted_BPJ.max(axis=2, keepdims=True))
-        chance_BC = (powers_BPJ / powers_BPJ.sum(axis=2, keepdims=True)).reshape(logits_BC.shape)
-    else:
-        chance_BC = 1 / (1 + np.exp(-np.clip(logits_BC, -80, 80))) if loss == "sigmoid" else logits_BC
-    return problems.weight_IC[block] * (chance_BC - problems.truth_IC[block]), chance_BC
+        return (powers_BPJ / powers_BPJ.sum(axis=2, keepdims=True)).reshape(logits_BC.shape)
+    return 1 / (1 + np.exp(-np.clip(logits_BC, -80, 80))) if loss == "sigmoid" else logits_BC
 
 
 def gradient(features_ID: F32, basis_DR: Floats, problems: Problems, loss: Loss, blocks: RowBlocks) -> F64:

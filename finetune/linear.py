@@ -16,6 +16,7 @@ from finetune.cohort import Cohort
 from finetune.config import LinearConfig
 from finetune.head_problems import Loss
 from finetune.row_blocks import F32, F64, standardised
+from finetune.sgd_head import train_head
 from finetune.solver import fit_heads
 from finetune.tasks import Task, pool_cases
 
@@ -35,7 +36,7 @@ class LinearHead:
 
     def logits(self, features_ID: Floats) -> Floats:
         """(I, K)."""
-        return features_ID.astype(np.float64) @ self.weight_KD.T.astype(np.float64) + self.bias_K
+        return np.asarray(features_ID, dtype=np.float64) @ self.weight_KD.T.astype(np.float64) + self.bias_K
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ def fit_linear(
     class_weighting: str,
     config: LinearConfig,
     title: str,
+    seed: int = 0,
 ) -> Choice:
     """Fit one head per strength and keep the one with the best case-level score on validation.
+
+    With `config.sgd` there is one head, trained in an order that the seed decides.
 
     Of equally good ones the most regularised. The features are standardised, and that is folded into the head that is
     returned. Labels may be soft, and unknown for some images. Raises InputError for features that are not finite.
@@ -68,13 +72,13 @@ def fit_linear(
             f"{title}: image {bad} of the dataset has features that are not finite; the encoder's weights or its input "
             "scale are broken"
         )
-    strengths = sorted(config.strengths)
+    strengths = [0.0] if config.sgd else sorted(config.strengths)
     weights, biases, converged = [], [], np.ones(len(strengths), dtype=bool)
     first = 0
     for part in cohort.task.parts:
         columns = slice(first, first + len(part.label_names))
         truth_IK = cohort.truth[cohort.train, columns]
-        weight_SDK, bias_SK, done_S = _fit_part(part, scaled_ID, truth_IK, weight_I, strengths, config.max_iterations)
+        weight_SDK, bias_SK, done_S = _fit_part(part, scaled_ID, truth_IK, weight_I, strengths, config, seed)
         weights.append(weight_SDK)
         biases.append(bias_SK)
         converged, first = converged & done_S, columns.stop
@@ -85,7 +89,12 @@ def fit_linear(
         for weight_DK, bias_K in zip(weight_SDK, bias_SK)
     ]
 
+    val_ID = np.asarray(val_ID, dtype=np.float64)  # once for all strengths
     scores = [case_auroc(cohort, cohort.val, head.logits(val_ID)) for head in heads]
+    if config.sgd:
+        how = {"epoch": config.sgd.epochs, "of": config.sgd.epochs}
+        how |= {"lr": config.sgd.lr, "weight_decay": config.sgd.weight_decay, "val_auroc": scores[0]}
+        return Choice(heads[0], how, [how])
     tried = [
         {"C": strength, "val_auroc": score, "converged": bool(done)}
         for strength, score, done in zip(strengths, scores, converged)
@@ -104,7 +113,13 @@ def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
 
 
 def _fit_part(
-    part: Task, scaled_ID: F32, truth_IK: Floats, weight_I: Floats, strengths: list[float], max_steps: int
+    part: Task,
+    scaled_ID: F32,
+    truth_IK: Floats,
+    weight_I: Floats,
+    strengths: list[float],
+    config: LinearConfig,
+    seed: int,
 ) -> tuple[F64, F64, NDArray[np.bool_]]:
     """Weights (S, D, K), biases (S, K) and whether each strength has converged, for standardised features.
 
@@ -128,6 +143,11 @@ def _fit_part(
     if loss == "softmax" and len(fitted) == 2:
         # As scikit-learn does: the sigmoid of one logit is the softmax of that logit beside 0, and is regularised less.
         loss, fitted = "sigmoid", fitted[1:]
-    found = fit_heads(scaled_ID, truth_IK[:, fitted], weight_I, loss, strengths, max_steps)
+    if config.sgd:
+        weight_SDK[0][:, fitted], bias_SK[0, fitted] = train_head(
+            scaled_ID, truth_IK[:, fitted], weight_I, loss, config.sgd, seed
+        )
+        return weight_SDK, bias_SK, np.ones(1, dtype=bool)
+    found = fit_heads(scaled_ID, truth_IK[:, fitted], weight_I, loss, strengths, config.max_iterations)
     weight_SDK[:, :, fitted], bias_SK[:, fitted] = found.weight_SDK, found.bias_SK
     return weight_SDK, bias_SK, found.converged_S

@@ -109,7 +109,7 @@ def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder
         probabilities = [cohort.task.probabilities(fitted.logits(of(some))) for some in (cohort.val, cohort.test)]
         return Outcome(entrant, fitted.chosen, fitted.tried, *probabilities), None
     choice = fit_linear(
-        cohort, of(cohort.train), of(cohort.val), config.class_weighting, config.linear, entrant.name
+        cohort, of(cohort.train), of(cohort.val), config.class_weighting, config.linear, entrant.name, config.seed
     )  # fmt: skip
     probabilities = [cohort.task.probabilities(choice.head.logits(of(some))) for some in (cohort.val, cohort.test)]
     return Outcome(entrant, choice.chosen, choice.tried, *probabilities), choice
@@ -213,7 +213,8 @@ def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Fold
         train = cohort.all_train if entrant.kind == "pca" else cohort.train
         rows = np.concatenate([train, cohort.val, cohort.test])
     rows = np.unique(rows)
-    return out / "features" / cache_name(title, cohort.dataset, rows, *what), rows
+    folder = Folder(config.features or f"{out}/features") / cache_name(title, cohort.dataset, rows, *what)
+    return folder, rows
 
 
 def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
@@ -242,7 +243,8 @@ def _evaluations_so_far(out: Folder) -> int:
 def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
     baselines = [absolute_baseline(word) for word in config.baselines]
     locations = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
-    return config.model_copy(update={**locations, "baselines": baselines})
+    features = config.features and absolute(config.features)
+    return config.model_copy(update={**locations, "baselines": baselines, "features": features})
 
 
 def _check_workers(config: FinetuneConfig) -> None:

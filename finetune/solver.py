@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 from finetune.bootstrap import Floats
 from finetune.head_problems import Loss, Problems, along, begin, change, gradient, only
@@ -79,7 +80,7 @@ def _basis(features_ID: F32, weight_I: Floats, blocks: RowBlocks) -> tuple[Float
     root_I = np.sqrt(weight_I, dtype=np.float64).astype(np.float32)
     if num_images < num_features:
         scaled_ID = features_ID * root_I[:, None]
-        value_I, vectors_II = np.linalg.eigh((scaled_ID @ scaled_ID.T).astype(np.float64))
+        value_I, vectors_II = eigh((scaled_ID @ scaled_ID.T).astype(np.float64), driver="evd")
         kept = value_I > 1e-6 * max(value_I[-1], 1e-30)
         basis_DR = scaled_ID.T @ (vectors_II[:, kept] / np.sqrt(value_I[kept])).astype(np.float32)
         return np.asarray(basis_DR, dtype=np.float32), value_I[kept]
@@ -90,7 +91,7 @@ def _basis(features_ID: F32, weight_I: Floats, blocks: RowBlocks) -> tuple[Float
         scaled_BD = features_ID[rows] * root_I[rows, None]
         return scaled_BD.T @ scaled_BD
 
-    value_R, basis_DR = np.linalg.eigh(blocks.total(gram).astype(np.float32))
+    value_R, basis_DR = eigh(blocks.total(gram).astype(np.float32), driver="evd")  # twice as fast as numpy's
     # What is smaller is rounding
     value_R = np.maximum(value_R, 1e-7 * value_R[-1]).astype(np.float64) * weight_I.sum() / weight_I[::every].sum()
     return basis_DR.astype(np.float32), value_R

@@ -1,13 +1,16 @@
-"""Tasks on a real local Ray, and an import whose shards are written by them."""
+"""Tasks and trials on a real local Ray, and an import whose shards are written by them."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from clusters.config import InputError
-from clusters.launch import QUIET_RAY
+from clusters.config import Config, InputError
+from clusters.launch import QUIET_RAY, ClusterConfig
+from clusters.search import run_trials
+from clusters.storage import Folder
 from clusters.tasks import map_tasks
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
@@ -82,6 +85,31 @@ def test_a_task_whose_process_dies_is_done_again(two_cores: None, tmp_path: Path
     assert list(map_tasks(lambda number: dies(number), [1])) == [7]
     assert marks.read_text() == "xxx"
     assert ray.is_initialized(), "a Ray that was there before stays"
+
+
+class Trial(Config):
+    """A trial that leaves a file; the second one's process dies at its first try."""
+
+    number: int
+    out: str
+
+
+def test_trials_run_in_processes_of_their_own_and_one_that_dies_is_tried_again(two_cores: None, tmp_path: Path) -> None:
+    def trial(config: Trial) -> None:
+        import os
+
+        tried = Path(config.out) / f"tried-{config.number}"
+        first = not tried.exists()
+        tried.touch()
+        if config.number == 1 and first:
+            os._exit(1)
+        (Path(config.out) / f"done-{config.number}").write_text(str(os.getpid()))
+
+    trials = [Trial(number=number, out=str(tmp_path)) for number in range(3)]
+    run_trials(trial, trials, ClusterConfig(num_workers=2), Folder(tmp_path))
+    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1", "done-2"}
+    assert str(os.getpid()) not in {path.read_text() for path in tmp_path.glob("done-*")}
+    assert not (tmp_path / ".ray").exists()
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def _drawn(num_features: int) -> tuple[Cohort, list[np.ndarray]]:
     spectrum = (1 / np.arange(1, num_features + 1)).astype(np.float32)
     features = []
     for noise in (1.0, 2.0):
-        centres = rng.normal(size=(len(IMAGES), num_features)) * spectrum
+        centres = 4 * num_features**-0.5 * rng.normal(size=(len(IMAGES), num_features)) * spectrum
         drawn = rng.standard_normal((num_images, num_features), dtype=np.float32) * spectrum * noise
         features.append(((drawn + centres[classes]) @ turned).astype(np.float32))
     split = np.searchsorted([0.7, 0.8], rng.random(num_patients))[patient_of]

@@ -1,0 +1,107 @@
+"""Run one function on many configs, several at a time, as trials of Ray Tune; or one after another, without Ray.
+
+What a trial has found it writes itself, where its config says: Ray is never asked what is done. So the same call after
+a kill, with the configs that have left no result, goes on where it was.
+"""
+
+import functools
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from clusters import distributed, tracking
+from clusters.config import Config, InputError
+from clusters.launch import QUIET_RAY, ClusterConfig, check_resources, connect
+from clusters.storage import Folder
+
+C = TypeVar("C", bound=Config)
+
+
+@contextmanager
+def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
+    """One connection to Ray for several launches and searches; nothing with `num_workers=0`."""
+    if cluster.num_workers == 0:
+        yield
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    connect(cluster, follow_log=run.path is not None)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_trials(function: Callable[[C], Any], configs: Sequence[C], cluster: ClusterConfig, run: Folder) -> None:
+    """`function(config)` for each config, `cluster.num_workers` at a time, each in a process of its own.
+
+    `function` stands at the top level of a module. A process that dies is started again `cluster.max_failures` times.
+    Raises RuntimeError with the last line of what a trial has raised, once the others are done.
+    """
+    if cluster.num_workers == 0:
+        for config in configs:
+            function(config)
+        return
+    if not configs:
+        return
+    with one_ray(cluster, run):
+        use_gpu = check_resources(cluster)
+        follower = tracking.LogFollower(run) if run.path is not None else None
+        try:
+            _tune(function, configs, cluster, run, use_gpu)
+        finally:
+            if follower is not None:
+                follower.close()
+
+
+def _tune(
+    function: Callable[[C], Any], configs: Sequence[C], cluster: ClusterConfig, run: Folder, use_gpu: bool
+) -> None:
+    from ray import tune
+
+    name = f"search-{uuid.uuid4().hex[:8]}"
+    trial = functools.partial(_trial, function=function, configs=list(configs), run=run.location, use_gpu=use_gpu)
+    resources = {"cpu": cluster.cpus_per_worker, "gpu": float(use_gpu)}
+    tuner = tune.Tuner(
+        tune.with_resources(trial, resources),
+        param_space={"number": tune.grid_search(list(range(len(configs))))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=cluster.num_workers),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=f"{run.location}/.ray",
+            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        results = tuner.fit()
+    finally:
+        (run / ".ray").remove(name)
+        if not (run / ".ray").names():
+            run.remove(".ray")
+    if results.errors:
+        last = str(results.errors[0]).strip().splitlines()[-1]
+        raise RuntimeError(f"{len(results.errors)} of {len(configs)} trials failed; the first: {last}")
+    if results.num_terminated < len(configs):
+        raise InputError(
+            f"{run}: the search was stopped before all trials were done; the same command goes on from what is done"
+        )
+
+
+def _trial(settings: dict[str, Any], function: Any, configs: list[Any], run: str, use_gpu: bool) -> dict[str, int]:
+    """What Ray Tune runs for each number."""
+    import torch
+
+    folder = Folder(run)
+    if folder.path is not None:
+        tracking.say_into(folder)
+    if not use_gpu:  # Ray hides no GPU from a trial that has asked for none
+        distributed.use_device(torch.device("cpu"))
+    function(configs[settings["number"]])
+    return {"done": 1}

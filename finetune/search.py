@@ -1,0 +1,232 @@
+"""`python -m finetune search RECIPE …`: the protocol of Azizi et al. (2021) for learning rate and weight decay.
+
+Every pair of a grid is trained as a trial and judged on validation alone; the best pair is then trained with several
+seeds, and only those models see test. A trial's folder is that of a plain run, so the chosen trial becomes its first
+seed's run without being trained again.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from clusters.config import Config, InputError, absolute, describe, differences, load_config
+from clusters.launch import launch
+from clusters.search import one_ray, run_trials
+from clusters.storage import Folder
+from clusters.tracking import Tracker, say
+from data.dataset import open_dataset
+from finetune.cohort import choose_cohort, find_leaks
+from finetune.config import FinetuneConfig, SgdConfig, Strength
+from finetune.contenders import contenders
+from finetune.run import LEDGER, finetune, numbers_of, work
+from finetune.search_page import score_of, search_page, summary
+
+RESULTS, PAGE, TRIAL = "search.json", "search.html", "trial.json"
+SCHEMA_VERSION = 1
+
+Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Row = dict[str, Any]
+
+
+class GridConfig(Config):
+    """What is tried on validation, and how the best is tested; by default as in the paper."""
+
+    learning_rates: list[Strength] = Field(
+        default=[float(f"{10 ** (power / 2):.3g}") for power in range(-7, 0)],
+        min_length=1,
+        description="seven from 10^-3.5 to 10^-0.5, as for SGD with momentum",
+    )
+    weight_decays: list[Decay] = Field(default=[0.0, 1e-5, 1e-4, 1e-3], min_length=1, description="on weights")
+    seeds: int = Field(default=5, ge=1, description="how often the best pair is trained and tested, from seed= on")
+
+    @field_validator("learning_rates", "weight_decays")
+    @classmethod
+    def _each_once(cls, values: list[float]) -> list[float]:
+        if len({f"{value:g}" for value in values}) < len(values):
+            raise ValueError("must not hold the same value twice")
+        return sorted(values)
+
+
+class SearchConfig(FinetuneConfig):
+    """A recipe of fine-tuning, and the grid around it. Baselines are left out: each would need its own search."""
+
+    grid: GridConfig = Field(default=GridConfig(), description="learning rates and weight decays")
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that determine a trial: more pairs and seeds may be asked for later."""
+        return {name: value for name, value in super().recipe().items() if name != "grid"}
+
+    def pairs(self) -> list[tuple[float, float]]:
+        """Learning rate and weight decay of each trial."""
+        return [(lr, decay) for lr in self.grid.learning_rates for decay in self.grid.weight_decays]
+
+    def trial(self, lr: float, decay: float, seed: int) -> FinetuneConfig:
+        """The plain run of a pair, in a folder of its own, in this one process."""
+        values = {name: getattr(self, name) for name in FinetuneConfig.model_fields}
+        pair = {"lr": lr, "weight_decay": decay}
+        if self.head == "linear":
+            sgd = (self.linear.sgd or SgdConfig()).model_copy(update=pair)
+            values["linear"] = self.linear.model_copy(update={"sgd": sgd})
+            values["features"] = self.features or f"{self.out}/features"
+        else:
+            optim = self.full.optim.model_copy(update=pair)
+            values["full"] = self.full.model_copy(update={"optim": optim})
+        values["cluster"] = self.cluster.model_copy(update={"num_workers": 0})
+        name = f"lr-{lr:g}-wd-{decay:g}-seed-{seed}"
+        return FinetuneConfig.model_validate(values | {"out": f"{self.out}/runs/{name}", "seed": seed, "baselines": []})
+
+
+def usage() -> str:
+    """The help."""
+    return f"""usage: python -m finetune search RECIPE.yaml data=DIR encoder=RUN_OR_FOLDER out=DIR [key=value …]
+
+Trains the recipe with every pair of learning rate and weight decay, chooses the best on validation, trains that with
+several seeds and evaluates those on test. head=linear: by SGD on features that are computed once. Up to
+cluster.num_workers trials run at a time, each with one worker's share of the cluster; 0: one after another, here.
+Writes {RESULTS} and {PAGE}. The same command continues an interrupted search.
+
+  python -m finetune search finetune/recipes/ham10000_search.yaml data=/data/ham encoder=/runs/ham out=/runs/ham-search
+
+key                                  default          meaning
+{describe(SearchConfig)}"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command."""
+    search(load_config(SearchConfig, argv))
+
+
+def search(config: SearchConfig) -> None:
+    """Run the trials that are not there yet, choose, run the seeds, and write what was found.
+
+    Raises InputError as fine-tuning does, and where no trial has ended well.
+    """
+    started = time.time()
+    places = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
+    config = config.model_copy(update={**places, "features": config.features and absolute(config.features)})
+    out, first = Folder(config.out), config.trial(*config.pairs()[0], config.seed)
+    dataset, (entrant,) = open_dataset(config.data, config.loader.place), contenders(first)
+    warnings = find_leaks(choose_cohort(dataset, config), entrant.location, config.on_leak)
+    _claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
+
+    with one_ray(config.cluster, out):
+        rows = _trials(config, out)
+        best = _best(rows)
+        say(f"chosen: learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}, of {len(rows)} pairs")
+        seeds = [config.seed + number for number in range(config.grid.seeds)]
+        runs = [config.trial(best["lr"], best["weight_decay"], seed) for seed in seeds]
+        run_trials(finetune, runs, config.cluster, out)
+
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": out.read_json("sweep.json"),
+        "model": entrant.describe(),
+        "dataset": {"name": dataset.manifest.name, "licence": dataset.manifest.licence},
+        "warnings": warnings,
+        "grid": rows,
+        "chosen": best,
+        **_tested(runs, seeds),
+        "seconds": round(time.time() - started, 1),
+    }
+    out.write(PAGE, search_page(results).encode())
+    out.write_json(RESULTS, results)
+    print(summary(results))
+    print(f"page: {out.file(PAGE)}")
+
+
+def train_trial(config: FinetuneConfig) -> None:
+    """One pair: trained, judged on validation, and written down. What diverges is a result too."""
+    out = Folder(config.out)
+    cohort = choose_cohort(open_dataset(config.data, config.loader.place), config)
+    (entrant,) = contenders(config)
+    try:
+        if config.head == "full":
+            from finetune.loop import train_full
+
+            tracker = Tracker(out, config.tracking, out.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
+            train_full(entrant, cohort, config, out / "training" / entrant.name, tracker)
+            tracker.close()
+            found = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
+        else:
+            from finetune.linear import fit_linear
+
+            rows, values = numbers_of(entrant, cohort, config, out)
+            train, val = (values[np.searchsorted(rows, some)] for some in (cohort.train, cohort.val))
+            title = f"learning rate {config.linear.sgd.lr:g}" if config.linear.sgd else ""
+            found = fit_linear(cohort, train, val, config.class_weighting, config.linear, title, config.seed).chosen
+    except InputError as error:
+        if "not finite" not in str(error) and "the loss is" not in str(error):
+            raise
+        found = {"failed": str(error)}
+    out.write_json(TRIAL, found)
+
+
+def _trials(config: SearchConfig, out: Folder) -> list[Row]:
+    """Every pair with what it came to on validation."""
+    trials = [config.trial(lr, decay, config.seed) for lr, decay in config.pairs()]
+    missing = [trial for trial in trials if not Folder(trial.out).exists(TRIAL)]
+    say(f"{len(trials)} pairs of learning rate and weight decay, {len(missing)} to train")
+    if missing and config.head == "linear":
+        launch(work, config.model_copy(update={"baselines": []}), config.cluster, out)
+    run_trials(train_trial, missing, config.cluster, out)
+    return [
+        {"lr": lr, "weight_decay": decay, **Folder(trial.out).read_json(TRIAL)}
+        for (lr, decay), trial in zip(config.pairs(), trials)
+    ]
+
+
+def _best(rows: list[Row]) -> Row:
+    """The best on validation; of equal ones that with more decay, then that with the smaller rate."""
+    judged = [row for row in rows if "failed" not in row and math.isfinite(score_of(row))]
+    if not judged:
+        raise InputError(f"grid: no trial has ended well; the first: {rows[0].get('failed', 'no score on validation')}")
+    return max(judged, key=lambda row: (round(score_of(row), 9), row["weight_decay"], -row["lr"]))
+
+
+def _tested(runs: list[FinetuneConfig], seeds: list[int]) -> dict[str, Any]:
+    """The figures of each seed on test, and their mean and spread."""
+    tested, evaluations = [], 0
+    for seed, run_config in zip(seeds, runs):
+        folder = Folder(run_config.out)
+        model = folder.read_json("results.json")["models"]["pretrained"]
+        figures = {
+            name: figure["value"]
+            for name, figure in model["test"].items()
+            if isinstance(figure, dict) and "value" in figure
+        }
+        tested.append(
+            {"seed": seed, "run": f"runs/{folder.location.rsplit('/', 1)[-1]}", **model["chosen"], "test": figures}
+        )
+        evaluations += folder.read_json(LEDGER)["count"]
+    summed = {}
+    for name in tested[0]["test"]:
+        values = [row["test"][name] for row in tested if row["test"][name] is not None]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        summed[name] = {"mean": float(np.mean(values)) if values else None, "sd": spread, "seeds": len(values)}
+    return {"seeds": tested, "test": summed, "test_evaluations": evaluations}
+
+
+def _ungridded(config: SearchConfig) -> dict[str, Any]:
+    """The recipe without what the grid sets."""
+    recipe = config.recipe()
+    if config.head == "full":
+        optim = {name: value for name, value in recipe["full"]["optim"].items() if name not in ("lr", "weight_decay")}
+        recipe["full"] = {**recipe["full"], "optim": optim}
+    return recipe
+
+
+def _claim(out: Folder, identity: dict[str, Any]) -> None:
+    """Make the folder this search's. Raises InputError where it is another's."""
+    if out.exists("sweep.json"):
+        changed = differences(out.read_json("sweep.json"), identity)
+        if changed:
+            raise InputError(
+                f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
+            )
+    elif out.exists("config.json"):
+        raise InputError(f"{out}: holds the results of another command; give another out=")
+    out.write_json("sweep.json", identity)

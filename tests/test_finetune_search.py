@@ -1,0 +1,118 @@
+"""Searches of learning rate and weight decay around a tiny encoder: what is chosen, tested, reused and refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from clusters.config import InputError, load_config
+from finetune.config import SgdConfig
+from finetune.search import SearchConfig, search
+from finetune.sgd_head import train_head
+from tests.finetune_runs import recipe, write_encoder
+from tests.test_data_page import Outline
+
+
+def searched(dataset, folder: Path, **changed) -> SearchConfig:
+    encoder = write_encoder(folder / "pretrained", dataset)
+    plain = recipe(dataset, encoder, folder / "out").model_dump()
+    config = SearchConfig.model_validate({**plain, **changed})
+    search(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def linear(synthetic_dataset, tmp_path_factory) -> SearchConfig:
+    """A finished search over heads of cached features."""
+    grid = {"learning_rates": [1e-4, 0.1], "weight_decays": [0.0, 1e-3], "seeds": 2}
+    return searched(synthetic_dataset, tmp_path_factory.mktemp("linear"), head="linear", grid=grid)
+
+
+@pytest.fixture(scope="module")
+def full(synthetic_dataset, tmp_path_factory) -> SearchConfig:
+    """A finished search over whole trainings, one of which diverges."""
+    grid = {"learning_rates": [0.01, 1e20], "weight_decays": [1e-4], "seeds": 2}
+    return searched(synthetic_dataset, tmp_path_factory.mktemp("full"), grid=grid, full={"epochs": 1, "batch_size": 24})
+
+
+def results_of(config: SearchConfig) -> dict:
+    return json.loads((Path(config.out) / "search.json").read_text())
+
+
+def test_the_best_pair_on_validation_is_tested_with_each_seed(linear):
+    results = results_of(linear)
+    assert [(row["lr"], row["weight_decay"]) for row in results["grid"]] == linear.pairs()
+    assert results["chosen"]["val_auroc"] == max(row["val_auroc"] for row in results["grid"])
+    assert [row["seed"] for row in results["seeds"]] == [0, 1]
+    assert results["test_evaluations"] == 2
+    aurocs = []
+    for row in results["seeds"]:
+        told = json.loads((Path(linear.out) / row["run"] / "results.json").read_text())
+        assert told["identity"]["recipe"]["seed"] == row["seed"]
+        sgd = told["identity"]["recipe"]["linear"]["sgd"]
+        assert (sgd["lr"], sgd["weight_decay"]) == (results["chosen"]["lr"], results["chosen"]["weight_decay"])
+        aurocs.append(told["models"]["pretrained"]["test"]["auroc"]["value"])
+    assert results["test"]["auroc"]["mean"] == pytest.approx(np.mean(aurocs))
+    assert results["test"]["auroc"]["sd"] == pytest.approx(np.std(aurocs, ddof=1))
+
+
+def test_no_trial_but_the_chosen_one_sees_test_and_features_are_computed_once(linear):
+    out, chosen = Path(linear.out), results_of(linear)["chosen"]
+    tested = {path.parent.name for path in out.glob("runs/*/test_evaluations.json")}
+    pair = f"lr-{chosen['lr']:g}-wd-{chosen['weight_decay']:g}"
+    assert tested == {f"{pair}-seed-0", f"{pair}-seed-1"}
+    assert len(list(out.glob("runs/*"))) == 4 + 1  # the first seed's run is the chosen trial itself
+    assert len(list(out.glob("**/features-*"))) == 1
+
+
+def test_a_trial_that_diverges_is_told_and_the_chosen_one_is_not_trained_again(full):
+    results = results_of(full)
+    failed, judged = results["grid"][1], results["grid"][0]
+    assert "lower full.optim.lr" in failed["failed"]
+    assert results["chosen"] == judged and judged["val_auroc"] >= 0
+    run = Path(full.out) / "runs" / "lr-0.01-wd-0.0001-seed-0"
+    weights = run / "training" / "pretrained" / "model.safetensors"
+    assert weights.stat().st_mtime <= (run / "trial.json").stat().st_mtime
+    assert (run / "report.html").exists()
+    told = json.loads((run / "results.json").read_text())["models"]["pretrained"]
+    assert told["chosen"]["val_auroc"] == judged["val_auroc"]
+    page = " ".join(Outline((Path(full.out) / "search.html").read_text()).words)
+    assert "diverged" in page and f"{judged['val_auroc']:.4f} *" in page
+
+
+def test_a_search_goes_on_where_it_was_and_takes_more_pairs(linear, capsys):
+    before = results_of(linear)
+    (Path(linear.out) / "runs" / "lr-0.1-wd-0-seed-0" / "trial.json").unlink()
+    search(linear)
+    assert "4 pairs of learning rate and weight decay, 1 to train" in capsys.readouterr().out
+    assert results_of(linear)["grid"] == before["grid"]
+    assert results_of(linear)["test_evaluations"] == 2
+    more = linear.grid.model_copy(update={"learning_rates": [1e-4, 0.1, 1e-5]})
+    search(linear.model_copy(update={"grid": more}))
+    assert "6 pairs of learning rate and weight decay, 2 to train" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"made with another config \(recipe.seed: 0 -> 3\)"):
+        search(linear.model_copy(update={"seed": 3}))
+
+
+def test_the_grid_is_the_papers():
+    config = load_config(SearchConfig, ["data=/d", "encoder=/e", "out=/o"])
+    assert np.log10(config.grid.learning_rates) == pytest.approx(np.linspace(-3.5, -0.5, 7), abs=1e-3)
+    assert config.grid.weight_decays == [0, 1e-5, 1e-4, 1e-3]
+    assert len(config.pairs()) == 28 and len({config.trial(*pair, 0).out for pair in config.pairs()}) == 28
+    with pytest.raises(InputError, match="must not hold the same value twice"):
+        load_config(SearchConfig, ["data=/d", "encoder=/e", "out=/o", "grid.learning_rates=[0.1,0.1]"])
+
+
+def test_a_head_trained_long_enough_is_the_optimum_and_a_seed_gives_it_again():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(512, 5)).astype(np.float32)
+    truth = (features[:, 0] + rng.logistic(size=512) > 0.5).astype(float)
+    truth[:50] = np.nan
+    config, weights = SgdConfig(lr=0.5, weight_decay=1e-2, epochs=200, batch_size=64), np.ones(512)
+    found = [train_head(features, truth[:, None], weights, "sigmoid", config, seed)[0] for seed in (0, 0, 1)]
+    assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
+    # The mean is over all images of a batch, those that are not labelled too.
+    model = LogisticRegression(C=1 / (1e-2 * 512), tol=1e-8, max_iter=1000).fit(features[50:], truth[50:])
+    assert found[0][:, 0] == pytest.approx(model.coef_[0], abs=0.02)
