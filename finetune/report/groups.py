@@ -25,7 +25,8 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
         if any(row[name]["value"] is not None for row in groups.values() for name in JUDGED):
             rows = [(f"{name} ({row['patients']})", row["auroc"], 0) for name, row in groups.items()]
             title, whole = f"{title_of('auroc', results)} by {attribute}", _of_everybody(told, results)
-            caption = f"{title}; in brackets the number of patients.{'' if whole is None else ' The line is that of everybody.'}"
+            caption = f"{title}; in brackets the number of patients."
+            caption += "" if whole is None else " The line is that of everybody."
             parts.append(figure(forest(rows, title, whole), caption))
             parts += [_gaps(told.get("gaps") or {}, attribute), _group_table(groups, attribute)]
             drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", title, [row[:2] for row in rows]))
