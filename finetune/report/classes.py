@@ -15,7 +15,7 @@ from finetune.report.drawings import (
 from finetune.report.evidence import Evidence, thresholds_of
 from finetune.report.headline import FEW_PATIENTS
 from finetune.report.tables import confusion_table
-from finetune.report.words import NAMES, Results, first_model, shown
+from finetune.report.words import NAMES, Results, first_model, shown, value_of
 
 FIRST, MORE = ("auroc", "auprc", "sensitivity", "specificity"), ("precision", "f1", "brier", "ece")
 TWO_DIGITS = ("sensitivity", "specificity", "precision", "f1")
@@ -80,7 +80,7 @@ def calibration(results: Results) -> tuple[Html, list[Drawing]]:
 def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | None) -> str:
     told = label
     if ece is not None and ece["value"] is not None:
-        told += f": ECE {shown(ece)}"
+        told += f": ECE {value_of(ece) if ece.get('low') is None else shown(ece)}"
         told += f", by chance alone {ece['by_chance']:.3f}" if ece.get("by_chance") is not None else ""
     if row.get("slope") is not None:
         told += f", slope {row['slope']:.2f} (1 is right), intercept {row['intercept']:+.2f} (0 is right)"

@@ -22,17 +22,26 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
         if not groups:
             parts.append(paragraph("No group has enough patients to be judged by itself."))
             continue
-        rows = [(f"{name} ({row['patients']} patients)", row["auroc"], 0) for name, row in groups.items()]
-        title = title_of("auroc", results)
-        whole = first_model(results)["test"]["auroc"]["value"]
-        caption = f"{title} by {attribute}. The line is that of everybody."
-        parts.append(figure(forest(rows, f"{title} by {attribute}", whole), caption))
-        parts.append(_gaps(told.get("gaps") or {}, attribute))
-        parts.append(_group_table(groups, attribute))
-        parts.append(_left_out(told, results))
-        drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", f"{title} by {attribute}",
-                                       [row[:2] for row in rows]))  # fmt: skip
+        if any(row[name]["value"] is not None for row in groups.values() for name in JUDGED):
+            rows = [(f"{name} ({row['patients']})", row["auroc"], 0) for name, row in groups.items()]
+            title, whole = f"{title_of('auroc', results)} by {attribute}", _of_everybody(told, results)
+            caption = f"{title}; in brackets the number of patients."
+            caption += "" if whole is None else " The line is that of everybody."
+            parts.append(figure(forest(rows, title, whole), caption))
+            parts += [_gaps(told.get("gaps") or {}, attribute), _group_table(groups, attribute)]
+            drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", title, [row[:2] for row in rows]))
+        else:
+            parts.append(paragraph("No label can be judged in every group; each label by itself is below."))
+        parts += [_by_label(groups, attribute), _left_out(told, results)]
     return join(parts), [drawing for drawing in drawings if drawing]
+
+
+def _of_everybody(told: dict[str, Any], results: Results) -> float | None:
+    """The figure of all patients over the labels that the groups' figures are of."""
+    per_class = first_model(results)["test"].get("per_class") or {}
+    over = told.get("macro_over") or results["labels"]
+    values = [per_class.get(label, {}).get("auroc", {}).get("value") for label in over]
+    return None if not values or None in values else sum(values) / len(values)
 
 
 def other_hospitals(external: list[Results]) -> tuple[Html, list[Drawing]]:
@@ -128,17 +137,19 @@ def _group_table(groups: dict[str, Any], attribute: str) -> Html:
         [name, row["patients"], row["cases"], *(shown(row.get(figure_name)) for figure_name in JUDGED)]
         for name, row in groups.items()
     ]
-    by_label = [
+    return table(header, rows)
+
+
+def _by_label(groups: dict[str, Any], attribute: str) -> Html:
+    """Every label in every group, on a click."""
+    rows = [
         [f"{name}, {label}", row["positives"], *(shown(row.get(figure_name)) for figure_name in JUDGED)]
         for name, group in groups.items()
         for label, row in (group.get("labels") or {}).items()
     ]
-    parts = table(header, rows)
-    if len({label for group in groups.values() for label in (group.get("labels") or {})}) > 1:
-        parts = parts + folded(
-            f"{attribute} by class", table(["", "positives", "AUROC", "sensitivity", "specificity"], by_label)
-        )
-    return parts
+    if len({label for group in groups.values() for label in (group.get("labels") or {})}) < 2:
+        return EMPTY
+    return folded(f"{attribute} by class", table(["", "positives", "AUROC", "sensitivity", "specificity"], rows))
 
 
 def _left_out(told: dict[str, Any], results: Results) -> Html:

@@ -139,7 +139,10 @@ def _beside(
         ),
     ]
     right = pictures.decided.true_NC[case, label] == pictures.decided.decided_NC[case, label]
-    looked = f"looked for {what}" if found.of_class else "its attention"
+    spoke = bool(found.maps_BHW[place].any())
+    looked = (
+        (f"looked for {what}" if spoke else f"nothing here spoke for {what}") if found.of_class else "its attention"
+    )
     caption = [tag("b", truth), f", {'right' if right else 'mistaken'}", LINE_BREAK, _scores(pictures, case),
                LINE_BREAK, looked]  # fmt: skip
     return shown, join(caption)

@@ -17,7 +17,8 @@ def cohort(results: Results) -> Html:
     ]
     classes = dict.fromkeys(name for split in splits.values() for name in split.get("cases_per_class", {}))
     for name in classes:
-        rows.append([f"cases: {name}", *(split.get("cases_per_class", {}).get(name) for split in splits.values())])
+        counts = (split.get("cases_per_class", {}).get(name) for split in splits.values())
+        rows.append([f"cases: {name}", *(None if count is None else f"{count:,}" for count in counts)])
     fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
     caption = "Labelled images used" + (f"; {fraction:g} of the training patients." if fraction < 1 else ".")
     return table(["", *(SPLITS.get(split, split) for split in splits)], rows, caption)
@@ -43,7 +44,7 @@ def _made_from(model: dict[str, Any]) -> Html:
             [
                 stage["stage"],
                 origin["name"],
-                origin["images"],
+                f"{origin['images']:,}",
                 ", ".join(origin["splits"]),
                 f"{stage['steps']} × {stage['batch_size']}",
                 tag("code", origin["fingerprint"][:16]),

@@ -18,7 +18,9 @@ def forest(rows: Sequence[tuple[str, Figure, int]], label: str, rule: float | No
     ends = [v for _, number, _ in rows for v in (number.get("low"), number.get("high"), number["value"])]
     known = [v for v in [*ends, rule] if v is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    shares = low >= 0 and high <= 1
     low, high = np.floor(low * 20 - 0.2) / 20, np.ceil(high * 20 + 0.2) / 20
+    low, high = (max(low, 0.0), min(high, 1.0)) if shares else (low, high)
 
     def place(value: float) -> float:
         return 100 * (value - low) / (high - low)

@@ -75,9 +75,9 @@ def value_of(figure: Figure) -> str:
 
 
 def interval_of(figure: Figure, results: Results) -> str:
-    """`95 % interval 0.845 to 0.876`; empty where there is none."""
+    """`95 % interval 0.845 to 0.876`; what chance gives where that is told instead; or nothing."""
     if figure.get("low") is None:
-        return ""
+        return "" if figure.get("by_chance") is None else f"by chance alone {figure['by_chance']:.3f}"
     return f"{confidence(results)} interval {figure['low']:.3f} to {figure['high']:.3f}"
 
 
