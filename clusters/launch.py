@@ -28,10 +28,21 @@ QUIET_RAY = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a dead worker is noticed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, ranks that report unequally often wait for ever
 }
+
+LEAN_RAY = {
+    "RAY_worker_niceness": "0",  # at Ray's own 15 everything else on the machine goes before the training
+    "RAY_prestart_worker_first_driver": "0",  # processes that nobody asks for import while the first steps run
+    "RAY_enable_metrics_collection": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_task_events_report_interval_ms": "0",  # of tasks that its dashboard, which is off, would show
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # or it lists all log files ten times a second
+}
+"""For a Ray that is started here, whose daemons would take the cores of the training."""
 
 _last_report = time.monotonic()
 
@@ -55,7 +66,7 @@ def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterC
     """
     if cluster.num_workers == 0:
         return function(config)
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    set_environment(local=(cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local")
     import ray
 
     started_here = not ray.is_initialized()
@@ -70,6 +81,12 @@ def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterC
             follower.close()
         if started_here:
             ray.shutdown()
+
+
+def set_environment(local: bool) -> None:
+    """Set what a Ray that is used, and one that is started here, reads; what a person has set stays as it is."""
+    for name, value in {**QUIET_RAY, **(LEAN_RAY if local else {})}.items():
+        os.environ.setdefault(name, value)
 
 
 def report(metrics: dict[str, float]) -> None:

@@ -22,9 +22,9 @@ def map_tasks(
     connected is used as it is. `function` stands at the top level of a module, and running it twice must do no
     harm. Raises what a task raises, and InputError where the cluster cannot be reached or tasks keep dying.
     """
-    from clusters.launch import QUIET_RAY
+    from clusters.launch import set_environment
 
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    set_environment(local=(os.environ.get("RAY_ADDRESS") or "local") == "local")
     import ray
     from ray.exceptions import RayError, RayTaskError
 

@@ -22,7 +22,12 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class ProbeConfig(Config):
     """kNN and a linear head, learned on labelled training cases, tested on validation cases, while the run goes on."""
 
-    every_steps: int | None = Field(default=None, ge=1, description="steps between probes; none: ten a stage")
+    every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps between probes; none: ten a stage or, where they would take more than a tenth of the time, "
+        "fewer; its end is always probed",
+    )
     neighbours: int = Field(default=20, ge=1, description="k of kNN, in cases")
     max_images: int = Field(default=5000, ge=1, description="about so many images from each split at most, whole cases")
     dataset: int | None = Field(

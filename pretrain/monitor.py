@@ -24,6 +24,8 @@ SCORES = ("probe/knn_auroc", "probe/linear_auroc")
 LINEAR_C = 0.01
 """scikit-learn's C on standardised features: strong, since a probe has hundreds of features and few cases."""
 LINEAR_STEPS = 100
+MOST_PROBES = 10
+PROBE_SHARE = 0.1
 
 
 @torch.no_grad()
@@ -109,6 +111,37 @@ def probe(encoder: nn.Module, dataset: AnyDataset, config: PretrainConfig, views
     logits_MK = linear_scores(bank_ND, bank_truth, queries_MD)
     found = {name: macro_auroc(truth, scores) for name, scores in zip(SCORES, (votes_MK, logits_MK))}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def num_probed(dataset: AnyDataset, config: PretrainConfig) -> int:
+    """How many images a probe looks at."""
+    return len(_labelled(dataset, "train", config)) + len(_labelled(dataset, "val", config))
+
+
+class Pace:
+    """When a stage is probed: every so many steps or, where none are given, ten times at most, at its end always.
+
+    Without `every_steps`, probes before the end are left out where they would take more than a tenth of the time.
+    Until one was timed, an image is thought to take as long as a view of a step does, which is about three times what
+    a forward pass alone takes.
+    """
+
+    def __init__(self, every_steps: int | None, total_steps: int, num_views: int, num_images: int) -> None:
+        self.every_steps = every_steps or -(-total_steps // MOST_PROBES)
+        self._rationed, self._total_steps = every_steps is None, total_steps
+        self._images_per_view = num_images / num_views
+        self._spent = self._last = 0.0
+
+    def due(self, done: int, num_steps: int, seconds: float) -> bool:
+        """Whether to probe after so many steps, of which `num_steps` took these seconds, probes included."""
+        if done == self._total_steps or not self._rationed:
+            return done == self._total_steps or done % self.every_steps == 0
+        expected = self._last or self._images_per_view * (seconds - self._spent) / num_steps
+        return done % self.every_steps == 0 and self._spent + expected <= PROBE_SHARE * seconds
+
+    def took(self, seconds: float) -> None:
+        """A probe has taken so long."""
+        self._last, self._spent = seconds, self._spent + seconds
 
 
 def by_case(features_ID: Features, labels_IK: Features, case_I: NDArray[np.integer]) -> tuple[Features, Features]:

@@ -1,5 +1,6 @@
 """What is measured, said and judged while a stage trains."""
 
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,7 +17,7 @@ from pretrain.config import PretrainConfig
 from pretrain.health import measure, possible_directions
 from pretrain.meter import DIVERGED, Meter
 from pretrain.methods.method import Output
-from pretrain.monitor import probe, probe_dataset
+from pretrain.monitor import Pace, num_probed, probe, probe_dataset
 from pretrain.training import Training
 
 
@@ -44,7 +45,9 @@ class Watch:
         self._meter = Meter(self._batch_size, training.optimizer)
         self._progress = Progress(self._name, self._total_steps, config.tracking, first_step)
         self._probed = probe_dataset(dataset, config.probe.dataset)
-        self._probe_every = config.probe.every_steps or max(1, self._total_steps // 10)
+        num_images = num_probed(self._probed, config)
+        self._pace = Pace(config.probe.every_steps, self._total_steps, 2 * self._batch_size, num_images)
+        self._first_step, self._started = first_step, time.monotonic()
         self._alarms = Alarms(self._total_steps, _more_data(config))
         width = config.stages[number].projection_dim
         self._alarms.possible_directions = possible_directions(self._batch_size, width)
@@ -64,11 +67,18 @@ class Watch:
         last = done == self._total_steps
         if last or done % self._config.tracking.every_steps == 0:
             self._log(done, output)
-        if last or done % self._probe_every == 0:
+        if (last or done % self._pace.every_steps == 0) and self._probe_is_due(done):
+            started = time.monotonic()
             with self._meter.timing("probe"):
                 self._probe(done)
+            self._pace.took(time.monotonic() - started)
         if last:
             distributed.time_collectives(None)
+
+    def _probe_is_due(self, done: int) -> bool:
+        """By rank 0's clock."""
+        seconds = time.monotonic() - self._started
+        return distributed.broadcast_object(self._pace.due(done, done - self._first_step, seconds))
 
     def _log(self, done: int, output: Output) -> None:
         metrics = self._meter.flush(self._name, done)

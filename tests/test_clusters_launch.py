@@ -101,6 +101,7 @@ def test_a_worker_killed_by_sigkill_costs_nothing(synthetic_dataset: Dataset, un
             wait_for(lambda: (run / "1-simclr/checkpoints/step-000000005/MANIFEST.json").exists(), 300, "a checkpoint")
             victims = ray_workers(driver)
             assert len(victims) == 2
+            assert {victim.nice() for victim in victims} == {psutil.Process().nice()}, "Ray would put training last"
             victims[1].send_signal(signal.SIGKILL)
             assert driver.wait(270) == 0, (tmp_path / "output.txt").read_text()[-3000:]
         finally:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from clusters.checkpoint import Checkpoints
 from clusters.config import InputError, load_config
 from data.cases import Case, RawDataset, SourceImage
 from data.combined import CombinedDataset, shares
@@ -30,6 +29,7 @@ from pretrain.run import pretrain
 from pretrain.views import ViewConfig
 from tests.drawn_cases import Drawn
 from tests.finetune_runs import write_encoder
+from tests.killed_runs import killed_after_saves
 
 OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}
 ALL_TRAIN = {"train": 1.0, "val": 0.0, "test": 0.0}
@@ -108,18 +108,8 @@ def finished(synthetic_dataset: Dataset, other: Dataset, tmp_path_factory: pytes
 def test_an_interrupted_run_ends_as_the_undisturbed_one(
     synthetic_dataset: Dataset, other: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saves = Checkpoints.save, 0
-
-    def save_and_die(self: Checkpoints, step: int, state: Any) -> None:
-        nonlocal saves
-        save(self, step, state)
-        saves += 1
-        if saves in (1, 3):
-            raise KeyboardInterrupt
-
     recipe = config(tmp_path / "run", synthetic_dataset, other, weights=[1, 2])
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_die)
+    with killed_after_saves(monkeypatch, 1, 3):
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 pretrain(recipe)

@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from clusters.checkpoint import Checkpoints
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.methods.momentum import MomentumMethod, cosine_momentum
 from pretrain.run import pretrain
 from pretrain.training import Training, build_module
+from tests.killed_runs import killed_after_saves
 from tests.rank_tasks import distinct_views, flat, small_step, small_training
 
 BOTH = pytest.mark.parametrize("method", ["moco_v3", "byol"])
@@ -123,19 +123,10 @@ def test_runs_that_were_killed_end_as_the_undisturbed_one(
     synthetic_dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, the averaged network and its schedule included; killed in both stages."""
-    save, saves = Checkpoints.save, 0
-
-    def save_and_die(self: Checkpoints, step: int, state: Any) -> None:
-        nonlocal saves
-        save(self, step, state)
-        saves += 1
-        if saves in (2, 5):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            run(synthetic_dataset, tmp_path / "run")
+    with killed_after_saves(monkeypatch, 2, 5):
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run(synthetic_dataset, tmp_path / "run")
     run(synthetic_dataset, tmp_path / "run")
     for stage in STAGES:
         assert last_state(tmp_path / "run" / stage) == last_state(finished / stage)

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
-from pretrain.monitor import LINEAR_C, by_case, knn_scores, linear_scores, macro_auroc, probe
+from pretrain.monitor import LINEAR_C, Pace, by_case, knn_scores, linear_scores, macro_auroc, probe
 from tests.rank_tasks import probed
 
 NAN = float("nan")
@@ -99,3 +99,30 @@ def test_the_bound_keeps_whole_cases_of_both_splits(
         assert 1 <= len(rows) <= 45
         assert set(rows) == set(np.flatnonzero(np.isin(case, case[rows])).tolist())
     assert set(split[asked]) == {"train", "val"}
+
+
+def steps_probed(
+    total_steps: int, step_s: float, probe_s: float, num_images: int, every_steps: int | None = None
+) -> list[int]:
+    """After which steps a stage is probed whose steps of 32 views and probes take so long."""
+    pace, seconds, probed_after = Pace(every_steps, total_steps, 32, num_images), 0.0, []
+    for done in range(1, total_steps + 1):
+        seconds += step_s
+        if pace.due(done, done, seconds):
+            pace.took(probe_s)
+            seconds += probe_s
+            probed_after.append(done)
+    return probed_after
+
+
+def test_a_stage_is_probed_ten_times_at_most_and_at_its_end() -> None:
+    assert steps_probed(1000, 1.0, 5.0, num_images=32) == list(range(100, 1001, 100))
+    assert steps_probed(19, 1.0, 0.001, num_images=1) == [*range(2, 19, 2), 19]
+    assert steps_probed(5, 1.0, 30.0, num_images=0, every_steps=2) == [2, 4, 5]
+
+
+def test_probes_take_a_tenth_of_the_time_at_most_but_for_the_last() -> None:
+    assert steps_probed(20, 1.0, 30.0, num_images=320) == [20]  # as the steps before tell, it would take 10 s
+    seldom = steps_probed(1000, 1.0, 30.0, num_images=32)  # as none tells before the first one
+    assert 2 < len(seldom) < 10
+    assert 30.0 * (len(seldom) - 1) <= 0.1 * (1000 + 30.0 * len(seldom))

@@ -11,13 +11,13 @@ import timm
 import timm.data
 import torch
 
-from clusters.checkpoint import Checkpoints
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder_folder import hash64, load_encoder, read_seen
 from pretrain.run import pretrain, where_views_are_finished
+from tests.killed_runs import killed_after_saves
 from tests.rank_tasks import narrow_simclr_resnet
 
 OPTIM = {"name": "sgd", "lr": 0.05, "lr_scaling": "none"}
@@ -77,19 +77,8 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
     synthetic_dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after_save: int
 ) -> None:
     """Bit for bit: weights, buffers, optimiser; killed in stage 1, at its end or in stage 2."""
-    save, saves = Checkpoints.save, 0
-
-    def save_and_die(self: Checkpoints, step: int, state: Any) -> None:
-        nonlocal saves
-        save(self, step, state)
-        saves += 1
-        if saves == killed_after_save:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            run(synthetic_dataset, tmp_path / "run")
+    with killed_after_saves(monkeypatch, killed_after_save), pytest.raises(KeyboardInterrupt):
+        run(synthetic_dataset, tmp_path / "run")
     assert not (tmp_path / "run/encoder").exists()
     run(synthetic_dataset, tmp_path / "run")
     for stage in ("1-simclr", "2-micle"):
