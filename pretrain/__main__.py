@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusters.config import InputError, describe, load_config, nearest, run_main
+from clusters.privacy import go_offline
 
 
 def _help() -> str:
@@ -44,6 +45,8 @@ def _pretrain(argv: Sequence[str]) -> None:
     from pretrain.config import PretrainConfig
 
     config = load_config(PretrainConfig, argv)
+    if config.tracking.privacy == "strict":
+        go_offline()
     from pretrain.run import pretrain  # after it, since networks take seconds to import: a refusal comes without
 
     pretrain(config)
