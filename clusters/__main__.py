@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clusters.config import InputError, nearest, run_main
 
-COMMANDS = {"check": "clusters.check"}
+COMMANDS = {"check": "clusters.check", "runs": "clusters.runs"}
 
 
 def _help() -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clusters.checks.dockerfile import check_dockerfile
 from clusters.checks.kuberay import check_kuberay
+from clusters.checks.lock import check_lock
 from clusters.checks.mistakes import Mistake
 from clusters.checks.ray_up import check_ray_up
 from clusters.checks.secrets import secrets_in
@@ -17,8 +18,8 @@ from clusters.config import InputError
 def usage() -> str:
     """What `check` is for."""
     return """  python -m clusters check FILE …
-      holds recipes for clusters (ray up, KubeRay, shell, Dockerfile) against what reads them, and looks for what is
-      open, unpinned or secret; each mistake with its line and how to mend it"""
+      holds recipes for clusters (ray up, KubeRay, shell, Dockerfile) and locks against what reads them, and looks for
+      what is open, unpinned, secret or known to be bad; each mistake with its line and how to mend it"""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -43,14 +44,16 @@ def check(name: str, text: str) -> tuple[str, list[Mistake]]:
 
     Raises InputError for a kind of file that nothing is known about.
     """
-    found = list(secrets_in(text))
     path = Path(name)
+    if path.suffix == ".lock":
+        return "a lock", sorted(check_lock(text))
+    found = list(secrets_in(text))
     if "dockerfile" in path.name.lower():
         return "a Dockerfile", sorted(found + list(check_dockerfile(text)))
     if path.suffix == ".sh" or re.match(r"#!.*\bbash\b", text):
         return "a shell recipe", sorted(found + list(check_shell(text)))
     if path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{name}: neither a .yaml, a .sh nor a Dockerfile; see python -m clusters --help")
+        raise InputError(f"{name}: neither a .yaml, a .sh, a .lock nor a Dockerfile; see python -m clusters --help")
     try:
         document = Document(text)
     except Mistaken as error:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from clusters import distributed, tracking
+from clusters import distributed, security, tracking
 from clusters.config import Config, InputError
 from clusters.storage import Folder
 
@@ -109,6 +109,7 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
     # Without "local", Ray would go looking for whatever cluster was started last on this machine.
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
+    security.guard(address)
     print(f"starting on {where} with {cluster.num_workers} workers …", flush=True)
     try:
         ray.init(

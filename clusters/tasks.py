@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from clusters import security
 from clusters.config import InputError
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ def _connect() -> None:
 
     # Without "local", Ray would go looking for whatever cluster was started last on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
+    security.guard(address)
     try:
         ray.init(
             address=address,

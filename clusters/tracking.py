@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from clusters import distributed
+from clusters import distributed, privacy
 from clusters.config import Config
 from clusters.storage import Folder
 
@@ -29,9 +29,20 @@ class TrackingConfig(Config):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="W&B mode; auto: online where WANDB_API_KEY is set, else offline"
     )
+    privacy: Literal["normal", "strict"] = Field(
+        default="normal",
+        description="strict: W&B stays offline and is told nothing of argv, host, user and paths; no library makes a "
+        "network call of its own; the run folder is its owner's alone",
+    )
     project: str = Field(default="manyview", description="W&B project")
     every_steps: int = Field(default=10, ge=1, description="steps between records of metrics")
     every_s: float = Field(default=10.0, gt=0, description="seconds between progress lines")
+
+    @model_validator(mode="after")
+    def _strict_is_offline(self) -> "TrackingConfig":
+        if self.privacy == "strict" and self.wandb == "online":
+            raise ValueError("privacy=strict sends nothing; leave wandb=auto, and `wandb sync` what you have looked at")
+        return self
 
 
 def say(text: str) -> None:
@@ -89,6 +100,10 @@ class Tracker:
         self._folder = run
         self._section = ""
         self._wandb: Any = None
+        self._strict = config.privacy == "strict"
+        if self._strict:
+            privacy.go_offline()
+            privacy.close_folder(run)
         if distributed.is_main() and config.wandb != "disabled":
             self._guard(lambda: self._start_wandb(run, config, title, run_config))
 
@@ -139,7 +154,9 @@ class Tracker:
     def close(self) -> None:
         """Flush W&B."""
         if self._wandb is not None:
+            kept = self._wandb.settings.sync_dir if self._strict else None
             self._guard(lambda: self._wandb.finish())
+            privacy.remove_logs(kept)
             self._wandb = None
 
     def _start_wandb(self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]) -> None:
@@ -149,17 +166,17 @@ class Tracker:
             run.write_json("wandb.json", {"id": uuid.uuid4().hex[:12]})
         mode = config.wandb
         if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+            mode = "online" if os.environ.get("WANDB_API_KEY") and not self._strict else "offline"
         directory = run.path or Path.home() / ".cache" / "manyview"
         directory.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb.init(
             project=config.project,
             id=run.read_json("wandb.json")["id"],
-            name=title,
+            name="private" if self._strict else title,
             resume="allow",
             mode=mode,
             dir=str(directory),
-            config=run_config,
+            config=privacy.without_places(run_config) if self._strict else run_config,
             # Console output and source code may hold names of patients: they stay here.
             settings=wandb.Settings(
                 silent=True,
@@ -168,6 +185,7 @@ class Tracker:
                 disable_code=True,
                 save_code=False,
                 x_disable_meta=True,
+                **(privacy.STRICT_SETTINGS if self._strict else {}),
             ),
         )
 

@@ -2,6 +2,7 @@
 
 `python -m pretrain preview RECIPE.yaml data=DIR [out=FILE.html]`: what it will see, on a page.
 `python -m pretrain plan RECIPE.yaml [key=value …]` says what that needs.
+`python -m pretrain doctor RUN [RECIPE.yaml key=value …]` says what of a run can be resumed.
 """
 
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusters.config import InputError, describe, load_config, nearest, run_main
+from clusters.privacy import go_offline
 
 
 def _help() -> str:
@@ -17,6 +19,7 @@ def _help() -> str:
     return f"""usage: python -m pretrain RECIPE.yaml data=DIR run=DIR [key=value …]
        python -m pretrain preview RECIPE.yaml data=DIR [out=preview.html] [num_cases=8] [key=value …]
        python -m pretrain plan RECIPE.yaml [data=DIR | num_samples=N] [key=value …]
+       python -m pretrain doctor RUN [RECIPE.yaml key=value …]
 
 Learns an encoder from a dataset folder by the stages of a recipe (pretrain/recipes/*.yaml), each in its
 own sub-folder of the run. The same command continues an interrupted run at the exact next batch.
@@ -31,6 +34,9 @@ needs no GPU.
 
   python -m pretrain plan pretrain/recipes/chexpert.yaml cluster.num_workers=8
 
+`doctor` verifies every checkpoint of a run by hash and says what would be continued, from where, and, where a recipe
+is given, what in it would be refused. It changes nothing; exit code 2 where the run cannot go on.
+
 key                                  default          meaning
 {describe(PretrainConfig)}"""
 
@@ -39,6 +45,8 @@ def _pretrain(argv: Sequence[str]) -> None:
     from pretrain.config import PretrainConfig
 
     config = load_config(PretrainConfig, argv)
+    if config.tracking.privacy == "strict":
+        go_offline()
     from pretrain.run import pretrain  # after it, since networks take seconds to import: a refusal comes without
 
     pretrain(config)
@@ -57,16 +65,26 @@ def _plan(argv: Sequence[str]) -> None:
         print(line, flush=True)
 
 
+def _doctor(argv: Sequence[str]) -> None:
+    from pretrain.doctor import doctor
+
+    for line in doctor(argv):
+        print(line, flush=True)
+
+
 COMMANDS = {
     "preview": _preview,
     "plan": _plan,
+    "doctor": _doctor,
 }
 
 
 def _run(argv: Sequence[str]) -> None:
     command = COMMANDS.get(argv[0])
     if command is None and "=" not in argv[0] and "." not in argv[0] and not Path(argv[0]).exists():
-        raise InputError(f"'{argv[0]}' is neither a recipe file nor preview or plan{nearest(argv[0], list(COMMANDS))}")
+        raise InputError(
+            f"'{argv[0]}' is neither a recipe file nor preview, plan or doctor{nearest(argv[0], list(COMMANDS))}"
+        )
     if command is None:
         _pretrain(argv)
     else:

@@ -5,6 +5,7 @@ The undisturbed run that they must equal, bit for bit, is two plain gloo process
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -32,7 +33,8 @@ BIN = Path(sys.executable).parent
 RAY_ENVIRONMENT = {
     **os.environ,
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    "RAY_AUTH_MODE": "disabled",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(16),
     "OMP_NUM_THREADS": "1",
 }
 

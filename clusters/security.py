@@ -1,0 +1,138 @@
+"""Who may reach the Ray that a run uses: this machine alone, or whoever has the token.
+
+Ray runs any code that reaches it. Its token authentication is off wherever RAY_AUTH_MODE is not `token`, and even a
+local Ray listens on every address of the machine unless it is told otherwise.
+"""
+
+import ipaddress
+import os
+import secrets
+import socket
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from clusters.config import InputError, nearest
+
+PROBE_S = 5.0
+# Ray leaves 127.0.0.1 as it is only where this is 0; elsewhere it takes an address that others can reach.
+REACHABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_staying = False
+
+
+def guard(address: str) -> None:
+    """Call before Ray is started (`local`) or joined at an address.
+
+    A Ray that is started here listens on 127.0.0.1 alone. One that others can reach must ask for a token: raises
+    InputError where this side has none, where others can read it, or where the cluster answers without one.
+    """
+    if address == "local":
+        _stay_on_this_machine(True)
+        prepare_token()
+        return
+    _stay_on_this_machine(False)
+    host, port = split_address(address)
+    if _is_loopback(host) and not _others_reach(port):
+        return
+    _check_token(address)
+    if port and _answers_without_token(host, port):
+        raise InputError(
+            f"the Ray at {address} runs whatever anybody sends it: it answers without a token; restart every node of "
+            "it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
+        )
+
+
+def token_path() -> Path:
+    """Where Ray reads the token from, unless RAY_AUTH_TOKEN holds it."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def prepare_token() -> None:
+    """Make the token file of a local Ray readable by its owner alone; Ray itself would leave it to the umask."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = token_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    if path.stat().st_uid == os.getuid() and _readable_by_others(path):
+        path.chmod(0o600)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `10.0.0.3:6379`, `ray://head:10001` or `[::1]:6379`; port 0 where none is given."""
+    bare = address.rpartition("://")[2]
+    host, _, port = bare.rpartition(":")
+    return (host.strip("[]"), int(port)) if host and port.isdigit() else (bare.strip("[]"), 0)
+
+
+def _check_token(address: str) -> None:
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode.lower() != "token":
+        hint = nearest(mode, ["token"]) if mode else ""
+        raise InputError(
+            f"the Ray at {address} can be reached by others and RAY_AUTH_MODE is '{mode}'{hint}; set "
+            "RAY_AUTH_MODE=token here and on every node of the cluster"
+        )
+    if os.environ.get("RAY_AUTH_TOKEN"):  # the scheduler's secret
+        return
+    path = token_path()
+    if not path.is_file():
+        raise InputError(f"{path}: no token for the Ray at {address}; copy the cluster's there and chmod 600 it")
+    if _readable_by_others(path):
+        raise InputError(f"{path}: others on this machine can read the token; chmod 600 it, or make a new one")
+
+
+def _readable_by_others(path: Path) -> bool:
+    return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _others_reach(port: int) -> bool:
+    """Whether what listens on a port of this machine does so on an address of it that others can reach, too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of a network for examples; a datagram socket sends nothing by this
+        except OSError:
+            return False  # no way out of this machine, and so none in
+        own = probe.getsockname()[0]
+    with suppress(OSError), socket.create_connection((own, port), timeout=PROBE_S):
+        return True
+    return False
+
+
+def _answers_without_token(host: str, port: int) -> bool:
+    """Ask the cluster's control store, as a stranger would, whether it is alive."""
+    import grpc
+
+    with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
+        ask = channel.unary_unary(
+            "/ray.rpc.NodeInfoGcsService/CheckAlive", request_serializer=bytes, response_deserializer=bytes
+        )
+        try:
+            ask(b"", timeout=PROBE_S)
+        except grpc.RpcError:  # refused, or not there at all: joining it will tell
+            return False
+    return True
+
+
+def _stay_on_this_machine(stay: bool) -> None:
+    """Whether the Ray started or joined next by this process names itself by 127.0.0.1."""
+    global _staying
+    if stay and REACHABLE not in os.environ:
+        os.environ[REACHABLE], _staying = "0", True
+    elif not stay and _staying:  # what was set by somebody else (clusters/local.sh) stands
+        del os.environ[REACHABLE]
+        _staying = False
+    constants = sys.modules.get("ray._private.ray_constants")
+    if constants is not None:  # it has read the variable already
+        constants.ENABLE_RAY_CLUSTER = os.environ.get(REACHABLE, "1") != "0"  # type: ignore[attr-defined]

@@ -1,0 +1,131 @@
+"""`python -m pretrain doctor RUN [RECIPE.yaml key=value …]`: what of a run can be resumed, and why. Reads only."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clusters.checkpoint_listing import Listed, list_checkpoints
+from clusters.config import InputError, differences, load_config
+from clusters.storage import Folder
+from pretrain.config import PretrainConfig
+
+FREE = "cluster, tracking, loader, checkpoint and probe may change"
+
+
+def doctor(argv: Sequence[str]) -> Iterator[str]:
+    """Say of each stage what is there and what the next start would do; then what a recipe would change, if given.
+
+    Raises InputError where nothing can be resumed, or where the recipe would be refused.
+    """
+    if not argv or argv[0].startswith("-") or (argv[0].partition("=")[1] and "://" not in argv[0]):
+        raise InputError("doctor: name the run folder first, such as python -m pretrain doctor /runs/ham")
+    run = Folder(argv[0])
+    stages = _stages(run)
+    if not stages:
+        raise InputError(f"{run}: no stage that Manyview wrote; name the folder that was given as run=")
+    broken, begun = [], True
+    for place, (name, config) in enumerate(stages):
+        lines, problem, begun = _judge(run / name, name, config, begun)
+        yield from lines
+        broken += [problem] if problem else []
+        if not begun and place + 1 < len(stages):
+            yield f"{stages[place + 1][0]}: would be done after {name}"
+    yield from _what_follows(run, stages, begun)
+    if broken:
+        raise InputError(f"{run}: {'; '.join(broken)}")
+    if len(argv) > 1:
+        yield from _compare(run, stages, argv[1:])
+
+
+def _stages(run: Folder) -> list[tuple[str, dict[str, Any]]]:
+    """Name and config.json of the stages on disk, in their order."""
+    found = []
+    for name in run.names():
+        place = name.split("-")[0]
+        if place.isdigit() and (run / name).exists("config.json"):
+            try:
+                found.append((int(place), name, (run / name).read_json("config.json")))
+            except ValueError:
+                raise InputError(
+                    f"{run / name}: config.json is damaged; restore it from a backup, or remove the stage's folder and "
+                    "those after it to do them again"
+                ) from None
+    return [(name, config) for _, name, config in sorted(found, key=lambda one: one[0]) if "identity" in config]
+
+
+def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> tuple[list[str], str | None, bool]:
+    """Lines about a stage, what hinders it if anything does, and whether the stages after it can begin."""
+    if folder.exists("finished.json"):
+        missing = [file for file in ("encoder/model.safetensors", "encoder/config.json") if not folder.exists(file)]
+        if missing:
+            problem = f"{name} is marked finished and {missing[0]} is gone; remove {folder} to do it again"
+            return [f"{name}: {problem}"], problem, False
+        steps = folder.read_json("finished.json")["steps"]
+        return [f"{name}: finished at step {steps}; would be reused as it is"], None, True
+    checkpoints = list_checkpoints(folder)
+    lines = [f"{name}: not finished, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) != 1)}"]
+    lines += [
+        f"  {one.name}  {one.size_bytes} bytes  {one.problem or 'intact: every hash holds'}" for one in checkpoints
+    ]
+    whole = next((one for one in checkpoints if one.problem is None), None)
+    if whole is not None:
+        lines.append(f"{name}: would go on from {whole.name}{_passed_over(checkpoints, whole)}")
+        return lines, None, False
+    if any(one.committed for one in checkpoints):
+        problem = f"none of the checkpoints of {name} is intact; restore one from a backup, or remove {folder}"
+        return [*lines, f"{name}: {problem}"], problem, False
+    lines.append(f"{name}: would start from step 0, since nothing was saved yet")
+    return lines, None, False
+
+
+def _passed_over(checkpoints: list[Listed], whole: Listed) -> str:
+    newer = [one.name for one in checkpoints if one.step > whole.step]
+    return f", passing over {', '.join(newer)}" if newer else ""
+
+
+def _what_follows(run: Folder, stages: list[tuple[str, dict[str, Any]]], ended: bool) -> Iterator[str]:
+    config, identity = stages[-1][1].get("config", {}), stages[0][1]["identity"]
+    planned = [f"{n + 1}-{stage['method']}" for n, stage in enumerate(config.get("stages", []))]
+    for name in planned[len(stages) :]:
+        yield f"{name}: not begun"
+    if ended and not planned[len(stages) :]:
+        there = run.exists("encoder/config.json")
+        yield "all stages are finished; " + (
+            "nothing is left to do" if there else "the encoder would be copied to the top"
+        )
+    yield f"refused with another: {', '.join(sorted(key for key in identity if key != 'previous_encoder'))}; {FREE}"
+
+
+def _compare(run: Folder, stages: list[tuple[str, dict[str, Any]]], argv: Sequence[str]) -> Iterator[str]:
+    """Whether the run would go on with this recipe; the dataset is compared where it can be opened."""
+    recorded = stages[0][1].get("config", {})
+    given = {word.partition("=")[0] for word in argv}
+    data = recorded.get("data", "")
+    words = [] if "data" in given else [f"data={data if isinstance(data, str) else '[' + ','.join(data) + ']'}"]
+    config = load_config(PretrainConfig, [*argv, *words, f"run={run.location}"])
+    previous: str | None = None
+    for number, (name, stored) in enumerate(stages):
+        before = stored["identity"]
+        if number >= len(config.stages) or config.stage_name(number) != name:
+            asked = config.stage_name(number) if number < len(config.stages) else "none"
+            raise InputError(
+                f"{run}: refused: stage {number + 1}: {name} -> {asked}; set on_change=redo, or another run="
+            )
+        now = config.stage_identity(number, _dataset(config, before), previous)
+        changed = differences(before, now)
+        if changed:
+            raise InputError(f"{run / name}: refused: {'; '.join(changed)}; set on_change=redo, or give another run=")
+        folder = run / name
+        previous = folder.read_json("finished.json")["encoder"] if folder.exists("finished.json") else None
+        yield f"{name}: this recipe changes nothing that decides the result"
+        if previous is None:
+            return
+
+
+def _dataset(config: PretrainConfig, before: dict[str, Any]) -> Any:
+    """The dataset's identity today."""
+    from data.combined import open_datasets
+    from pretrain.leakage import pretraining_rows
+    from pretrain.run import dataset_identity
+
+    dataset = open_datasets(config.locations, config.weights, config.loader.place)
+    return dataset_identity(dataset, pretraining_rows(dataset, config), config)

@@ -1,0 +1,109 @@
+"""Runs listed from their folders, here and at a URL, as the tracker and the checkpoints write them."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from clusters import runs
+from clusters.checkpoint import CheckpointConfig, Checkpoints
+from clusters.checkpoint_listing import list_checkpoints
+from clusters.config import InputError
+from clusters.storage import Folder
+from clusters.tracking import Tracker, TrackingConfig
+
+
+def stage(run: Folder, name: str, records: list[tuple[int, dict[str, float]]]) -> tuple[Tracker, Checkpoints]:
+    tracker = Tracker(run, TrackingConfig(wandb="disabled"), "test", {})
+    tracker.start_section(run / name, name)
+    for step, metrics in records:
+        tracker.log(step, metrics)
+    checkpoints = Checkpoints(run / name, CheckpointConfig())
+    checkpoints.save(records[-1][0], {"step": records[-1][0]})
+    return tracker, checkpoints
+
+
+@pytest.fixture(params=["local", "url"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "runs" if request.param == "local" else f"memory://{tmp_path.name}/runs")
+
+
+def test_each_run_stands_in_a_line(root: Folder) -> None:
+    ended = root / "ham/pretrain"
+    stage(ended, "1-simclr", [(10, {"loss": 5.0, "probe/knn_auroc": 0.7}), (20, {"loss": 4.0})])
+    (ended / "1-simclr").write_json("finished.json", {"steps": 20, "encoder": "x"})
+    ended.write_json("encoder/config.json", {})
+    going = root / "chest"
+    stage(going, "1-simclr", [(5, {"loss": 6.0})])
+    (going / "1-simclr").write_json("finished.json", {"steps": 5, "encoder": "x"})
+    tracker, _ = stage(going, "2-micle", [(7, {"loss": 3.25}), (8, {"loss": float("nan")})])
+    (going / "2-micle").write_json("config.json", {"identity": {"stage": {"steps": 90}}})
+    tracker.alarm(8, "divergence", "the loss is not finite")
+    (going / "2-micle/checkpoints").write("damaged-step-000000007-attempt-1/state.json", b"{}")
+    root.write_json("ham/finetune/results.json", {})
+    root.write_json("ham/finetune/wandb/run/files/results.json", {})  # nothing that W&B keeps is a run
+
+    found = runs.list_runs(root, time.time())
+
+    chest, finetune, pretrain = found
+    assert (chest.name, chest.stage, chest.step, chest.loss, chest.knn) == ("chest", "2-micle", "8/90", 3.25, None)
+    assert chest.health == "active, divergence at step 8, 1 damaged checkpoint set aside"
+    assert (finetune.name, finetune.health) == ("ham/finetune", "finished")
+    assert (pretrain.stage, pretrain.step, pretrain.loss, pretrain.knn) == ("1-simclr", "20/20", 4.0, 0.7)
+    assert pretrain.health == "finished"
+    assert pretrain.size_bytes == sum(ended.sizes().values())
+    assert chest.age_s is not None and 0 <= chest.age_s < 60
+    later = runs.list_runs(root, time.time() + 7200)[0]
+    assert later.health.startswith("stopped")
+    assert later.age_s is not None and later.age_s > 7000
+
+
+def test_the_table_has_plain_columns(root: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    stage(root / "ham", "1-simclr", [(1, {"loss": 5.0})])
+    runs.run([root.location])
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["RUN", "STAGE", "STEP", "LOSS", "KNN", "AGE", "SIZE", "HEALTH"]
+    assert line.split()[:5] == ["ham", "1-simclr", "1", "5", "-"]
+    assert line.index("1-simclr") == head.index("STAGE")
+
+
+def test_of_long_metrics_only_the_end_is_read(root: Folder) -> None:
+    folder = root / "1-simclr"
+    wide = '{{"step": {}, "time": 1.0, "loss": 2.0{}}}\n'
+    lines = [
+        wide.format(n, ', "probe/knn_auroc": 0.6' if n == 4000 else ', "x": "' + "-" * 60 + '"') for n in range(9000)
+    ]
+    folder.write("metrics.jsonl", "".join([*lines, '{"step": 9001, "ti']).encode())  # torn by a kill
+    found = runs.list_runs(root, 2.0)[0]
+    assert (found.name, found.step, found.knn) == ("", "8999", 0.6)
+
+
+def test_where_there_is_nothing_it_says_so(root: Folder) -> None:
+    with pytest.raises(InputError, match="is not there"):
+        runs.run([(root / "gone").location])
+    root.write("note.txt", b"x")
+    with pytest.raises(InputError, match="holds no run"):
+        runs.run([root.location])
+
+
+def test_checkpoints_are_listed_with_what_is_wrong_and_left_as_they_are(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(tmp_path), CheckpointConfig(keep=9))
+    for step in (1, 2, 3, 4, 5):
+        checkpoints.save(step, {"numbers": list(range(step))})
+    at = tmp_path / "checkpoints"
+    flipped = at / "step-000000002/state.json"
+    flipped.write_bytes(flipped.read_bytes().replace(b"1", b"7", 1))
+    (at / "step-000000003/state.safetensors").unlink()
+    (at / "step-000000004/MANIFEST.json").write_bytes(b'{"step"')
+    (at / "step-000000005/MANIFEST.json").unlink()
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+    said = {one.step: one.problem for one in list_checkpoints(Folder(tmp_path))}
+
+    assert list(said) == [5, 4, 3, 2, 1]
+    assert said[1] is None
+    assert said[2] == "state.json does not match its hash"
+    assert said[3] == "state.safetensors is missing"
+    assert said[4] == "MANIFEST.json cannot be read (JSONDecodeError)"
+    assert said[5] == "has no MANIFEST.json, as if its saving had been cut off"
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before

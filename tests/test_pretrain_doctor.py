@@ -1,0 +1,116 @@
+"""What doctor says of a run is what the run would do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clusters.checkpoint import CheckpointConfig, Checkpoints
+from clusters.config import InputError, run_main, validate
+from clusters.storage import Folder
+from data.dataset import Dataset
+from pretrain.__main__ import _help, _run
+from pretrain.config import PretrainConfig
+from pretrain.doctor import doctor
+from pretrain.run import dataset_identity, pretraining_rows
+
+VALUES = {
+    "encoder": {"name": "resnet18"},
+    "views": {"size_px": 32},
+    "stages": [{"method": "simclr", "batch_size": 8, "steps": 20}, {"method": "micle", "batch_size": 8, "steps": 4}],
+    "tracking": {"wandb": "disabled"},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    return path
+
+
+@pytest.fixture
+def begun(synthetic_dataset: Dataset, tmp_path: Path) -> Path:
+    """A run with checkpoints at steps 5 and 10 of its first stage, as `train` writes it."""
+    run = tmp_path / "run"
+    config = validate(PretrainConfig, {**VALUES, "data": synthetic_dataset.location, "run": str(run)}, "test")
+    rows = pretraining_rows(synthetic_dataset, config)
+    identity = config.stage_identity(0, dataset_identity(synthetic_dataset, rows, config), None)
+    folder = Folder(run / "1-simclr")
+    folder.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
+    checkpoints = Checkpoints(folder, CheckpointConfig())
+    for step in (5, 10):
+        checkpoints.save(step, {"step": step})
+    return run
+
+
+def said(*argv: str) -> str:
+    return "\n".join(doctor(argv))
+
+
+def test_the_newest_intact_checkpoint_is_what_would_be_continued(begun: Path) -> None:
+    text = said(str(begun))
+    assert "1-simclr: would go on from step-000000010" in text
+    assert "2-micle: not begun" in text
+    assert "refused with another: batch_norm_group, dataset, encoder" in text
+    damaged = begun / "1-simclr/checkpoints/step-000000010/state.json"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    text = said(str(begun))
+    assert "1-simclr: would go on from step-000000005, passing over step-000000010" in text
+    # and so it is
+    restored = Checkpoints(Folder(begun / "1-simclr"), CheckpointConfig()).restore()
+    assert restored is not None and restored.step == 5
+    assert "damaged-step-000000010-attempt-2" in said(str(begun))
+
+
+def test_a_run_without_an_intact_checkpoint_cannot_go_on(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for manifest in begun.rglob("MANIFEST.json"):
+        manifest.write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        run_main(_run, ["doctor", str(begun)], _help)
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert "step-000000010" in shown.out
+    assert "none of the checkpoints of 1-simclr is intact; restore one from a backup" in shown.err
+    with pytest.raises(InputError, match="none of its checkpoints is intact"):  # and so it is
+        Checkpoints(Folder(begun / "1-simclr"), CheckpointConfig()).restore()
+    with pytest.raises(
+        InputError, match="none of the checkpoints of 1-simclr is intact"
+    ):  # once they are set aside too
+        said(str(begun))
+
+
+def test_a_saving_that_was_cut_off_does_not_count(begun: Path) -> None:
+    for manifest in begun.rglob("MANIFEST.json"):
+        manifest.unlink()
+    assert "1-simclr: would start from step 0, since nothing was saved yet" in said(str(begun))
+    assert Checkpoints(Folder(begun / "1-simclr"), CheckpointConfig()).restore() is None
+
+
+def test_a_recipe_is_compared_with_what_was_begun(begun: Path, recipe: Path) -> None:
+    assert "1-simclr: this recipe changes nothing" in said(str(begun), str(recipe), "cluster.num_workers=2")
+    with pytest.raises(InputError, match=r"1-simclr: refused: seed: 0 -> 3; set on_change=redo"):
+        said(str(begun), str(recipe), "seed=3")
+    with pytest.raises(InputError, match=r"stage.batch_size: 8 -> 4"):
+        said(str(begun), str(recipe), "stages.0.batch_size=4")
+    with pytest.raises(InputError, match=r"refused: stage 1: 1-simclr -> 1-byol"):
+        said(str(begun), str(recipe), "stages=[{method: byol, steps: 3}]")
+
+
+def test_finished_stages_are_reused(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder(begun / "1-simclr")
+    folder.write_json("finished.json", {"steps": 20, "encoder": "x"})
+    with pytest.raises(InputError, match="marked finished and encoder/model"):
+        said(str(begun))
+    folder.write("encoder/model.safetensors", b"")
+    folder.write_json("encoder/config.json", {})
+    assert "1-simclr: finished at step 20; would be reused as it is\n2-micle: not begun" in said(str(begun))
+    run_main(_run, ["doctor", str(begun)], _help)  # exit code 0
+    assert "2-micle: not begun" in capsys.readouterr().out
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no stage that Manyview wrote"):
+        said(str(tmp_path))
+    with pytest.raises(InputError, match="name the run folder first"):
+        said("run=/x")
