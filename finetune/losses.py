@@ -126,7 +126,8 @@ def m3ce(logits_C: Tensor, truth_C: Tensor, weight: float, margin: float, eta: f
 
     how far class k lags behind its rivals, the strongest alone for large η. In place of MCE's sigmoid, which hardly
     moves what is badly wrong, stands the hinge max(0, margin + d_k): a row costs until its class leads by the margin.
-    Of soft truth, the classes' terms count by their shares.
+    Of soft truth, the classes' terms count by their shares. Only the paper's abstract was at hand: that the hinge is
+    taken of the logits, and the constants, are our reading of "max-margin".
     """
     return _M3CE.apply(logits_C, truth_C, weight, margin, eta)  # type: ignore[no-any-return]
 

@@ -24,7 +24,7 @@ def test_gated_attention_against_a_plain_restatement() -> None:
         torch.nn.init.normal_(parameter)
     assert head.attention is not None
     features_VD = torch.randn(3, 6)
-    content, gate, score = (head.attention.content, head.attention.gate, head.attention.score.weight[0])
+    content, gate, score = (head.attention.content, head.attention.gate, head.attention.score.weight[0].detach())
     head.requires_grad_(False)
     plain = []
     for feature in features_VD:
