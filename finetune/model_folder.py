@@ -9,7 +9,6 @@ Shapes: I images, N cases, B batch, D features, K labels, H and W pixels.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +26,12 @@ from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
 from finetune.contenders import load
 from finetune.evaluate import Judged
+from finetune.full_config import Pooling
+from finetune.heads import POOLING, Head, pool_images
 from finetune.linear import Choice
-from finetune.tasks import TASKS, Task, pool_cases
+from finetune.study import task_from
+from finetune.tasks import TASKS, pool_cases
+from finetune.two_heads import TwoHeads
 from pretrain.encoder import EncoderConfig, create_encoder
 from pretrain.encoder_folder import load_weights
 from pretrain.heads import EncoderWithHead, head_of
@@ -37,11 +40,8 @@ from pretrain.views import normalise
 CARD = "model.json"
 MODEL_FILES = ("encoder.safetensors", "head.safetensors", CARD)
 SCHEMA_VERSION = 2
-MEAN_PROBABILITY = "mean of the probabilities of a case's images"
-POOLINGS: dict[str, Callable[[Task, Integers, Floats], tuple[Integers, Floats]]] = {
-    MEAN_PROBABILITY: lambda task, case_I, logits_IK: pool_cases(case_I, task.probabilities(logits_IK)),
-}
-"""How a case's answer comes from its images' logits: each gives the cases, (N,), and their probabilities, (N, K)."""
+POOLINGS: dict[str, Pooling] = {words: kind for kind, words in POOLING.items()}
+"""What the card says of a case's answer → how `pool_images` makes it of its images' numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class ModelCard:
     """
 
     task: str
+    described: dict[str, Any]
     labels: tuple[str, ...]
     classes: tuple[str, ...]
     decision: Decision
@@ -79,11 +80,14 @@ class ModelCard:
 
 
 class Model(nn.Module):
-    """A fine-tuned model: RGB images in 0..1, (B, 3, H, W), to logits (B, K); normalises by itself."""
+    """A fine-tuned model: RGB images in 0..1, (B, 3, H, W), to logits (B, K); normalises by itself.
 
-    def __init__(self, card: ModelCard, encoder: nn.Module, head: nn.Linear) -> None:
+    Where a case's answer is made by attention, an image's score stands in a last column, beside its logits.
+    """
+
+    def __init__(self, card: ModelCard, encoder: nn.Module, head: Head) -> None:
         super().__init__()
-        self.card, self.task = card, TASKS[card.task](list(card.labels))
+        self.card, self.task = card, task_from(card.described)
         self.encoder, self.head = encoder, head
 
     def features(self, images_B3HW: Tensor) -> Tensor:
@@ -104,17 +108,23 @@ class Model(nn.Module):
 
     def probabilities(self, logits_IK: Floats) -> Floats:
         """Probability of each label, (I, K), at the frozen temperature."""
-        return self.task.probabilities(logits_IK / self.card.decision.temperature)
+        return self.task.probabilities(self._at_temperature(logits_IK[:, : len(self.card.labels)]))
 
     def pool(self, case_I: Integers, logits_IK: Floats) -> tuple[Integers, Floats]:
         """Each case's number, (N,) ascending, and its probabilities, (N, K), at the frozen temperature."""
-        return POOLINGS[self.card.pooling](self.task, case_I, logits_IK / self.card.decision.temperature)
+        logits_IK = pool_images(logits_IK, case_I, POOLINGS[self.card.pooling])
+        return pool_cases(case_I, self.task.probabilities(self._at_temperature(logits_IK)))
+
+    def _at_temperature(self, logits_IK: Floats) -> Floats:
+        """Logits divided by the temperature; numbers, which have none, as they are."""
+        num_labels = len(self.yes_or_no)
+        scaled = logits_IK[:, :num_labels] / self.card.decision.temperature
+        return np.concatenate([scaled, logits_IK[:, num_labels:]], axis=1)
 
     @property
     def yes_or_no(self) -> tuple[str, ...]:
         """The labels that have a probability: all but those that are numbers."""
-        numbers = getattr(self.task, "number_names", ())
-        return tuple(label for label in self.card.labels if label not in numbers)
+        return tuple(label for label in self.card.labels if label not in self.task.number_names)
 
     @property
     def one_of_several(self) -> bool:
@@ -152,7 +162,7 @@ def load_model(location: str) -> Model:
     if card.projection:
         num_features = int(card.projection[-1]["outputs"])
         encoder = EncoderWithHead(encoder, head_of(card.projection), num_features)
-    head = nn.Linear(num_features, len(card.labels))
+    head = Head(num_features, len(card.labels), POOLINGS[card.pooling])
     load_weights(encoder, tensors["encoder.safetensors"], folder.file("encoder.safetensors"), card.encoder.name)
     load_weights(head, tensors["head.safetensors"], folder.file("head.safetensors"), "the head")
     return Model(card, encoder, head).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -172,11 +182,12 @@ def write_model(
     parts = _trained(out / "training" / contender.name) if choice is None else _with_head(encoder, choice)
     told: dict[str, Any] = {
         "task": task.kind,
+        "task_described": task.describe(),
         "labels": list(task.label_names),
         "classes": list(task.class_names),
         "thresholds": judged.label_thresholds or {},
         "temperature": judged.temperature,
-        "pooling": MEAN_PROBABILITY,
+        "pooling": POOLING[config.full.pooling if choice is None else "none"],
         "encoder": card.config.structure(),
         "projection": card.projection,
         "input": {
@@ -246,6 +257,7 @@ def _read_card(folder: Folder) -> tuple[ModelCard, dict[str, dict[str, Any]]]:
         given = told["input"]
         card = ModelCard(
             task=told["task"],
+            described=told["task_described"],
             labels=tuple(told["labels"]),
             classes=tuple(told["classes"]),
             decision=Decision(told["thresholds"], float(told["temperature"])),
@@ -264,7 +276,7 @@ def _read_card(folder: Folder) -> tuple[ModelCard, dict[str, dict[str, Any]]]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} is damaged ({type(error).__name__}: {error}); copy the model folder again") from None
-    if card.task not in TASKS or card.pooling not in POOLINGS:
+    if card.task not in (*TASKS, TwoHeads.kind) or card.pooling not in POOLINGS:
         raise InputError(f"{where}: task '{card.task}' with '{card.pooling}' is of a newer program; update this one")
     return card, told["files"]
 

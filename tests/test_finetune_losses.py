@@ -225,9 +225,8 @@ def test_what_does_not_go_together_is_refused() -> None:
 
 def test_two_heads_weigh_their_losses_as_learned() -> None:
     pytest.importorskip("finetune.task_weights")
-    from finetune.regression import Regression  # pyright: ignore[reportMissingImports]
-
     from finetune.losses import TwoHeadsLoss
+    from finetune.regression import Regression  # pyright: ignore[reportMissingImports]
     from finetune.tasks import MultiLabel  # type: ignore[attr-defined]
 
     numbers = Regression(["ejection"], [50.0], [10.0])
