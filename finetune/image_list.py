@@ -82,7 +82,9 @@ def list_images(location: str) -> ImageList:
         return _of_csv(Folder(parent or "/"), name)
     if folder.path is not None and folder.path.is_file():
         return _of_files(parent or "/", [name], {})
-    there = [file for file in list_files(folder) if not is_hidden(file)]
+    if not folder.exists():
+        raise InputError(f"{location}: no such folder, CSV or image; give one that is there")
+    there = [file for file in list_files(folder) if not is_hidden(file)] if folder.names() else []
     files = [file for file in there if file.lower().endswith(SUFFIXES) or WITHOUT_SUFFIX.search(file)]
     if not files:
         raise InputError(f"{location} has no images among its {len(there):,} files; give a folder of them")

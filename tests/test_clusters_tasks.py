@@ -12,9 +12,12 @@ from clusters.launch import QUIET_RAY, ClusterConfig
 from clusters.search import run_trials
 from clusters.storage import Folder
 from clusters.tasks import map_tasks
+from data.dataset import Dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from data.verify import verify
+from finetune.config import FinetuneConfig
+from finetune.predict import run as run_predict
 from tests.drawn_cases import files
 
 pytestmark = pytest.mark.timeout(300)
@@ -120,3 +123,11 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(InputError, match="RAY_ADDRESS: the Ray at nowhere cannot be reached"):
         list(map_tasks(abs, [1]))
+
+
+def test_predictions_by_tasks_are_those_of_one_process(
+    two_cores: None, finetuned: FinetuneConfig, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    for name, settings in (("here", []), ("ray", ["on_ray=true"])):
+        run_predict([finetuned.out, synthetic_dataset.location, f"out={tmp_path / name}", *settings])
+    assert (tmp_path / "ray" / "cases.csv").read_bytes() == (tmp_path / "here" / "cases.csv").read_bytes()
