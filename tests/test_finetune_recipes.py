@@ -124,10 +124,13 @@ def test_two_heads_train_on_two_processes_as_on_one(datasets: Any, tmp_path: Pat
             work(config)
         else:
             ranks.run("finetune_work", config.model_dump(mode="json"))
-        weights[name] = load_file(tmp_path / name / "training" / "pretrained" / "model.safetensors")
-    assert (weights["one"]["task_weights.scale_T"] - 1).abs().min() > 1e-4
+        *_, last = sorted((tmp_path / name / "training" / "pretrained" / "checkpoints").glob("*/state.safetensors"))
+        weights[name] = load_file(last)
+    (scales,) = (t for name, t in weights["one"].items() if name.endswith("scale_T") and "best" not in name)
+    assert (scales - 1).abs().min() > 1e-4
+    assert weights["one"].keys() == weights["two"].keys()
     for name, tensor in weights["one"].items():
-        assert weights["two"][name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=1e-4), name
+        assert weights["two"][name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=1e-3), name
 
 
 @pytest.mark.parametrize("name", MADE)
