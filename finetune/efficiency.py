@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from clusters.config import InputError, absolute, describe, differences, load_config
+from clusters.config import InputError, absolute, describe, load_config
 from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import say
@@ -22,11 +21,13 @@ from finetune.bootstrap import Floats
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, contenders
+from finetune.efficiency_config import EfficiencyConfig
 from finetune.efficiency_page import FILES, write_outputs
 from finetune.full_config import Share
 from finetune.labels_saved import labels_saved, summary
 from finetune.linear import case_auroc, fit_linear
 from finetune.run import LEDGER, finetune, numbers_of, work
+from finetune.sweeps import claim
 
 RESULTS = "efficiency.json"
 SCHEMA_VERSION = 1
@@ -37,58 +38,14 @@ Cohorts = dict[tuple[float, int], Cohort]
 """By share and draw."""
 
 
-class EfficiencyConfig(FinetuneConfig):
-    """A recipe of fine-tuning, several encoders, and the shares of the labels to try it with."""
-
-    encoder: str = Field(default="", description="left out: encoders= takes its place")
-    encoders: list[str] = Field(
-        min_length=1, description="what to compare: runs or encoder folders, the first one an encoder, and `untrained`"
-    )
-    baseline: str | None = Field(
-        default=None, description="the one of encoders= that the others are to match; none: the last"
-    )
-    fractions: list[Share] = Field(
-        default=[0.01, 0.03, 0.1, 0.3, 1.0], min_length=1, description="shares of the training patients; 1 is always in"
-    )
-    draws: int = Field(default=5, ge=1, description="how often each share is drawn, with seeds from seed= on")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _first_encoder(cls, values: Any) -> Any:
-        named = values.get("encoders") if isinstance(values, dict) else None
-        return {**values, "encoder": str(named[0])} if isinstance(named, list) and named else values
-
-    @model_validator(mode="after")
-    def _whole(self) -> "EfficiencyConfig":
-        if self.label_fraction != 1:
-            raise ValueError("label_fraction must be left at 1: the shares stand in fractions=")
-        if self.baseline is not None and self.baseline not in self.encoders:
-            raise ValueError(f"baseline '{self.baseline}' is none of encoders: {', '.join(self.encoders)}")
-        return self
-
-    def recipe(self) -> dict[str, Any]:
-        """The settings that determine a model: more shares and draws may be asked for later."""
-        mine = {"encoders", "baseline", "fractions", "draws"}
-        return {name: value for name, value in super().recipe().items() if name not in mine}
-
-    def shares(self) -> list[float]:
-        """Ascending, 1 among them."""
-        return sorted({*self.fractions, 1.0})
-
-    def plain(self, **changed: Any) -> FinetuneConfig:
-        """The recipe of one model, or of all on the same patients."""
-        names = FinetuneConfig.model_fields
-        values = {name: getattr(self, name) for name in names} | {"baselines": self.encoders[1:]} | changed
-        return FinetuneConfig.model_validate(values)
-
-
 def usage() -> str:
     """The help."""
     return f"""usage: python -m finetune efficiency RECIPE.yaml data=DIR encoders=[A,B] out=DIR [key=value …]
 
 Fits the recipe with small and larger shares of the labelled training patients, several draws of each, on the features
-of each encoder, and writes {RESULTS}, {", ".join(FILES)}. The same command continues an interrupted run, and one with
-more fractions or draws adds to it.
+of each encoder (head=full: trains each whole), and writes {RESULTS} and
+{", ".join(FILES)}. The same command
+continues an interrupted run, and one with more fractions or draws adds to it.
 
   python -m finetune efficiency finetune/recipes/ham10000_linear.yaml data=/data/ham encoders=[/runs/ham,untrained] \\
     fractions=[0.01,0.03,0.1,0.3,1] draws=5 out=/runs/ham-efficiency
@@ -124,7 +81,7 @@ def efficiency(config: EfficiencyConfig) -> None:
         "dataset": dataset.fingerprint,
         "models": {entrant.name: entrant.fingerprint for entrant in entrants},
     }
-    _claim(out, identity)
+    claim(out, identity)
     points = _points_there(out, entrants, cohorts)
     if config.head == "full":
         points |= _train_all(config, out, entrants, cohorts, points)
@@ -271,19 +228,6 @@ def _check_encoders(entrants: list[Contender]) -> None:
                 f"encoders: '{entrant.kind}' is no encoder; name runs, encoder folders or untrained (it can be a "
                 "baseline of the plain command)"
             )
-
-
-def _claim(out: Folder, identity: dict[str, Any]) -> None:
-    """Make the folder this sweep's. Raises InputError where it is another's."""
-    if out.exists("sweep.json"):
-        changed = differences(out.read_json("sweep.json"), identity)
-        if changed:
-            raise InputError(
-                f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
-            )
-    elif out.exists("config.json"):
-        raise InputError(f"{out}: holds the results of another command; give another out=")
-    out.write_json("sweep.json", identity)
 
 
 def _points_there(out: Folder, entrants: list[Contender], cohorts: dict[tuple[float, int], Cohort]) -> dict[str, Point]:

@@ -59,10 +59,9 @@ def fit_linear(
 ) -> Choice:
     """Fit one head per strength and keep the one with the best case-level score on validation.
 
-    With `config.sgd` there is one head, trained in an order that the seed decides.
-
-    Of equally good ones the most regularised. The features are standardised, and that is folded into the head that is
-    returned. Labels may be soft, and unknown for some images. Raises InputError for features that are not finite.
+    With `config.sgd` there is one head, trained in an order that the seed decides. Of equally good ones the most
+    regularised. The features are standardised, and that is folded into the head that is returned. Labels may be soft,
+    and unknown for some images. Raises InputError for features that are not finite.
     """
     weight_I = cohort.training_weights(class_weighting)
     scaled_ID, mean_D, scale_D = standardised(train_ID, weight_I)
@@ -73,22 +72,13 @@ def fit_linear(
             "scale are broken"
         )
     strengths = [0.0] if config.sgd else sorted(config.strengths)
-    weights, biases, converged = [], [], np.ones(len(strengths), dtype=bool)
-    first = 0
-    for part in cohort.task.parts:
-        columns = slice(first, first + len(part.label_names))
-        truth_IK = cohort.truth[cohort.train, columns]
-        weight_SDK, bias_SK, done_S = _fit_part(part, scaled_ID, truth_IK, weight_I, strengths, config, seed)
-        weights.append(weight_SDK)
-        biases.append(bias_SK)
-        converged, first = converged & done_S, columns.stop
-    weight_SDK = np.concatenate(weights, axis=2) / scale_D[:, None]
-    bias_SK = np.concatenate(biases, axis=1) - np.einsum("d,sdk->sk", mean_D, weight_SDK)
+    weight_SDK, bias_SK, converged_S = _fit_parts(cohort, scaled_ID, weight_I, strengths, config, seed)
+    weight_SDK = weight_SDK / scale_D[:, None]
+    bias_SK = bias_SK - np.einsum("d,sdk->sk", mean_D, weight_SDK)
     heads = [
         LinearHead(np.ascontiguousarray(weight_DK.T, dtype=np.float32), bias_K.astype(np.float32))
         for weight_DK, bias_K in zip(weight_SDK, bias_SK)
     ]
-
     val_ID = np.asarray(val_ID, dtype=np.float64)  # once for all strengths
     scores = [case_auroc(cohort, cohort.val, head.logits(val_ID)) for head in heads]
     if config.sgd:
@@ -97,7 +87,7 @@ def fit_linear(
         return Choice(heads[0], how, [how])
     tried = [
         {"C": strength, "val_auroc": score, "converged": bool(done)}
-        for strength, score, done in zip(strengths, scores, converged)
+        for strength, score, done in zip(strengths, scores, converged_S)
     ]
     best = int(np.argmax(np.round(scores, 9)))
     say(f"{title}: C {strengths[best]:g} of {len(tried)}, validation AUROC {scores[best]:.4f}")
@@ -112,6 +102,22 @@ def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
     return cohort.task.score(cohort.truth[rows[first]], scores)
 
 
+def _fit_parts(
+    cohort: Cohort, scaled_ID: F32, weight_I: Floats, strengths: list[float], config: LinearConfig, seed: int
+) -> tuple[F64, F64, NDArray[np.bool_]]:
+    """Weights (S, D, K), biases (S, K) and whether each strength has converged, over all parts of the task."""
+    weights, biases, converged_S = [], [], np.ones(len(strengths), dtype=bool)
+    first = 0
+    for part in cohort.task.parts:
+        columns = slice(first, first + len(part.label_names))
+        truth_IK = cohort.truth[cohort.train, columns]
+        weight_SDK, bias_SK, done_S = _fit_part(part, scaled_ID, truth_IK, weight_I, strengths, config, seed)
+        weights.append(weight_SDK)
+        biases.append(bias_SK)
+        converged_S, first = converged_S & done_S, columns.stop
+    return np.concatenate(weights, axis=2), np.concatenate(biases, axis=1), converged_S
+
+
 def _fit_part(
     part: Task,
     scaled_ID: F32,
@@ -121,7 +127,7 @@ def _fit_part(
     config: LinearConfig,
     seed: int,
 ) -> tuple[F64, F64, NDArray[np.bool_]]:
-    """Weights (S, D, K), biases (S, K) and whether each strength has converged, for standardised features.
+    """The same of one part, for the labels that vary.
 
     A label that training never saw, or saw in every image, has nothing to learn: its logit is far away from 0.
     """

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from clusters.config import Config, InputError, absolute, describe, differences, load_config
+from clusters.config import Config, InputError, absolute, describe, load_config
 from clusters.launch import launch
 from clusters.search import one_ray, run_trials
 from clusters.storage import Folder
@@ -24,6 +24,7 @@ from finetune.config import FinetuneConfig, SgdConfig, Strength
 from finetune.contenders import contenders
 from finetune.run import LEDGER, finetune, numbers_of, work
 from finetune.search_page import score_of, search_page, summary
+from finetune.sweeps import SWEEP, claim
 
 RESULTS, PAGE, TRIAL = "search.json", "search.html", "trial.json"
 SCHEMA_VERSION = 1
@@ -111,7 +112,7 @@ def search(config: SearchConfig) -> None:
     out, first = Folder(config.out), config.trial(*config.pairs()[0], config.seed)
     dataset, (entrant,) = open_dataset(config.data, config.loader.place), contenders(first)
     warnings = find_leaks(choose_cohort(dataset, config), entrant.location, config.on_leak)
-    _claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
+    claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
 
     with one_ray(config.cluster, out):
         rows = _trials(config, out)
@@ -123,7 +124,7 @@ def search(config: SearchConfig) -> None:
 
     results = {
         "schema_version": SCHEMA_VERSION,
-        "identity": out.read_json("sweep.json"),
+        "identity": out.read_json(SWEEP),
         "model": entrant.describe(),
         "dataset": {"name": dataset.manifest.name, "licence": dataset.manifest.licence},
         "warnings": warnings,
@@ -217,16 +218,3 @@ def _ungridded(config: SearchConfig) -> dict[str, Any]:
         optim = {name: value for name, value in recipe["full"]["optim"].items() if name not in ("lr", "weight_decay")}
         recipe["full"] = {**recipe["full"], "optim": optim}
     return recipe
-
-
-def _claim(out: Folder, identity: dict[str, Any]) -> None:
-    """Make the folder this search's. Raises InputError where it is another's."""
-    if out.exists("sweep.json"):
-        changed = differences(out.read_json("sweep.json"), identity)
-        if changed:
-            raise InputError(
-                f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
-            )
-    elif out.exists("config.json"):
-        raise InputError(f"{out}: holds the results of another command; give another out=")
-    out.write_json("sweep.json", identity)

@@ -150,6 +150,19 @@ def test_what_is_no_encoder_is_told(swept, word, told):
         efficiency(swept.model_copy(update={"encoders": [swept.encoder, word], "baseline": None}))
 
 
+def test_whole_trainings_are_runs_of_the_plain_command(swept, synthetic_dataset, tmp_path):
+    full = swept.full.model_copy(update={"epochs": 1, "batch_size": 8})
+    changed = {"head": "full", "full": full, "out": str(tmp_path), "encoders": [swept.encoder]}
+    config = swept.model_copy(update={**changed, "fractions": [0.5], "draws": 1, "baseline": None})
+    efficiency(config)
+    results = results_of(config)
+    for point in results["curves"]["pretrained"]["points"]:
+        run = json.loads((tmp_path / "runs" / f"{point['fraction']:g}-0" / "results.json").read_text())
+        assert point["mean"] == run["models"]["pretrained"]["test"]["auroc"]["value"]
+        assert run["identity"]["recipe"]["label_fraction"] == point["fraction"]
+    assert results["test_evaluations"] == 2
+
+
 def test_the_matching_share_lies_on_the_line_over_the_logarithm():
     shares = [0.01, 0.1, 1.0]
     assert matching_fraction(shares, [0.6, 0.8, 0.9], 0.7) == pytest.approx(10**-1.5)
