@@ -249,7 +249,7 @@ def test_an_evaluation_elsewhere_has_its_page(
     assert "All figures" in titles and "Cases unlike the training data" in titles and "Compared with" not in titles
     assert shown.overflow_px() == 0 and "undefined" in shown.page.content()
     assert "finetune evaluate RESULTS" in shown.texts("pre.command")[0]
-    assert "label_map" in shown.texts("pre.command")[0]
+    assert all(word in shown.texts("pre.command")[0] for word in ("label_map=", "'splits=[val, test]'", "seed=3"))
     shown.page.close()
 
 
