@@ -60,13 +60,14 @@ def _made_from(model: dict[str, Any]) -> Html:
 def method(results: Results) -> Html:
     """How figures and intervals came about, in a reviewer's words."""
     resampling, times = results["bootstrap"], results.get("test_evaluations")
+    how = resampling.get("interval", "percentiles of the resamples")
     corrected = any(row.get("p_holm") is not None for row in results["comparisons"])
     delong = any(row.get("p_delong") is not None for row in results["comparisons"])
     texts = [
         "A case's probability is the mean over its images; all figures are of cases. Splits are by patient. Everything "
         "that was chosen (regularisation or epoch, temperature, and decision thresholds) was chosen on validation.",
         f"Intervals: {confidence(results)}, from {resampling['resamples']} bootstrap resamples of whole patients, "
-        f"drawn within strata of the patient's rarest class; {resampling.get('interval', 'percentiles')}. Differences are taken between "
+        f"drawn within strata of the patient's rarest class; {how}. Differences are taken between "
         "models on the same resamples. They say how the figures would vary with other patients, not with another seed "
         f"of the training.{'' if corrected else ' P-values are not corrected for several comparisons.'}",
     ]
