@@ -71,10 +71,12 @@ def external(results: dict[str, Any]) -> dict[str, Any]:
     counts = found["cohort"].pop("test")
     trained_on = {**found["dataset"], "test": {"auroc": model["test"]["auroc"]}}
     found |= {"kind": "external", "models": {name: model}, "comparisons": [], "cohort": {"external": counts}}
-    found["identity"] = {"model": {"fingerprint": "f" * 64}, "dataset": found["dataset"]["fingerprint"],
-                         "label_map": {"naevus": "nevus"}, "splits": ["test"]}  # fmt: skip
+    settings = {"splits": ["val", "test"], "seed": 3}
+    found["identity"] = {"model": "f" * 64, "dataset": found["dataset"]["fingerprint"],
+                         "label_map": {"naevus": "nevus"}, "settings": settings}  # fmt: skip
     found["dataset"] = {**found["dataset"], "name": "elsewhere"}
     ood = {"new_dataset": figure(0.8), "unseen_condition": figure(None)}
+    del found["test_evaluations"]
     found |= {"trained_on": trained_on, "out_of_distribution": {"energy": ood, "knn": ood, "mahalanobis": ood},
               "out_of_distribution_counts": {"known_cases": 40, "unseen_cases": 0}}  # fmt: skip
     return found

@@ -107,7 +107,7 @@ def test_the_report_is_one_whole_page(linear):
     words = " ".join(outline.words)
     assert all(link.startswith(("data:image/jpeg", "#")) for link in outline.links)
     assert "http" not in content.replace("http-equiv", "")
-    assert outline.tags.count("img") >= 12
+    assert outline.tags.count("img") >= 5
     for phrase in ("test_resnet, untrained", "PCA-64", "surest mistakes", "1-simclr", "resampl", "Limits"):
         assert phrase in words, phrase
     results = results_of(linear)

@@ -59,9 +59,8 @@ def read_evidence(predictions: bytes, results: Results) -> Evidence | None:
     if not labels:
         return None
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-    evaluated = columns["split"] == "test"
-    if not evaluated.any():  # of another hospital, all that was predicted is evaluated
-        evaluated = np.ones(len(evaluated), dtype=bool)
+    # Of another hospital, all that was predicted is evaluated.
+    evaluated = (columns["split"] == "test") | (results.get("kind") == "external")
     scores: dict[str, Floats] = {}
     found: dict[str, Any] = {}
     for name in results["models"]:

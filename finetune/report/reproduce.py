@@ -33,7 +33,8 @@ def command(results: Results, config: dict[str, Any] | None) -> tuple[list[str],
     identity, dataset = results["identity"], results["dataset"]
     told = {"DATA": f"{dataset['name']}, dataset fingerprint {dataset['fingerprint']}"}
     if results.get("kind") == "external":
-        given = {name: identity[name] for name in ("label_map", "splits") if identity.get(name)}
+        settings = {**(identity.get("settings") or {}), **identity}
+        given = {name: settings[name] for name in ("label_map", "splits", "seed", "bootstrap") if settings.get(name)}
         model = identity.get("model")
         found = model.get("fingerprint", "") if isinstance(model, dict) else model
         told["RESULTS"] = f"the results folder of the model, fingerprint {found}" if found else "the model's results"

@@ -59,14 +59,15 @@ def _made_from(model: dict[str, Any]) -> Html:
 
 def method(results: Results) -> Html:
     """How figures and intervals came about, in a reviewer's words."""
-    resampling, times = results["bootstrap"], results["test_evaluations"]
+    resampling, times = results["bootstrap"], results.get("test_evaluations")
+    how = resampling.get("interval", "percentiles of the resamples")
     corrected = any(row.get("p_holm") is not None for row in results["comparisons"])
     delong = any(row.get("p_delong") is not None for row in results["comparisons"])
     texts = [
         "A case's probability is the mean over its images; all figures are of cases. Splits are by patient. Everything "
         "that was chosen (regularisation or epoch, temperature, and decision thresholds) was chosen on validation.",
-        f"Intervals: {confidence(results)} percentile intervals of {resampling['resamples']} bootstrap "
-        "resamples of whole patients, drawn within strata of the patient's rarest class. Differences are taken between "
+        f"Intervals: {confidence(results)}, from {resampling['resamples']} bootstrap resamples of whole patients, "
+        f"drawn within strata of the patient's rarest class; {how}. Differences are taken between "
         "models on the same resamples. They say how the figures would vary with other patients, not with another seed "
         f"of the training.{'' if corrected else ' P-values are not corrected for several comparisons.'}",
     ]
@@ -76,8 +77,9 @@ def method(results: Results) -> Html:
     if delong:
         texts.append("DeLong's test (1988) stands beside the bootstrap where every patient has one case, as it takes "
                      "cases to be independent.")  # fmt: skip
-    texts.append(
-        f"The test split was evaluated {times} time{'s' if times != 1 else ''} with this recipe in this folder."
-    )
+    if times is not None:
+        texts.append(
+            f"The test split was evaluated {times} time{'s' if times != 1 else ''} with this recipe in this folder."
+        )
     identity = json.dumps(results["identity"], indent=2)
     return join([*(paragraph(t) for t in texts), folded("Config", tag("pre", identity, {"tabindex": 0}))])
