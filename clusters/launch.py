@@ -118,7 +118,7 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
             include_dashboard=False if address == "local" else None,
             log_to_driver=not follow_log,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a bare one where Ray's daemons do not come up in time on a busy machine
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
 
 

@@ -17,7 +17,7 @@ from pretrain.compute import checkpoint_activations, ranks_per_group
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
-from pretrain.footprint import check_memory
+from pretrain.fits import check_memory
 from pretrain.heads import first_layers
 from pretrain.initial_weights import check_start
 from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows

@@ -87,12 +87,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, told: str) -> No
 @pytest.mark.parametrize("name", ["resnet50_1x", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_networks_take_the_views_size(name: str) -> None:
     """What the check lets pass computes features of images of that size."""
-    for size_px, channels in ((32, 3), (96, 1)):
-        config = EncoderConfig(name=name, channels=channels)
+    for size_px, config in ((32, EncoderConfig(name=name)), (96, EncoderConfig(name=name, channels=1))):
         check_encoder(config, size_px)
         with torch.device("meta"):
             encoder = create_encoder(config, size_px).eval()
-            assert encoder(torch.empty(2, channels, size_px, size_px)).shape == (2, encoder.num_features)
+            assert encoder(torch.empty(2, config.channels, size_px, size_px)).shape == (2, encoder.num_features)
 
 
 @pytest.mark.parametrize(

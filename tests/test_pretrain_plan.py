@@ -14,7 +14,9 @@ from data.dataset import Dataset
 from pretrain.__main__ import _run
 from pretrain.cards import CARDS
 from pretrain.config import PretrainConfig
-from pretrain.footprint import Footprint, _Ledger, check_fits, footprint, usable
+from pretrain.fits import check_fits
+from pretrain.footprint import Footprint, footprint, usable
+from pretrain.ledger import Ledger
 from pretrain.losses import nt_xent, nt_xent_bytes
 from pretrain.methods.moco_v3 import contrast, contrast_bytes
 from pretrain.optim import build_optimizer
@@ -86,7 +88,7 @@ def test_the_peak_of_a_step_and_the_optimiser_are_those_of_real_tensors(optim: s
     kept = [*module.parameters(), *(p.grad for p in module.parameters()), *module.buffers(), *state]
     assert needs.optimiser == sum(tensor.nbytes for tensor in state)
     assert needs.weights == sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    ledger = _Ledger({tensor.untyped_storage()._cdata for tensor in kept if tensor is not None})
+    ledger = Ledger({tensor.untyped_storage()._cdata for tensor in kept if tensor is not None})
     with ledger:
         views = torch.empty(192, 3, 64, 64).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -119,7 +121,7 @@ def test_resnet50_at_224_px_is_what_is_known_of_it() -> None:
 @pytest.mark.parametrize("pairs", [64, 700])
 def test_loss_buffers_are_those_of_the_loss(pairs: int) -> None:
     views = torch.randn(2, pairs, 128, requires_grad=True)
-    ledger = _Ledger({views.untyped_storage()._cdata})
+    ledger = Ledger({views.untyped_storage()._cdata})
     with ledger:
         nt_xent(views[0], views[1], 0.1, torch.arange(pairs)).backward()
     assert 0.6 < nt_xent_bytes(pairs, 1, 128, "cpu") / ledger.peak < 1.7
@@ -130,7 +132,7 @@ def test_the_logits_of_moco_are_counted(num_samples: int) -> None:
     queries, keys = torch.randn(2, 2, num_samples, 64).unbind()
     queries.requires_grad_()
     groups = torch.arange(num_samples)[:, None]
-    ledger = _Ledger({tensor.untyped_storage()._cdata for tensor in (queries, keys, groups)})
+    ledger = Ledger({tensor.untyped_storage()._cdata for tensor in (queries, keys, groups)})
     with ledger:
         losses = [contrast(queries[k], keys[1 - k], groups, groups, 0.2) for k in (0, 1)]
         (losses[0] + losses[1]).backward()
