@@ -42,19 +42,20 @@ processes() { # ids of this cluster's processes, one a line: they inherit a mark
 }
 
 start() { # start NAME option…: one Ray node in a session of its own, until it is killed; returns once it runs
-    local name=$1
+    local name=$1 attempt
     shift
-    MANYVIEW_LOCAL_CLUSTER=$STATE setsid python -c "$RAY_START" start --block --node-ip-address=127.0.0.1 \
-        --dashboard-agent-listen-port=0 --object-store-memory="${MANYVIEW_OBJECT_STORE:-500000000}" \
-        "$@" >"$STATE/$name.log" 2>&1 </dev/null &
-    echo $! >>"$STATE/ids"
-    for _ in $(seq 180); do
-        grep -q "runtime started" "$STATE/$name.log" && return
-        kill -0 $! 2>/dev/null || break
-        sleep 0.5
+    for attempt in 1 2 3; do # Ray gives a node half a minute, which a busy machine may need more than
+        MANYVIEW_LOCAL_CLUSTER=$STATE setsid python -c "$RAY_START" start --block --node-ip-address=127.0.0.1 \
+            --dashboard-agent-listen-port=0 --object-store-memory="${MANYVIEW_OBJECT_STORE:-500000000}" \
+            "$@" >"$STATE/$name.log" 2>&1 </dev/null &
+        echo $! >>"$STATE/ids"
+        for _ in $(seq 240); do
+            ! grep -q "runtime started" "$STATE/$name.log" || return 0
+            kill -0 $! 2>/dev/null || break
+            sleep 0.5
+        done
+        echo "the $name did not start (attempt $attempt of 3); all of it: $STATE/$name.log" >&2
     done
-    tail -n 5 "$STATE/$name.log" >&2
-    echo "the $name did not start; all of it: $STATE/$name.log" >&2
     down
     exit 1
 }

@@ -33,6 +33,8 @@ def guard(address: str) -> None:
         return
     _stay_on_this_machine(False)
     host, port = split_address(address)
+    if not port and address != "auto" and "://" not in address:
+        return  # no address that Ray takes, as it will say
     if _is_loopback(host) and not _others_reach(port):
         return
     _check_token(address)

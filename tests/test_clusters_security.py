@@ -125,6 +125,13 @@ def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkey
     assert security.REACHABLE not in security.os.environ
 
 
+def test_what_is_no_address_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    security.guard("nowhere")
+    with pytest.raises(InputError, match="the Ray at auto can be reached by others"):
+        security.guard("auto")
+
+
 def test_addresses_are_taken_apart() -> None:
     split = security.split_address
     assert split("10.0.0.3:6379") == ("10.0.0.3", 6379)
