@@ -170,18 +170,25 @@ def describe(item: Judged, reported: Reported, operating: OperatingConfig) -> di
         "thresholds_without_positives": list(item.thresholds.one_sided),
         "validation": {name: finite(validation[name,]) for name in OVERALL if (name,) in validation},
         "test": {
-            **reported.overall(),
-            "per_class": reported.per_label(operating),
-            "calibration": {"before": calibration(item, item.test_as_trained), "after": calibration(item)},
+            **test_figures(reported, operating),
+            "calibration": {
+                "before": calibration_of(item.test, item.test_as_trained),
+                "after": calibration_of(item.test),
+            },
             **({"numbers": numbers} if numbers else {}),
             "subgroups": {},
         },
     }
 
 
-def calibration(item: Judged, scores_NK: Floats | None = None) -> dict[str, float | None]:
-    """How well the test probabilities, or these in their place, are calibrated: plain figures."""
-    cases = item.test if scores_NK is None else replace(item.test, scores_NK=scores_NK)
+def test_figures(reported: Reported, operating: OperatingConfig) -> dict[str, Any]:
+    """All figures of one model on one dataset, over all labels and of each."""
+    return {**reported.overall(), "per_class": reported.per_label(operating)}
+
+
+def calibration_of(cases: ScoredCases, scores_NK: Floats | None = None) -> dict[str, float | None]:
+    """How well the probabilities of some cases, or these in their place, are calibrated: plain figures."""
+    cases = cases if scores_NK is None else replace(cases, scores_NK=scores_NK)
     found = figures_of(cases)
     likelihood = negative_log_likelihood(cases.exclusive, cases.truth_NK, cases.scores_NK)
     return {"nll": finite(likelihood), "brier": finite(found["brier",]), "ece": finite(found["ece",])}

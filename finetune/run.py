@@ -144,7 +144,7 @@ def _finish(
         },
         "cohort": cohort.counts(),
         **compare(cohort, judged, config.bootstrap, config.operating, config.seed),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
@@ -266,7 +266,8 @@ def _check_batch(config: FinetuneConfig, cohort: Cohort) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the libraries that figures depend on."""
     import sklearn
     import timm
     import torch
