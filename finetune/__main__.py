@@ -11,6 +11,7 @@ from clusters.config import describe, load_config, run_main
 
 COMMANDS: dict[str, str] = {
     "coverage": "finetune.coverage",
+    "evaluate": "finetune.external",
 }
 """Name of a command → the module of it."""
 

@@ -20,7 +20,7 @@ from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contende
 from finetune.evaluate import Judged, Outcome, compare, judge
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.linear import Choice, fit_linear
-from finetune.model_folder import MODEL_FILES, write_model
+from finetune.model_folder import MODEL_FILES, Decision, write_model
 from pretrain.encoder_folder import SEEN, Seen, read_seen
 from pretrain.export import seen_in, seen_table
 
@@ -149,7 +149,9 @@ def _finish(
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
     out.write(SEEN, seen_table(_seen_by(judged[0].outcome.contender, cohort)))
-    write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
+    first = judged[0]
+    decision = Decision(first.label_thresholds or {}, first.temperature)
+    write_model(out / MODEL, first, heads[first.outcome.contender.name][1], cohort, config, out, decision)
     out.write(REPORT, report_page(results, judged, cohort, config).encode())
     out.write_json(RESULTS, results)
     for item in judged:
