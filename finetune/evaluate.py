@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.bootstrap import BootstrapConfig, Figures, Floats, Integers, Key, bootstrap, patient_strata
+from finetune.bootstrap import BootstrapConfig, Figures, Floats, Key, bootstrap, patient_strata
 from finetune.calibration import fit_temperature, negative_log_likelihood, with_temperature
 from finetune.cohort import Cohort, Rows
 from finetune.comparisons import comparisons
@@ -56,7 +56,8 @@ class Judged:
     @property
     def threshold(self) -> float | None:
         """The decision threshold of a yes-or-no task."""
-        return float(self.thresholds.decision_K[0]) if len(self.test.class_names) == 2 else None
+        labels = self.label_thresholds
+        return next(iter(labels.values())) if labels and len(labels) == 1 else None
 
     @property
     def label_thresholds(self) -> dict[str, float] | None:
@@ -68,42 +69,57 @@ class Judged:
 
 def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judged:
     """Pool the images of each case; temperature and thresholds come from validation, never from test."""
-    task = cohort.task
-    exclusive = len(task.class_names) == len(task.label_names)
-    truth_NK, _, _ = by_case(cohort, cohort.val, outcome.val_probabilities)
-    temperature = fit_temperature(exclusive, truth_NK, cohort.dataset.case_of[cohort.val], outcome.val_probabilities)
-    val_probabilities, test_probabilities = (
-        with_temperature(exclusive, probabilities, temperature)
-        for probabilities in (outcome.val_probabilities, outcome.test_probabilities)
+    as_trained = _cases(cohort, cohort.val, outcome.val_probabilities, None)
+    num_labels, case_I = len(as_trained.label_names), cohort.dataset.case_of[cohort.val]
+    temperature = fit_temperature(
+        as_trained.exclusive, as_trained.truth_NK, case_I, outcome.val_probabilities[:, :num_labels]
     )
-    val, test = by_case(cohort, cohort.val, val_probabilities), by_case(cohort, cohort.test, test_probabilities)
-    thresholds = choose_thresholds(val[0], val[1], task.label_names, operating)
+
+    def warmed(probabilities_IK: Floats) -> Floats:
+        """At the temperature; numbers that a task predicts beside its labels, the last columns, stay as they are."""
+        labels = with_temperature(as_trained.exclusive, probabilities_IK[:, :num_labels], temperature)
+        return np.concatenate([labels, probabilities_IK[:, num_labels:]], axis=1)
+
+    val_probabilities, test_probabilities = warmed(outcome.val_probabilities), warmed(outcome.test_probabilities)
+    val = _cases(cohort, cohort.val, val_probabilities, None)
+    thresholds = choose_thresholds(val.truth_NK, val.scores_NK, val.label_names, operating)
     return Judged(
         outcome=outcome,
         temperature=temperature,
         thresholds=thresholds,
-        val=scored(task, *val, thresholds),
-        test=scored(task, *test, thresholds),
+        val=_cases(cohort, cohort.val, val_probabilities, thresholds),
+        test=_cases(cohort, cohort.test, test_probabilities, thresholds),
         val_probabilities=val_probabilities,
         test_probabilities=test_probabilities,
-        test_as_trained=by_case(cohort, cohort.test, outcome.test_probabilities)[1],
+        test_as_trained=_cases(cohort, cohort.test, outcome.test_probabilities, None).scores_NK,
     )
 
 
+def one_sided(item: Judged) -> list[str]:
+    """A warning where validation had nothing to choose thresholds by."""
+    labels = ", ".join(item.thresholds.one_sided)
+    if not labels:
+        return []
+    how = "the largest probability decides all the same" if item.test.exclusive else "decided at 0.5"
+    return [f"no threshold could be chosen for {labels}: validation has positives or negatives alone; {how}"]
+
+
 def scored(
-    task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: NDArray[Any], thresholds: Thresholds
+    task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: NDArray[Any], thresholds: Thresholds | None
 ) -> ScoredCases:
-    """Cases as the frozen thresholds decide them."""
-    binary = len(task.class_names) == 2 and len(task.label_names) == 1
-    cases = score_cases(task, truth_NK, scores_NK, patient_N, float(thresholds.decision_K[0]) if binary else None)
+    """Cases as the frozen thresholds decide them, or as the task does without any."""
+    threshold = float(thresholds.decision_K[0]) if thresholds and len(task.class_names) == 2 else None
+    cases = score_cases(task, truth_NK, scores_NK, patient_N, threshold)
+    if thresholds is None:
+        return cases
     return replace(cases, thresholds_K=thresholds.decision_K, operating=thresholds.operating)
 
 
-def by_case(cohort: Cohort, rows: Rows, probabilities_IK: Floats) -> tuple[Floats, Floats, Integers]:
-    """Truth (N, K), scores (N, K) and patient of each case."""
+def _cases(cohort: Cohort, rows: Rows, probabilities_IK: Floats, thresholds: Thresholds | None) -> ScoredCases:
+    """The cases of these images."""
     _, scores_NK = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
     first = first_images(cohort, rows)
-    return cohort.truth[first], scores_NK, cohort.patient_of[first]
+    return scored(cohort.task, cohort.truth[first], scores_NK, cohort.patient_of[first], thresholds)
 
 
 def first_images(cohort: Cohort, rows: Rows) -> Rows:

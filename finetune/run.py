@@ -17,7 +17,7 @@ from finetune.bootstrap import Floats
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import PCA_COMPONENTS, PCA_SIZE_PX, Contender, contenders, load
-from finetune.evaluate import Judged, Outcome, compare, judge
+from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.linear import Choice, fit_linear
 from finetune.model_folder import MODEL_FILES, Decision, write_model
@@ -131,7 +131,7 @@ def _finish(
         "kind": "finetune",
         "identity": identity,
         "test_evaluations": evaluations,
-        "warnings": warnings,
+        "warnings": [*warnings, *one_sided(judged[0])],
         "task": cohort.task.kind,
         "labels": list(cohort.task.label_names),
         "classes": list(cohort.task.class_names),
