@@ -61,6 +61,6 @@ def open_trained(location: str) -> Trained:
     if results.get("schema_version") != SCHEMA_VERSION or results.get("kind") != "finetune":
         raise InputError(f"{folder.file(RESULTS)}: of another version or kind; run the fine-tuning again")
     model = load_model(location)
-    if not model.card.classes and model.card.task != "multilabel":
+    if model.card.task not in ("multiclass", "binary", "multilabel"):
         raise InputError(f"{location}: its task is '{model.card.task}'; evaluate takes models of classes and labels")
     return Trained(folder, model, results, next(iter(results["models"])))
