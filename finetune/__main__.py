@@ -12,6 +12,7 @@ from clusters.config import describe, load_config, run_main
 COMMANDS: dict[str, str] = {
     "coverage": "finetune.coverage",
     "efficiency": "finetune.efficiency",
+    "evaluate": "finetune.external",
     "export": "finetune.export",
     "predict": "finetune.predict",
     "report": "finetune.report.command",

@@ -29,7 +29,7 @@ BLOCK_RESAMPLES = 256
 class BootstrapConfig(Config):
     """Intervals by resampling patients."""
 
-    resamples: int = Field(default=1000, ge=1, description="how often the test patients are drawn again")
+    resamples: int = Field(default=1000, ge=20, description="how often the test patients are drawn again")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of the intervals")
 
 

@@ -23,7 +23,6 @@ from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, contenders
 from finetune.efficiency_config import EfficiencyConfig
 from finetune.efficiency_page import FILES, write_outputs
-from finetune.full_config import Share
 from finetune.labels_saved import labels_saved, summary
 from finetune.linear import case_auroc, fit_linear
 from finetune.run import LEDGER, finetune, numbers_of, work

@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from finetune.config import FinetuneConfig, Share
+from finetune.config import FinetuneConfig
+from finetune.full_config import Share
 
 
 class EfficiencyConfig(FinetuneConfig):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.bootstrap import BootstrapConfig, Figures, Floats, Integers, Key, bootstrap, patient_strata
+from finetune.bootstrap import BootstrapConfig, Figures, Floats, Key, bootstrap, patient_strata
 from finetune.calibration import fit_temperature, negative_log_likelihood, with_temperature
 from finetune.cohort import Cohort, Rows
 from finetune.comparisons import comparisons
@@ -57,7 +57,8 @@ class Judged:
     @property
     def threshold(self) -> float | None:
         """The decision threshold of a yes-or-no task."""
-        return float(self.thresholds.decision_K[0]) if len(self.test.class_names) == 2 else None
+        labels = self.label_thresholds
+        return next(iter(labels.values())) if labels and len(labels) == 1 else None
 
     @property
     def label_thresholds(self) -> dict[str, float] | None:
@@ -69,56 +70,63 @@ class Judged:
 
 def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judged:
     """Pool the images of each case; temperature and thresholds come from validation, never from test."""
-    task = cohort.task
-    labels, num_labels = task.parts[0], len(task.parts[0].label_names)
-    exclusive = len(labels.class_names) == num_labels
-    truth_NK, _, _ = by_case(cohort, cohort.val, outcome.val_probabilities)
+    as_trained = _cases(cohort, cohort.val, outcome.val_probabilities, None)
+    num_labels, case_I = len(as_trained.label_names), cohort.dataset.case_of[cohort.val]
     temperature = fit_temperature(
-        exclusive,
-        labels.hard(truth_NK[:, :num_labels]),
-        cohort.dataset.case_of[cohort.val],
-        outcome.val_probabilities[:, :num_labels],
+        as_trained.exclusive, as_trained.truth_NK, case_I, outcome.val_probabilities[:, :num_labels]
     )
-    val_probabilities, test_probabilities = (
-        np.concatenate(
-            [with_temperature(exclusive, values[:, :num_labels], temperature), values[:, num_labels:]], axis=1
-        )
-        for values in (outcome.val_probabilities, outcome.test_probabilities)
-    )
-    val, test = by_case(cohort, cohort.val, val_probabilities), by_case(cohort, cohort.test, test_probabilities)
-    thresholds = choose_thresholds(
-        labels.hard(val[0][:, :num_labels]), val[1][:, :num_labels], labels.label_names, operating
-    )
-    cases = scored(task, *test, thresholds)
-    numbers = score_numbers(task, test[0], test[1], cases.patient_N)
+
+    def warmed(probabilities_IK: Floats) -> Floats:
+        """At the temperature; numbers that a task predicts beside its labels, the last columns, stay as they are."""
+        labels = with_temperature(as_trained.exclusive, probabilities_IK[:, :num_labels], temperature)
+        return np.concatenate([labels, probabilities_IK[:, num_labels:]], axis=1)
+
+    val_probabilities, test_probabilities = warmed(outcome.val_probabilities), warmed(outcome.test_probabilities)
+    val = _cases(cohort, cohort.val, val_probabilities, None)
+    thresholds = choose_thresholds(val.truth_NK, val.scores_NK, val.label_names, operating)
+    test = _cases(cohort, cohort.test, test_probabilities, thresholds)
+    first = first_images(cohort, cohort.test)
+    _, scores_NK = pool_cases(cohort.dataset.case_of[cohort.test], test_probabilities)
+    numbers = score_numbers(cohort.task, cohort.truth[first], scores_NK, test.patient_N)
     return Judged(
         outcome=outcome,
         temperature=temperature,
         thresholds=thresholds,
-        val=scored(task, *val, thresholds),
-        test=cases,
+        val=_cases(cohort, cohort.val, val_probabilities, thresholds),
+        test=test,
         val_probabilities=val_probabilities,
         test_probabilities=test_probabilities,
-        test_as_trained=by_case(cohort, cohort.test, outcome.test_probabilities)[1][:, :num_labels],
+        test_as_trained=_cases(cohort, cohort.test, outcome.test_probabilities, None).scores_NK,
         number_figures=NumberFigures(numbers) if numbers else None,
         num_known=dict.fromkeys(numbers.names, len(numbers.truth_NK)) if numbers else None,
     )
 
 
+def one_sided(item: Judged) -> list[str]:
+    """A warning where validation had nothing to choose thresholds by."""
+    labels = ", ".join(item.thresholds.one_sided)
+    if not labels:
+        return []
+    how = "the largest probability decides all the same" if item.test.exclusive else "decided at 0.5"
+    return [f"no threshold could be chosen for {labels}: validation has positives or negatives alone; {how}"]
+
+
 def scored(
-    task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: NDArray[Any], thresholds: Thresholds
+    task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: NDArray[Any], thresholds: Thresholds | None
 ) -> ScoredCases:
-    """Cases as the frozen thresholds decide them."""
-    binary = len(task.class_names) == 2 and len(task.parts[0].label_names) == 1
-    cases = score_cases(task, truth_NK, scores_NK, patient_N, float(thresholds.decision_K[0]) if binary else None)
+    """Cases as the frozen thresholds decide them, or as the task does without any."""
+    threshold = float(thresholds.decision_K[0]) if thresholds and len(task.class_names) == 2 else None
+    cases = score_cases(task, truth_NK, scores_NK, patient_N, threshold)
+    if thresholds is None:
+        return cases
     return replace(cases, thresholds_K=thresholds.decision_K, operating=thresholds.operating)
 
 
-def by_case(cohort: Cohort, rows: Rows, probabilities_IK: Floats) -> tuple[Floats, Floats, Integers]:
-    """Truth (N, K), scores (N, K) and patient of each case."""
+def _cases(cohort: Cohort, rows: Rows, probabilities_IK: Floats, thresholds: Thresholds | None) -> ScoredCases:
+    """The cases of these images."""
     _, scores_NK = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
     first = first_images(cohort, rows)
-    return cohort.truth[first], scores_NK, cohort.patient_of[first]
+    return scored(cohort.task, cohort.truth[first], scores_NK, cohort.patient_of[first], thresholds)
 
 
 def first_images(cohort: Cohort, rows: Rows) -> Rows:
@@ -185,18 +193,25 @@ def describe(item: Judged, reported: Reported, operating: OperatingConfig) -> di
         "thresholds_without_positives": list(item.thresholds.one_sided),
         "validation": {name: finite(validation[name,]) for name in OVERALL if (name,) in validation},
         "test": {
-            **reported.overall(),
-            "per_class": reported.per_label(operating),
-            "calibration": {"before": calibration(item, item.test_as_trained), "after": calibration(item)},
+            **test_figures(reported, operating),
+            "calibration": {
+                "before": calibration_of(item.test, item.test_as_trained),
+                "after": calibration_of(item.test),
+            },
             **({"numbers": numbers} if numbers else {}),
             "subgroups": {},
         },
     }
 
 
-def calibration(item: Judged, scores_NK: Floats | None = None) -> dict[str, float | None]:
-    """How well the test probabilities, or these in their place, are calibrated: plain figures."""
-    cases = item.test if scores_NK is None else replace(item.test, scores_NK=scores_NK)
+def test_figures(reported: Reported, operating: OperatingConfig) -> dict[str, Any]:
+    """All figures of one model on one dataset, over all labels and of each."""
+    return {**reported.overall(), "per_class": reported.per_label(operating)}
+
+
+def calibration_of(cases: ScoredCases, scores_NK: Floats | None = None) -> dict[str, float | None]:
+    """How well the probabilities of some cases, or these in their place, are calibrated: plain figures."""
+    cases = cases if scores_NK is None else replace(cases, scores_NK=scores_NK)
     found = figures_of(cases)
     likelihood = negative_log_likelihood(cases.exclusive, cases.truth_NK, cases.scores_NK)
     return {"nll": finite(likelihood), "brier": finite(found["brier",]), "ece": finite(found["ece",])}

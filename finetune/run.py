@@ -17,7 +17,7 @@ from finetune.checks import check_full
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load
-from finetune.evaluate import Judged, Outcome, compare, judge
+from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.heads import pool_images
 from finetune.linear import Choice, fit_linear
@@ -137,7 +137,7 @@ def _finish(
         "kind": "finetune",
         "identity": identity,
         "test_evaluations": evaluations,
-        "warnings": warnings,
+        "warnings": [*warnings, *one_sided(judged[0])],
         "task": cohort.task.kind,
         "labels": list(cohort.task.label_names),
         "classes": list(cohort.task.class_names),
@@ -150,7 +150,7 @@ def _finish(
         },
         "cohort": cohort.counts(),
         **compare(cohort, judged, config.bootstrap, config.operating, config.seed),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }
     out.write(PREDICTIONS, predictions_table(cohort, judged))
@@ -255,7 +255,8 @@ def _check_workers(config: FinetuneConfig) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the libraries that figures depend on."""
     import sklearn
     import timm
     import torch

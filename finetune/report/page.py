@@ -85,10 +85,8 @@ def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: 
 
 def model_of(out: Folder) -> tuple[Any, int]:
     """The model of a results folder and the side of its images, px; None where the folder has none."""
-    try:
-        from finetune.model_folder import load_model  # type: ignore[attr-defined]
-    except ImportError:
-        return None, 0
+    from finetune.model_folder import load_model
+
     if not out.exists(MODEL_CARD):
         return None, 0
     model = load_model(out.location)

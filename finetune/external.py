@@ -1,0 +1,196 @@
+"""`python -m finetune evaluate RESULTS data=[DIR2,DIR3] out=OUT`: a fine-tuned model on other hospitals' patients.
+
+Nothing is trained or chosen: temperature and thresholds are those that validation froze. Who was learned from, in
+training or pretraining, is refused. Each dataset gets a results folder of its own below OUT.
+Shapes: I images, N cases, K labels, D features.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from clusters.config import Config, InputError, absolute, describe, differences, load_config
+from clusters.storage import Folder
+from clusters.tracking import TrackingConfig, say
+from data.dataset import Dataset, open_dataset
+from data.loader import LoaderConfig
+from data.splits import SPLITS
+from finetune.bootstrap import BootstrapConfig
+from finetune.external_results import predictions_of, results_of
+from finetune.foreign import answers, num_features_of, scores_of, training_features
+from finetune.label_match import Matched, match_labels
+from finetune.run import PREDICTIONS, RESULTS, SCHEMA_VERSION, versions
+from finetune.trained import Trained, open_trained
+from pretrain.encoder_folder import seen_in_file
+from pretrain.export import ids_scheme
+from pretrain.leakage import seen_of
+
+if TYPE_CHECKING:
+    pass
+
+Rows = NDArray[np.int64]
+
+
+class EvaluateConfig(Config):
+    """A finished fine-tuning, and what it is evaluated on."""
+
+    results: str = Field(description="results folder of a finished fine-tuning")
+    data: list[str] = Field(min_length=1, description="dataset folders, paths or URLs")
+    out: str = Field(description="folder that gets one results folder for each dataset")
+    label_map: dict[str, str] = Field(
+        default={},
+        description="their label: ours, 'unseen' (a condition that the model never learned) or 'ignore'; labels of one "
+        "name need no entry",
+    )
+    splits: list[Literal["train", "val", "test"]] = Field(
+        default=list(SPLITS), min_length=1, description="whose images are evaluated on; a foreign dataset's are all new"
+    )
+    foreign: bool = Field(
+        default=True, description="also score how foreign images are, which reads images of the training dataset"
+    )
+    training_data: str | None = Field(
+        default=None, description="where the training dataset lies now; none: where it was when it was trained on"
+    )
+    on_leak: Literal["refuse", "warn"] = Field(
+        default="refuse", description="where the model has seen these patients; warn: go on and say so"
+    )
+    seed: int = Field(default=0, ge=0, description="of the resampling")
+    batch_size: int = Field(default=256, ge=1, description="images at a time")
+    bootstrap: BootstrapConfig = Field(default=BootstrapConfig(), description="intervals")
+    loader: LoaderConfig = Field(default=LoaderConfig(), description="reading")
+    tracking: TrackingConfig = Field(default=TrackingConfig(wandb="disabled"), description="progress")
+
+
+def usage() -> str:
+    """What `--help` says."""
+    return f"""usage: python -m finetune evaluate RESULTS data=[DIR2,DIR3] out=OUT [key=value …]
+
+Evaluates the model of a results folder on further datasets, without training: figures with intervals, subgroups by
+every attribute, and how well images of conditions that it never learned are told from others.
+
+  python -m finetune evaluate /runs/ham-linear data=[/data/pad] out=/runs/ham-on-pad label_map='{{MEL: melanoma}}'
+
+key                  default          meaning
+{describe(EvaluateConfig)}"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Check everything, then evaluate on one dataset after the other; what is finished is reused."""
+    words = [f"results={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else list(argv)
+    config = load_config(EvaluateConfig, words)
+    data = [absolute(location) for location in config.data]
+    config = config.model_copy(update={"results": absolute(config.results), "out": absolute(config.out), "data": data})
+    trained = open_trained(config.results)
+    chosen = []
+    for location in config.data:
+        dataset = open_dataset(location, config.loader.place)
+        matched = match_labels(dataset, trained.model.card.labels, trained.exclusive, config.label_map)
+        rows = _rows(dataset, matched, config)
+        chosen.append((dataset, matched, rows, _leaks(trained, dataset, rows, config)))
+    if len({dataset.fingerprint for dataset, *_ in chosen}) < len(chosen):
+        raise InputError("data: names the same dataset twice; take one out")
+    for dataset, matched, rows, warnings in chosen:
+        _evaluate(trained, dataset, matched, rows, warnings, config)
+
+
+def _rows(dataset: Dataset, matched: Matched, config: EvaluateConfig) -> Rows:
+    """The images that are looked at: with some known label, or of an unseen condition."""
+    there = [split for split, counts in dataset.manifest.splits.items() if counts.images]
+    rows = dataset.rows([split for split in config.splits if split in there])
+    used = np.isfinite(matched.truth_IK).any(axis=1) | matched.unseen_I
+    if not np.isfinite(matched.truth_IK[rows]).any():
+        raise InputError(
+            f"{dataset.location}: no image with a label of the model in splits {', '.join(config.splits)}; "
+            "import labels for it, or see label_map"
+        )
+    return rows[used[rows]]
+
+
+def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfig) -> list[str]:
+    """Warnings. Raises InputError where the model has seen these patients or images, unless on_leak=warn."""
+    seen = seen_in_file(trained.folder, "this model", "run the fine-tuning again")
+    warnings = [w for w in trained.results["warnings"] if "LEAKAGE" not in w]
+    if ids_scheme(dataset) not in seen.ids:
+        warnings.append(
+            f"whether the model saw patients of {dataset.manifest.name} is unknown: their ids are of schemes "
+            f"{ids_scheme(dataset)} and {', '.join(sorted(seen.ids))}; images were compared by their pixels"
+        )
+    patients, images = seen_of(dataset, rows, seen)
+    if patients or images:
+        found = f"was trained or pretrained on {patients} patients and {images} images of {dataset.location}"
+        if config.on_leak == "refuse":
+            raise InputError(
+                f"{config.results} {found}, so its figures would mean nothing; evaluate on splits=[test] of a dataset "
+                "that it learned from, or leave these out (on_leak=warn goes on here and says so)"
+            )
+        warnings.append(f"LEAKAGE: the model {found}; the figures do not show how it does on new patients")
+    return warnings
+
+
+def _evaluate(
+    trained: Trained, dataset: Dataset, matched: Matched, rows: Rows, warnings: list[str], config: EvaluateConfig
+) -> None:
+    """One dataset: what the model says of its images, and all figures of it; results.json last."""
+    started = time.time()
+    out = Folder(config.out) / f"{dataset.manifest.name}-{dataset.fingerprint[:8]}"
+    identity = {
+        "model": trained.model.card.fingerprint,
+        "dataset": dataset.fingerprint,
+        "label_map": matched.label_map,
+        "settings": config.model_dump(mode="json", include={"splits", "foreign", "seed", "bootstrap"}),
+    }
+    if _is_finished(out, identity):
+        print(f"reused: these results were finished earlier: {out.file(RESULTS)}")
+        return
+    out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
+    numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
+    foreign = None
+    if config.foreign:
+        reference = training_features(trained, out, config)
+        if reference is None:
+            warnings.append("the training dataset is not where it was (training_data=DIR): foreign images not scored")
+        else:
+            foreign = scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
+    logits_IK = numbers[:, : -num_features_of(trained.model)]
+    results = results_of(trained, dataset, matched, rows, logits_IK, config)
+    out.write(PREDICTIONS, predictions_of(trained, dataset, matched, rows, logits_IK, foreign))
+    out.write_json(
+        RESULTS,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "external",
+            "identity": identity,
+            "warnings": warnings + _absent(matched),
+            **results,
+            "out_of_distribution": foreign.figures if foreign else None,
+            "out_of_distribution_counts": foreign.counts if foreign else None,
+            "versions": versions(),
+            "seconds": round(time.time() - started, 1),
+        },
+    )
+    test = results["models"][trained.name]["test"]["auroc"]
+    shown = "undefined" if test["value"] is None else f"{test['value']:.3f}"
+    before = trained.entry["test"]["auroc"]["value"]
+    say(f"{dataset.manifest.name}: AUROC {shown}" + ("" if before is None else f", on its own test split {before:.3f}"))
+    print(f"results: {out.file(RESULTS)}")
+
+
+def _absent(matched: Matched) -> list[str]:
+    if not matched.absent:
+        return []
+    return [f"the dataset says nothing of {', '.join(matched.absent)}: undefined, and left out of means"]
+
+
+def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
+    if not out.exists("config.json"):
+        return False
+    changed = differences(out.read_json("config.json")["identity"], identity)
+    if changed:
+        raise InputError(
+            f"{out}: made with other settings ({'; '.join(changed[:3])}); give another out=, or remove this folder"
+        )
+    return out.exists(RESULTS) and out.exists(PREDICTIONS)

@@ -1,0 +1,66 @@
+"""A finished fine-tuning, opened again: its model, and what its results say of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clusters.config import InputError
+from clusters.storage import Folder
+from finetune.bootstrap import Floats
+from finetune.run import RESULTS, SCHEMA_VERSION
+from finetune.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from finetune.model_folder import Model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished fine-tuning: its model, its results, and the name of the model in them."""
+
+    folder: Folder
+    model: "Model"
+    results: dict[str, Any]
+    name: str
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What the results say of the model."""
+        return self.results["models"][self.name]
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether its labels are classes of which a case has one."""
+        return len(self.model.card.classes) == len(self.model.card.labels)
+
+    def frozen(self) -> Thresholds:
+        """The thresholds that validation chose, as the results tell them."""
+        labels = self.model.card.labels
+
+        def at(name: str) -> Floats:
+            found = [self.entry["test"]["per_class"][label][name] for label in labels]
+            # A row without a number is a threshold that nobody reaches; without a row there is none.
+            told = [{"threshold": np.nan} if row is None else row for row in found]
+            return np.array([np.inf if row["threshold"] is None else row["threshold"] for row in told])
+
+        thresholds = self.entry["thresholds"] or {}
+        decision = np.array([thresholds.get(label, 0.5) for label in labels])
+        one_sided = tuple(self.entry["thresholds_without_positives"])
+        return Thresholds(decision, at("at_specificity"), at("at_sensitivity"), one_sided)
+
+
+def open_trained(location: str) -> Trained:
+    """A finished results folder. Raises InputError where it is none, or cannot be used."""
+    from finetune.model_folder import load_model
+
+    folder = Folder(location)
+    if not folder.exists(RESULTS):
+        raise InputError(f"{location}: no {RESULTS} here; give the results folder of a finished fine-tuning")
+    results = folder.read_json(RESULTS)
+    if results.get("schema_version") != SCHEMA_VERSION or results.get("kind") != "finetune":
+        raise InputError(f"{folder.file(RESULTS)}: of another version or kind; run the fine-tuning again")
+    model = load_model(location)
+    if model.card.task not in ("multiclass", "binary", "multilabel"):
+        raise InputError(f"{location}: its task is '{model.card.task}'; evaluate takes models of classes and labels")
+    return Trained(folder, model, results, next(iter(results["models"])))

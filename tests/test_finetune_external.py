@@ -1,0 +1,159 @@
+"""A fine-tuned model on other datasets: figures, frozen thresholds, leaks refused, foreign images found."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from clusters.config import InputError
+from data.dataset import open_dataset
+from data.shards import write_dataset
+from data.sources import read_raw, synthetic
+from finetune.external import run
+from finetune.run import finetune
+from tests import drawn_cases
+from tests.finetune_runs import recipe, write_encoder
+
+RESAMPLES = "bootstrap.resamples=50"
+
+
+@pytest.fixture(scope="module")
+def trained(synthetic_dataset, tmp_path_factory) -> str:
+    """A finished linear run; its results folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    encoder = write_encoder(folder / "encoder", synthetic_dataset)
+    config = recipe(synthetic_dataset, encoder, folder / "out", head="linear", full={})
+    finetune(config)
+    return config.out
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> str:
+    """Another hospital: other synthetic patients, `naevus` called otherwise, and one class that is new."""
+    out = tmp_path_factory.mktemp("elsewhere") / "dataset"
+    options = synthetic.Options(
+        source="synthetic", out=str(out), num_cases=50, size_px=48, num_processes=1, seed=7, name="elsewhere"
+    )
+    raw = read_raw(options)
+    theirs = {label: f"their {label}" if number < 2 else label for number, label in enumerate(raw.label_names)}
+    cases = [
+        replace(case, patient=f"other-{case.patient}", labels={theirs[k]: v for k, v in case.labels.items()})
+        for case in raw.cases
+    ]
+    write_dataset(replace(raw, cases=cases, label_names=tuple(theirs.values())), options)
+    return str(out)
+
+
+def results_in(out: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*/results.json"))]
+
+
+def test_another_hospital_s_dataset_is_evaluated_without_training(trained, elsewhere, tmp_path, capsys):
+    ours = json.loads((Path(trained) / "results.json").read_text())
+    first, second = ours["labels"][:2]
+    words = [
+        trained, f"data=[{elsewhere}]", f"out={tmp_path / 'out'}", RESAMPLES,
+        f"label_map={{their {first}: {first}, their {second}: unseen}}",
+    ]  # fmt: skip
+    run(words)
+    (results,) = results_in(tmp_path / "out")
+    dataset = open_dataset(elsewhere)
+    assert results["kind"] == "external"
+    assert results["dataset"]["fingerprint"] == dataset.fingerprint
+    assert results["trained_on"] == ours["dataset"]
+    model, before = results["models"]["pretrained"], ours["models"]["pretrained"]
+    assert model["temperature"] == before["temperature"]
+    for label, row in model["test"]["per_class"].items():
+        told = before["test"]["per_class"][label]["at_specificity"]
+        assert (row["at_specificity"] or {}).get("threshold") == (told or {}).get("threshold")
+    # The second class is unseen: nothing is said of it, and it is left out of the mean.
+    assert model["test"]["per_class"][second]["positives"] == 0
+    assert model["test"]["auroc_leaves_out"] == [second]
+
+    frame = pq.read_table(next((tmp_path / "out").glob("*/predictions.parquet"))).to_pandas()
+    known = frame[~frame.unseen_condition].drop(columns=["model", "split", "member", "patient"]).groupby("key").mean()
+    expected = roc_auc_score(known[f"label.{first}"], known[f"probability.{first}"])
+    assert model["test"]["per_class"][first]["auroc"]["value"] == pytest.approx(expected)
+    assert results["cohort"]["external"]["cases"] == len(known)
+    unseen = frame[frame.unseen_condition]
+    assert unseen[f"label.{first}"].isna().all()
+    counts = results["out_of_distribution_counts"]
+    assert counts["unseen_cases"] == unseen["key"].nunique() > 0
+    for name in ("energy", "knn", "mahalanobis"):
+        row = results["out_of_distribution"][name]["unseen_condition"]
+        scores = frame.groupby("key")[[f"foreign.{name}", "unseen_condition"]].mean()
+        expected = roc_auc_score(scores["unseen_condition"], scores[f"foreign.{name}"])
+        assert row["value"] == pytest.approx(expected)
+        assert row["low"] <= row["value"] <= row["high"]
+        assert 0 <= results["out_of_distribution"][name]["new_dataset"]["value"] <= 1
+    assert set(model["test"]["subgroups"]) == {c.removeprefix("attr.") for c in dataset.column_names if "attr." in c}
+
+    capsys.readouterr()
+    run(words)
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(InputError, match="made with other settings"):
+        run([*words, "seed=3"])
+
+
+def test_noise_is_foreign_to_a_model_of_lesions(trained, tmp_path):
+    write_dataset(drawn_cases.cases(30), drawn_cases.config(tmp_path / "noise"))
+    ours = json.loads((Path(trained) / "results.json").read_text())["labels"]
+    label_map = f"label_map={{bcc: {ours[0]}, mel: {ours[1]}, nv: ignore}}"
+    run([trained, f"data=[{tmp_path / 'noise'}]", f"out={tmp_path / 'out'}", label_map, RESAMPLES])
+    (results,) = results_in(tmp_path / "out")
+    figures = results["out_of_distribution"]
+    assert figures["mahalanobis"]["new_dataset"]["value"] > 0.9
+    assert figures["mahalanobis"]["unseen_condition"]["value"] is None
+    assert any("ids are of schemes" in warning for warning in results["warnings"])
+
+
+def test_the_test_split_again_gives_the_figures_of_the_training_run(trained, synthetic_dataset, tmp_path):
+    words = [trained, f"data=[{synthetic_dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
+    run([*words, "splits=[test]"])
+    (results,) = results_in(tmp_path / "out")
+    before = json.loads((Path(trained) / "results.json").read_text())["models"]["pretrained"]["test"]
+    after = results["models"]["pretrained"]["test"]
+    for figure in ("auroc", "auprc", "balanced_accuracy", "brier", "ece"):
+        assert after[figure]["value"] == pytest.approx(before[figure]["value"], abs=1e-4), figure
+        assert results["trained_on_test"][figure] == before[figure]
+    assert after["calibration"]["after"]["nll"] == pytest.approx(before["calibration"]["after"]["nll"], abs=1e-4)
+    assert results["out_of_distribution"] is None
+
+
+def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, tmp_path):
+    words = [trained, f"data=[{synthetic_dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
+    train, val = (len(np.unique(synthetic_dataset.patient_of[synthetic_dataset.rows([s])])) for s in ("train", "val"))
+    with pytest.raises(InputError, match=f"was trained or pretrained on {train + val} patients and"):
+        run(words)
+    with pytest.raises(InputError, match=rf"on {val} patients"):
+        run([*words, "splits=[val]"])
+    assert not (tmp_path / "out").exists()
+    run([*words, "on_leak=warn"])
+    (results,) = results_in(tmp_path / "out")
+    assert any(warning.startswith("LEAKAGE") for warning in results["warnings"])
+    # By pixels too, whatever the patients are called.
+    options = synthetic.Options(
+        source="synthetic", out=str(tmp_path / "renamed"), num_cases=60, size_px=48, num_processes=1, name="renamed"
+    )
+    raw = read_raw(options)
+    write_dataset(replace(raw, cases=[replace(c, patient=f"new-{c.patient}") for c in raw.cases]), options)
+    with pytest.raises(InputError, match=r"pretrained on 0 patients and [1-9]\d* images"):
+        run([trained, f"data=[{tmp_path / 'renamed'}]", f"out={tmp_path / 'other'}", RESAMPLES])
+
+
+def test_bad_input_is_said_in_one_line(trained, synthetic_dataset, elsewhere, tmp_path):
+    def refused(match: str, *words: str) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            run([*words, f"out={tmp_path / 'out'}", RESAMPLES])
+        assert "\n" not in str(caught.value)
+
+    refused("labels do not match", trained, f"data=[{elsewhere}]")
+    refused("no results.json here", str(tmp_path), f"data=[{elsewhere}]")
+    refused("is no label of theirs", trained, f"data=[{elsewhere}]", "label_map={nothing: unseen}")
+    test_twice = f"data=[{synthetic_dataset.location},{synthetic_dataset.location}]"
+    refused("same dataset twice", trained, test_twice, "splits=[test]")
+    assert not (tmp_path / "out").exists()
