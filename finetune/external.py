@@ -23,7 +23,8 @@ from finetune.bootstrap import BootstrapConfig
 from finetune.external_results import predictions_of, results_of
 from finetune.foreign import answers, num_features_of, scores_of, training_features
 from finetune.label_match import Matched, match_labels
-from finetune.run import PREDICTIONS, RESULTS, SCHEMA_VERSION, versions
+from finetune.report.page import Beside, write_report
+from finetune.run import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import seen_in_file
 from pretrain.export import ids_scheme
@@ -158,25 +159,24 @@ def _evaluate(
     logits_IK = numbers[:, : -num_features_of(trained.model)]
     results = results_of(trained, dataset, matched, rows, logits_IK, config)
     out.write(PREDICTIONS, predictions_of(trained, dataset, matched, rows, logits_IK, foreign))
-    out.write_json(
-        RESULTS,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "external",
-            "identity": identity,
-            "warnings": warnings + _absent(matched),
-            **results,
-            "out_of_distribution": foreign.figures if foreign else None,
-            "out_of_distribution_counts": foreign.counts if foreign else None,
-            "versions": versions(),
-            "seconds": round(time.time() - started, 1),
-        },
-    )
+    told = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "external",
+        "identity": identity,
+        "warnings": warnings + _absent(matched),
+        **results,
+        "out_of_distribution": foreign.figures if foreign else None,
+        "out_of_distribution_counts": foreign.counts if foreign else None,
+        "versions": versions(),
+        "seconds": round(time.time() - started, 1),
+    }
+    write_report(out, told, dataset, Beside(trained.model, trained.model.card.size_px))
+    out.write_json(RESULTS, told)
     test = results["models"][trained.name]["test"]["auroc"]
     shown = "undefined" if test["value"] is None else f"{test['value']:.3f}"
     before = trained.entry["test"]["auroc"]["value"]
     say(f"{dataset.manifest.name}: AUROC {shown}" + ("" if before is None else f", on its own test split {before:.3f}"))
-    print(f"results: {out.file(RESULTS)}")
+    print(f"report: {out.file(REPORT)}")
 
 
 def _absent(matched: Matched) -> list[str]:
