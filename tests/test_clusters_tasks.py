@@ -108,9 +108,9 @@ def test_trials_run_in_processes_of_their_own_and_one_that_dies_is_tried_again(t
             os._exit(1)
         (Path(config.out) / f"done-{config.number}").write_text(str(os.getpid()))
 
-    trials = [Trial(number=number, out=str(tmp_path)) for number in range(3)]
+    trials = [Trial(number=number, out=str(tmp_path)) for number in range(2)]
     run_trials(trial, trials, ClusterConfig(num_workers=2), Folder(tmp_path))
-    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1", "done-2"}
+    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.glob("done-*")}
     assert not (tmp_path / ".ray").exists()
 
