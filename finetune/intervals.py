@@ -1,9 +1,9 @@
 """From resampled figures to intervals that hold what they promise, also where few patients have the disease.
 
-Percentile intervals of a figure that rests on 15 patients hold the truth in 84 to 90 % of studies rather than 95 %, and
-one that is 1 in every resample has none at all (what ours hold: `python -m finetune coverage`). So the bootstrap gives
-the variance alone. A bootstrap sample of n varies as if divided by n rather than n - 1, and a normal quantile stands
-where Student's belongs (Hesterberg, 2015, Am. Stat. 69:371): both are mended. The interval is then
+Percentile intervals of an AUROC that rests on 15 patients with a disease held the truth in 89 % of studies rather than
+95 %, and a figure that is 1 in every resample has none (what ours hold: `python -m finetune coverage`). So the
+bootstrap gives the variance alone. A bootstrap sample of n varies as if divided by n rather than n - 1, and a normal
+quantile stands where Student's belongs (Hesterberg, 2015, Am. Stat. 69:371): both are mended. The interval is then
 - of AUROC and of shares of patients: all values from which the figure is no further than t standard errors at that
   value (Wilson, 1927, for shares; Newcombe, 2006, Stat. Med. 25:559, method 5, for AUROC with the variance of Hanley &
   McNeil, 1982), times the design effect: by how much the bootstrap's variance is larger than that formula's;
