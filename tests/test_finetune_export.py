@@ -62,11 +62,15 @@ def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned
     from dataclasses import replace
 
     from finetune.export import _card, _torch, _with_probabilities
+    from finetune.heads import Head
     from finetune.model_folder import Decision, Model
+    from finetune.tasks import Binary
 
     plain = load_model(finetuned.out)
-    card = replace(plain.card, task="binary", labels=("dark",), classes=("not dark", "dark"))
-    model = Model(replace(card, decision=Decision({"dark": 0.3}, 2.0)), plain.encoder, nn.Linear(96, 1)).eval()
+    card = replace(
+        plain.card, task="binary", labels=("dark",), classes=("not dark", "dark"), described=Binary(["dark"]).describe()
+    )
+    model = Model(replace(card, decision=Decision({"dark": 0.3}, 2.0)), plain.encoder, Head(96, 1)).eval()
     images = np.random.default_rng(0).random((3, 3, 32, 32)).astype(np.float32)
     numbers, probabilities = _torch(_with_probabilities(model), 32)[1](images)
     expected = model.task.probabilities(numbers / 2)

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from torch import nn
 
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.loader import evaluation_batches
 from finetune.config import FinetuneConfig
+from finetune.heads import Head
 from finetune.model_folder import Decision, Model, load_model, record_latency
 from finetune.run import finetune
+from finetune.tasks import Binary
 from tests.finetune_runs import recipe
 
 
@@ -57,8 +58,10 @@ def test_the_temperature_divides_the_logits_and_the_thresholds_decide(runs):
     warm = Model(card, plain.encoder, plain.head)
     np.testing.assert_allclose(warm.probabilities(logits), plain.probabilities(logits / 2))
     np.testing.assert_allclose(warm.pool(np.arange(6), logits)[1], plain.probabilities(logits / 2))
-    one = replace(card, task="binary", labels=("dark",), decision=Decision({"dark": 0.3}))
-    yes_or_no = Model(one, plain.encoder, nn.Linear(96, 1))
+    one = replace(
+        card, task="binary", labels=("dark",), described=Binary(["dark"]).describe(), decision=Decision({"dark": 0.3})
+    )
+    yes_or_no = Model(one, plain.encoder, Head(96, 1))
     assert yes_or_no.decide(np.array([[0.29], [0.3], [0.5]])).tolist() == [[0], [1], [1]]
 
 

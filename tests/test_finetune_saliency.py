@@ -1,5 +1,7 @@
 """Grad-CAM and attention rollout against plain restatements of their papers, on timm's own networks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -13,7 +15,7 @@ from finetune.saliency import Saliency, attention_rollout, saliency
 def classifier(name: str, num_labels: int = 3, **options) -> Classifier:
     """A classifier of random weights, in evaluation mode, its encoder frozen as a linear head's is."""
     torch.manual_seed(0)
-    encoder = timm.create_model(name, num_classes=0, **options)
+    encoder: Any = timm.create_model(name, num_classes=0, **options)
     model = Classifier(encoder, int(encoder.num_features), num_labels)
     nn.init.normal_(model.head.weight)
     encoder.requires_grad_(False)
@@ -33,7 +35,7 @@ def found(model: nn.Module, pixels: torch.Tensor, labels: list[int]) -> Saliency
 def test_grad_cam_is_the_paper_s_sum_written_out():
     """Eq. 1 and 2 in loops, the gradient of one field at a time by finite differences of the rest of the network."""
     model, pixels = classifier("test_resnet").double(), images(1, 128).double()
-    encoder = model.encoder
+    encoder: Any = model.encoder
     with torch.no_grad():
         maps = encoder.forward_features(pixels)
 
@@ -60,7 +62,8 @@ def test_grad_cam_of_a_linear_head_on_pooled_features_is_cam():
     """Section 3.1: there it is the head's weights times the maps (Zhou et al., 2016), per image and label."""
     model, pixels = classifier("test_resnet"), images(3, 128)
     with torch.no_grad():
-        maps = model.encoder.forward_features(pixels)
+        encoder: Any = model.encoder
+        maps = encoder.forward_features(pixels)
         cam = torch.relu(torch.einsum("bm,bmhw->bhw", model.head.weight[[0, 1, 2]], maps)).numpy()
     expected = cam / np.maximum(cam.max(axis=(1, 2), keepdims=True), 1e-30)
     assert found(model, pixels, [0, 1, 2]).maps_BHW == pytest.approx(expected, abs=1e-4)
@@ -90,7 +93,7 @@ def test_grad_cam_finds_what_decides():
 def test_rollout_is_the_product_of_attention_computed_by_hand(pooling):
     options = {"global_pool": pooling, "img_size": 64, "fc_norm": False}
     model, pixels = classifier("test_vit", **options), images(2, 64)
-    encoder = model.encoder
+    encoder: Any = model.encoder
     tokens = encoder.norm_pre(encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(pixels))))
     product = np.broadcast_to(np.eye(tokens.shape[1]), (2, tokens.shape[1], tokens.shape[1]))
     with torch.no_grad():

@@ -24,8 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from clusters.storage import Folder
 from data.config import num_cores
-from finetune.model_folder import MEAN_PROBABILITY, save_model
+from finetune.heads import POOLING
+from finetune.model_folder import save_model
 from finetune.predict import PredictConfig, predict
+from finetune.tasks import MultiClass
 from pretrain.encoder import EncoderConfig
 
 NAME, LABELS = "resnet50", [f"class {number}" for number in range(7)]
@@ -114,9 +116,10 @@ def _write_model(folder: Path) -> None:
         "task": "multiclass",
         "labels": LABELS,
         "classes": LABELS,
+        "task_described": MultiClass(LABELS).describe(),
         "thresholds": {},
         "temperature": 1.0,
-        "pooling": MEAN_PROBABILITY,
+        "pooling": POOLING["none"],
         "encoder": EncoderConfig(name=NAME).structure(),
         "projection": [],
         "input": {"size_px": 224, "mean": list(known.mean), "std": list(known.std), "processing": processing},
