@@ -23,8 +23,9 @@ from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, contenders
 from finetune.efficiency_config import EfficiencyConfig
 from finetune.efficiency_page import FILES, write_outputs
+from finetune.evaluate import frozen_temperature
 from finetune.labels_saved import labels_saved, summary
-from finetune.linear import case_auroc, fit_linear
+from finetune.linear import case_score, fit_linear
 from finetune.run import LEDGER, finetune, numbers_of, work
 from finetune.sweeps import claim
 
@@ -100,8 +101,13 @@ def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: s
     choice = fit_linear(
         cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title
     )
+
+    def probabilities(rows: Rows) -> Floats:
+        return cohort.task.probabilities(choice.head.logits(numbers(rows)))
+
+    _, warmed = frozen_temperature(cohort, probabilities(cohort.val))
     count()
-    return {**choice.chosen, "test": case_auroc(cohort, cohort.test, choice.head.logits(numbers(cohort.test)))}
+    return {**choice.chosen, "test": case_score(cohort, cohort.test, warmed(probabilities(cohort.test)))}
 
 
 def draw_cohorts(dataset: Dataset, config: EfficiencyConfig) -> Cohorts:

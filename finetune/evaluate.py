@@ -3,7 +3,7 @@
 Shapes: I images, N cases, K labels, P patients, R resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,19 +68,23 @@ class Judged:
         return dict(zip(self.test.label_names, self.thresholds.decision_K.tolist()))
 
 
-def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judged:
-    """Pool the images of each case; temperature and thresholds come from validation, never from test."""
-    as_trained = _cases(cohort, cohort.val, outcome.val_probabilities, None)
-    num_labels, case_I = len(as_trained.label_names), cohort.dataset.case_of[cohort.val]
-    temperature = fit_temperature(
-        as_trained.exclusive, as_trained.truth_NK, case_I, outcome.val_probabilities[:, :num_labels]
-    )
+def frozen_temperature(cohort: Cohort, val_probabilities: Floats) -> tuple[float, Callable[[Floats], Floats]]:
+    """The temperature that the validation images (I, K) suggest, and what takes any images' probabilities to it."""
+    cases = _cases(cohort, cohort.val, val_probabilities, None)
+    num_labels, case_I = len(cases.label_names), cohort.dataset.case_of[cohort.val]
+    temperature = fit_temperature(cases.exclusive, cases.truth_NK, case_I, val_probabilities[:, :num_labels])
 
     def warmed(probabilities_IK: Floats) -> Floats:
         """At the temperature; numbers that a task predicts beside its labels, the last columns, stay as they are."""
-        labels = with_temperature(as_trained.exclusive, probabilities_IK[:, :num_labels], temperature)
+        labels = with_temperature(cases.exclusive, probabilities_IK[:, :num_labels], temperature)
         return np.concatenate([labels, probabilities_IK[:, num_labels:]], axis=1)
 
+    return temperature, warmed
+
+
+def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judged:
+    """Pool the images of each case; temperature and thresholds come from validation, never from test."""
+    temperature, warmed = frozen_temperature(cohort, outcome.val_probabilities)
     val_probabilities, test_probabilities = warmed(outcome.val_probabilities), warmed(outcome.test_probabilities)
     val = _cases(cohort, cohort.val, val_probabilities, None)
     thresholds = choose_thresholds(val.truth_NK, val.scores_NK, val.label_names, operating)

@@ -96,7 +96,12 @@ def fit_linear(
 
 def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
     """What models are chosen by: the task's score over cases, a case's probability being the mean of its images'."""
-    cases, scores = pool_cases(cohort.dataset.case_of[rows], cohort.task.probabilities(logits_IK))
+    return case_score(cohort, rows, cohort.task.probabilities(logits_IK))
+
+
+def case_score(cohort: Cohort, rows: Integers, probabilities_IK: Floats) -> float:
+    """The task's score over cases, from probabilities of images."""
+    cases, scores = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
     _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
     assert len(cases) == len(first)
     return cohort.task.score(cohort.truth[rows[first]], scores)

@@ -47,12 +47,14 @@ def test_a_loaded_model_says_what_was_judged(runs, synthetic_dataset, head):
     assert len(cases) == len(pooled) < len(rows)
     np.testing.assert_array_equal(model.decide(pooled)[:, 0], expected.argmax(axis=1))
     assert model.card.size_px == 32
-    assert model.card.decision.temperature == 1
+    told = json.loads((Path(runs[head].out) / "results.json").read_text())["models"]["pretrained"]
+    assert model.card.decision.temperature == told["temperature"]
     assert model.card.processing["short_side_px"] == 256
 
 
 def test_the_temperature_divides_the_logits_and_the_thresholds_decide(runs):
-    plain = load_model(runs["linear"].out)
+    loaded = load_model(runs["linear"].out)
+    plain = Model(replace(loaded.card, decision=Decision({})), loaded.encoder, loaded.head)
     card = replace(plain.card, decision=Decision({}, temperature=2.0))
     logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     warm = Model(card, plain.encoder, plain.head)

@@ -52,7 +52,7 @@ def test_the_newest_intact_checkpoint_is_what_would_be_continued(begun: Path) ->
     text = said(str(begun))
     assert "1-simclr: would go on from step-000000010" in text
     assert "2-micle: not begun" in text
-    assert "refused with another: batch_norm_group, dataset, encoder" in text
+    assert "refused with another: batch_norm_group, compile, dataset, encoder" in text
     damaged = begun / "1-simclr/checkpoints/step-000000010/state.json"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     text = said(str(begun))

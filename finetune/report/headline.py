@@ -127,6 +127,8 @@ def _sentence(row: dict[str, Any], results: Results) -> Html:
     name = title_of("auroc", results)
     if row["value"] is None:
         return text(f"{name} against {other['title']}: undefined.")
+    if row["low"] is None:
+        return text(f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']}; too few for an interval.")
     p = row.get("p_holm") if row.get("p_holm") is not None else row["p"]
     corrected = " corrected" if row.get("p_holm") is not None else ""
     told = (
