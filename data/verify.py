@@ -156,41 +156,34 @@ def _shard_problem(
 
 def _holds(file: BinaryIO, images: list[Expected], record: FileRecord, advance: Callable[[int], None]) -> bool:
     """Whether images and rest are what index and manifest say, so that the file is; each byte is hashed once."""
-    parts = _parts(images, record.size)
-    rest, one = hashlib.sha256(), hashlib.sha256()  # `one`: of the image that is being read
-    done = 0
+    left = deque(sorted((image.offset, image.offset + image.size, image.sha256) for image in images))
+    if any(offset < stop for (offset, *_), (_, stop, _) in zip(left, [(0, 0, ""), *left])):  # images overlap
+        return False
+    rest, one = hashlib.sha256(), hashlib.sha256()  # `one`: of an image that reaches over the end of a block
+    end = place = 0  # of the block, and up to where everything is hashed
     while block := file.read(BLOCK_BYTES):  # large ones: each call to read or hash may wait for another thread
-        pieces, place = memoryview(block), 0
-        while place < len(block):
-            if not parts:
+        pieces, start, end = memoryview(block), end, end + len(block)
+        around = []
+        while left and left[0][0] < end:
+            offset, stop, sha256 = left[0]
+            around.append(pieces[place - start : max(0, offset - start)])
+            if offset >= start and stop <= end:
+                found = hashlib.sha256(pieces[offset - start : stop - start])
+            else:
+                one.update(pieces[max(0, offset - start) : stop - start])
+                found = one
+            place = min(stop, end)
+            if stop > end:
+                break
+            if found.hexdigest() != sha256:
                 return False
-            stop, sha256 = parts[0]
-            number = min(stop - done, len(block) - place)
-            (one if sha256 else rest).update(pieces[place : place + number])
-            place, done = place + number, done + number
-            if done == stop:
-                if sha256 and one.hexdigest() != sha256:
-                    return False
-                one = hashlib.sha256()
-                parts.popleft()
+            one = hashlib.sha256() if found is one else one
+            left.popleft()
+        around.append(pieces[place - start :])
+        rest.update(b"".join(around))
+        place = end
         advance(len(block))
-    return not parts and rest.hexdigest() == record.rest_sha256
-
-
-def _parts(images: list[Expected], size: int) -> deque[tuple[int, str]]:
-    """Where each part of a shard ends, with its hash; without one what lies around images. Empty where they overlap."""
-    parts: deque[tuple[int, str]] = deque()
-    done = 0
-    for image in sorted(images, key=lambda image: image.offset):
-        if image.offset < done or image.size < 1:
-            return deque()
-        if image.offset > done:
-            parts.append((image.offset, ""))
-        done = image.offset + image.size
-        parts.append((done, image.sha256))
-    if done > size:
-        return deque()
-    return parts if done == size else parts + deque([(size, "")])
+    return not left and rest.hexdigest() == record.rest_sha256
 
 
 def _read_through(file: BinaryIO, images: list[Expected], advance: Callable[[int], None]) -> tuple[str, int, list[str]]:

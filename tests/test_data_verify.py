@@ -196,10 +196,11 @@ def test_a_whole_dataset_is_hashed_once_and_one_from_before_there_was_a_hash_of_
     hashed = Counter()
 
     class Counting:
-        def __init__(self) -> None:
+        def __init__(self, content: bytes = b"") -> None:
             self.digest = hashlib.sha256()
+            self.update(content)
 
-        def update(self, content: memoryview) -> None:
+        def update(self, content: bytes | memoryview) -> None:
             hashed["bytes"] += len(content)
             self.digest.update(content)
 

@@ -52,8 +52,8 @@ def run() -> list[dict[str, Any]]:
             "peer": round(peer, 1),
             "unit": "MB/s",
             "ratio": round(ours / peer, 2),
-            "floor": 0.8,
-            "goal": 0.95,
+            "floor": 0.6,
+            "goal": 0.9,
         }
         for state, (ours, peer) in rates.items()
     ]
