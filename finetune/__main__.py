@@ -33,6 +33,8 @@ test split is evaluated once. The same command continues an interrupted run.
 
   python -m finetune finetune/recipes/ham10000_linear.yaml data=/data/ham encoder=/runs/ham out=/runs/ham-linear
 
+Other commands, each with a --help of its own: {", ".join(COMMANDS)}.
+
 key                                  default          meaning
 {describe(FinetuneConfig)}"""
 
