@@ -70,7 +70,9 @@ def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned
     card = replace(
         plain.card, task="binary", labels=("dark",), classes=("not dark", "dark"), described=Binary(["dark"]).describe()
     )
-    model = Model(replace(card, decision=Decision({"dark": 0.3}, 2.0)), plain.encoder, Head(96, 1)).eval()
+    head = Head(96, 1)
+    nn.init.constant_(head.weight, 0.1)
+    model = Model(replace(card, decision=Decision({"dark": 0.3}, 2.0)), plain.encoder, head).eval()
     images = np.random.default_rng(0).random((3, 3, 32, 32)).astype(np.float32)
     numbers, probabilities = _torch(_with_probabilities(model), 32)[1](images)
     expected = model.task.probabilities(numbers / 2)
