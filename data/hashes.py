@@ -1,7 +1,6 @@
 """By what a picture is known again: its pixels one by one, and how its brightness runs."""
 
 import hashlib
-from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -19,15 +18,6 @@ def pixel_hash(pixels: Pixels) -> str:
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
-
-
-def hash_outside(digest: "hashlib._Hash", content: bytes, spans: Iterable[tuple[int, int]]) -> None:
-    """Add to a hash what stands in `content` before, between and behind its images, given as (offset, size)."""
-    whole, place = memoryview(content), 0
-    for offset, size in sorted(spans):
-        digest.update(whole[place:offset])
-        place = offset + size
-    digest.update(whole[place:])
 
 
 def _is_grey(pixels: Pixels) -> bool:

@@ -17,7 +17,6 @@ from clusters.config import InputError, differences
 from clusters.storage import Folder
 from data.cases import Case, RawDataset, RawFile
 from data.config import ImportConfig
-from data.hashes import hash_outside
 from data.identities import load_identities
 from data.images import BURNED_IN
 from data.index import build_manifest, count_duplicates, write_index
@@ -97,7 +96,7 @@ def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecor
             dropped += part.dropped_cases
             size += len(part.content)
             digest.update(part.content)
-            hash_outside(rest, part.content, [(row["offset"], row["size"]) for row in part.rows])
+            _hash_outside(rest, part.content, [(row["offset"], row["size"]) for row in part.rows])
             file.write(part.content)
         end = tar_end(size)
         digest.update(end)
@@ -108,6 +107,15 @@ def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecor
     record = ShardRecord(shard, size + len(end), digest.hexdigest(), rest.hexdigest(), len(rows), tuple(bad), dropped)
     write_record(out, record, rows)
     return record
+
+
+def _hash_outside(digest: "hashlib._Hash", content: bytes, spans: Iterable[tuple[int, int]]) -> None:
+    """Add to a hash what stands in `content` before, between and behind its images, given as (offset, size)."""
+    whole, place = memoryview(content), 0
+    for offset, size in sorted(spans):
+        digest.update(whole[place:offset])
+        place = offset + size
+    digest.update(whole[place:])
 
 
 def _write_shards(

@@ -197,7 +197,7 @@ def describe(item: Judged, reported: Reported, operating: OperatingConfig) -> di
         "thresholds_without_positives": list(item.thresholds.one_sided),
         "validation": {name: finite(validation[name,]) for name in OVERALL if (name,) in validation},
         "test": {
-            **test_figures(reported, operating),
+            **all_figures_of(reported, operating),
             "calibration": {
                 "before": calibration_of(item.test, item.test_as_trained),
                 "after": calibration_of(item.test),
@@ -208,7 +208,7 @@ def describe(item: Judged, reported: Reported, operating: OperatingConfig) -> di
     }
 
 
-def test_figures(reported: Reported, operating: OperatingConfig) -> dict[str, Any]:
+def all_figures_of(reported: Reported, operating: OperatingConfig) -> dict[str, Any]:
     """All figures of one model on one dataset, over all labels and of each."""
     return {**reported.overall(), "per_class": reported.per_label(operating)}
 

@@ -7,7 +7,7 @@ Shapes: I images, N cases, K labels, D features.
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,12 @@ from finetune.external_results import predictions_of, results_of
 from finetune.foreign import answers, num_features_of, scores_of, training_features
 from finetune.label_match import Matched, match_labels
 from finetune.report.page import Beside, write_report
+from finetune.report.words import value_of
 from finetune.run import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import seen_in_file
 from pretrain.export import ids_scheme
 from pretrain.leakage import seen_of
-
-if TYPE_CHECKING:
-    pass
 
 Rows = NDArray[np.int64]
 
@@ -173,9 +171,11 @@ def _evaluate(
     write_report(out, told, dataset, Beside(trained.model, trained.model.card.size_px))
     out.write_json(RESULTS, told)
     test = results["models"][trained.name]["test"]["auroc"]
-    shown = "undefined" if test["value"] is None else f"{test['value']:.3f}"
     before = trained.entry["test"]["auroc"]["value"]
-    say(f"{dataset.manifest.name}: AUROC {shown}" + ("" if before is None else f", on its own test split {before:.3f}"))
+    say(
+        f"{dataset.manifest.name}: AUROC {value_of(test)}"
+        + ("" if before is None else f", on its own test split {before:.3f}")
+    )
     print(f"report: {out.file(REPORT)}")
 
 
@@ -193,4 +193,4 @@ def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
         raise InputError(
             f"{out}: made with other settings ({'; '.join(changed[:3])}); give another out=, or remove this folder"
         )
-    return out.exists(RESULTS) and out.exists(PREDICTIONS)
+    return all(out.exists(name) for name in (RESULTS, PREDICTIONS, REPORT))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from finetune.bootstrap import Floats, bootstrap, patient_strata
-from finetune.evaluate import calibration_of, scored, test_figures
+from finetune.evaluate import all_figures_of, calibration_of, scored
 from finetune.foreign import Foreign
 from finetune.intervals import HOW
 from finetune.label_match import Matched
@@ -59,7 +59,7 @@ def results_of(
             "tried": [],
             "validation": {},
             "test": {
-                **test_figures(reported, operating),
+                **all_figures_of(reported, operating),
                 "calibration": {"before": calibration_of(cases, as_trained), "after": calibration_of(cases)},
                 "subgroups": subgroup_tables(cases, attributes, config.bootstrap, config.seed),
             },

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from finetune.bootstrap import Floats, Integers, Key
+from finetune.ranking import share
 from finetune.tasks import Task
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ class NumberFigures:
             truth_N = self._numbers.truth_NK[:, k].astype(np.float64)
             predicted_N = self._numbers.predicted_NK[:, k].astype(np.float64)
             error_N, total_R = predicted_N - truth_N, counts_NR.sum(axis=0)
-            found["mae", name] = _share(np.abs(error_N) @ counts_NR, total_R)
-            found["rmse", name] = np.sqrt(_share(error_N**2 @ counts_NR, total_R))
+            found["mae", name] = share(np.abs(error_N) @ counts_NR, total_R)
+            found["rmse", name] = np.sqrt(share(error_N**2 @ counts_NR, total_R))
             found["pearson", name] = _correlation(truth_N[:, None], predicted_N[:, None], counts_NR)
             ranks = _ranks(truth_N, counts_NR), _ranks(predicted_N, counts_NR)
             found["spearman", name] = _correlation(*ranks, counts_NR)
@@ -153,14 +154,9 @@ def _correlation(one: Values, other: Values, counts_NR: Values) -> Values:
     total_R = counts_NR.sum(axis=0)
     # What differs in the last digits only does not vary: a mean of equal numbers may not be quite that number.
     least = [total_R * (1e-9 * np.abs(values).max(axis=0)) ** 2 for values in (one, other)]
-    one = one - _share((one * counts_NR).sum(axis=0), total_R)
-    other = other - _share((other * counts_NR).sum(axis=0), total_R)
+    one = one - share((one * counts_NR).sum(axis=0), total_R)
+    other = other - share((other * counts_NR).sum(axis=0), total_R)
     squares = [(values**2 * counts_NR).sum(axis=0) for values in (one, other)]
     varies_R = (squares[0] > least[0]) & (squares[1] > least[1])
     product_R = (one * other * counts_NR).sum(axis=0)
-    return np.where(varies_R, _share(product_R, np.sqrt(squares[0] * squares[1])), np.nan)
-
-
-def _share(part: Values, whole: Values) -> Values:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
+    return np.where(varies_R, share(product_R, np.sqrt(squares[0] * squares[1])), np.nan)

@@ -127,6 +127,7 @@ def _finish(
     """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
     from finetune.inference import measure_latency
     from finetune.report.page import Beside, model_of, write_report
+    from finetune.report.words import shown
 
     judged = [judge(cohort, outcome, config.operating) for outcome, _ in heads.values()]
     evaluations = 1 + _evaluations_so_far(out)
@@ -161,7 +162,7 @@ def _finish(
     out.write_json(RESULTS, results)
     for item in judged:
         test = results["models"][item.outcome.contender.name]["test"]
-        say(f"{item.outcome.contender.name}: test AUROC {_shown(test['auroc'])}")
+        say(f"{item.outcome.contender.name}: test AUROC {shown(test['auroc'])}")
     print(f"report: {out.file(REPORT)}")
 
 
@@ -263,12 +264,6 @@ def versions() -> dict[str, str]:
 
     modules = {"torch": torch, "timm": timm, "scikit-learn": sklearn, "numpy": np}
     return {name: str(module.__version__) for name, module in modules.items()}
-
-
-def _shown(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "undefined"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def numbers_of(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Rows, Any]:
