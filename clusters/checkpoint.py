@@ -1,37 +1,26 @@
-"""Training states on disk: whole or not there, verified by hash, never pickled.
+"""Training states on disk: whole or not there, verified by hash, never pickled, written while the training goes on.
 
-    checkpoints/step-000001200/state.safetensors   every tensor of the state
-                               state.json          the rest of it: numbers, names, structure
-                               MANIFEST.json       sizes and SHA-256; written last, it is the commit
+    checkpoints/step-000001200/…   see `clusters.checkpoint_files`
+    attempt.json                   how often the stage was started
 
 The run folder alone decides what is resumed. Ray is never given a checkpoint.
 """
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-import safetensors.torch
-import torch
-from pydantic import Field
-
-from clusters import distributed, tracking
-from clusters.config import Config, InputError
+from clusters import checkpoint_files, distributed, tracking
+from clusters.checkpoint_files import MANIFEST, Name
+from clusters.checkpoint_policy import BEST_BY, CheckpointConfig, kept, saved
+from clusters.checkpoint_writer import Writer
+from clusters.config import InputError
+from clusters.snapshot import Copy, Snapshot
 from clusters.storage import Folder
 
-MANIFEST = "MANIFEST.json"
-TENSORS = "state.safetensors"
-STRUCTURE = "state.json"
-
-
-class CheckpointConfig(Config):
-    """When to save the training state and how many to keep. May change between resumes."""
-
-    every_s: float = Field(default=300.0, gt=0, description="seconds between checkpoints")
-    every_steps: int | None = Field(default=None, ge=1, description="also after so many steps (none: by time only)")
-    keep: int = Field(default=3, ge=2, description="how many of the newest checkpoints to keep")
+ROUND_S = 10.0
+"""How long ranks wait for rank 0 at a time, so that none takes it for dead."""
 
 
 @dataclass(frozen=True)
@@ -47,44 +36,72 @@ class Superseded(InputError):
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Make one on every rank; rank 0 writes.
+    """The checkpoints of one stage. Make one on every rank, as a context; rank 0 writes, in a thread.
 
-    Each start takes a higher attempt number. A writer that finds a newer one on disk stops, so that a
-    stalled worker that wakes beside its replacement can do no harm.
+    One write at a time: the memory of one copy of the state is taken for it, and no more. Each start takes a higher
+    attempt number. A writer that finds a newer one on disk commits nothing, so that a stalled worker that wakes
+    beside its replacement can do no harm.
     """
 
     def __init__(self, folder: Folder, config: CheckpointConfig) -> None:
-        self.folder = folder
-        self.config = config
-        self._saved_at = time.monotonic()
+        self.folder, self.config = folder, config
+        self._at = folder / "checkpoints"
         self._attempt = distributed.broadcast_object(self._begin_attempt() if distributed.is_main() else None)
+        self._saved_at = self._started = time.monotonic()
+        self._trained_s, self._step = 0.0, -1
+        self._snapshot, self._writer = Snapshot(), Writer(str(self._at))
 
-    def due(self, step: int) -> bool:
-        """Whether rank 0 should save after this step."""
-        by_step = self.config.every_steps is not None and step % self.config.every_steps == 0
-        return by_step or time.monotonic() - self._saved_at >= self.config.every_s
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-    def save(self, step: int, state: Any) -> None:
-        """Save a nested dict or list of tensors, numbers, strings and None. Rank 0 writes, others return.
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """What was copied is written also where an error ends the training; a copy is whole, whatever came after."""
+        if not self._writer.idle(1.0):
+            tracking.say(f"{self._at}: a checkpoint is still being written; the end waits for it")
+            self._writer.idle(self.config.timeout_s)
 
-        Raises Superseded where a newer start of this run has taken over.
+    def due(self, step: int, scores: dict[str, float] | None = None) -> bool:
+        """Whether rank 0 should save after this step, of which the probe may have given scores.
+
+        While one is being written, one that is due by time is put off until it has ended, and one that is due by
+        its step or score waits. Where storage stalls, so that this would take long, it is left out.
         """
-        if not distributed.is_main():
+        by_step = self.config.every_steps is not None and step % self.config.every_steps == 0
+        if by_step or (self.config.keep_best and BEST_BY in (scores or {})):
+            return self._writer.bear()
+        return self._writer.idle() and time.monotonic() - self._saved_at >= self.config.every_s
+
+    def save(self, step: int, state: Any, scores: dict[str, float] | None = None) -> None:
+        """Copy a nested dict or list of tensors, numbers, strings and None; rank 0 then writes it, others return.
+
+        Waits only where one is still being written. What goes wrong with the writing is told by `problem` and `wait`.
+        """
+        if not distributed.is_main() or self._writer.problem:
             return
-        self._check_attempt()
-        tensors: dict[str, torch.Tensor] = {}
-        structure = _detach(state, "", tensors)
-        contents = {
-            TENSORS: safetensors.torch.save(tensors),
-            STRUCTURE: json.dumps({"step": step, "attempt": self._attempt, "state": structure}).encode(),
-        }
-        target = self.folder / "checkpoints" / _name(step)
-        for name, content in contents.items():
-            target.write(name, content)
-        target.write_json(MANIFEST, {"step": step, "files": {n: _fingerprint(c) for n, c in contents.items()}})
-        self._saved_at = time.monotonic()
-        for old in self._steps()[: -self.config.keep]:
-            (self.folder / "checkpoints").remove(_name(old))
+        if not self._writer.idle(self.config.timeout_s):
+            return self._writer.give_up(self.config.timeout_s)
+        if step == self._step and not self._writer.last_failure():
+            return
+        copy = self._snapshot.take(state)
+        self._saved_at, self._step = time.monotonic(), step
+        about = {"trained_s": self._trained_s + self._saved_at - self._started, "scores": scores or {}}
+        self._writer.start(step, lambda: self._write(Name(step, self._attempt), copy, about))
+
+    def problem(self) -> Exception | None:
+        """What must end the run, as far as this rank knows: for `distributed.stop_together`."""
+        return self._writer.problem
+
+    def wait(self) -> None:
+        """Return once what was saved is on disk. Every rank calls it.
+
+        Raises InputError on all ranks where that has failed, or takes longer than `timeout_s`.
+        """
+        until = time.monotonic() + self.config.timeout_s
+        while distributed.broadcast_object(not self._writer.idle(ROUND_S)):
+            if distributed.broadcast_object(time.monotonic() > until):
+                self._writer.give_up(self.config.timeout_s)
+                break
+        distributed.stop_together(self._writer.problem or self._writer.last_failure())
 
     def restore(self) -> Restored | None:
         """The newest state whose hashes hold, the same on every rank; None where nothing was saved.
@@ -92,59 +109,63 @@ class Checkpoints:
         A damaged checkpoint is set aside under another name and said; the one before it is used.
         Raises InputError where checkpoints exist and none is intact: never a silent start from step 0.
         """
-        found = self._find_intact() if distributed.is_main() else None
-        step = distributed.broadcast_object(found)
-        if isinstance(step, str):
-            raise InputError(step)
-        return None if step is None else self._load(step)
+        name, problem = None, None
+        try:
+            name = self._find_intact() if distributed.is_main() else None
+        except (OSError, InputError) as error:
+            problem = error
+        distributed.stop_together(problem)
+        name = distributed.broadcast_object(name)
+        if name is None:
+            return None
+        folder = self._at / str(name)
+        self._step, self._trained_s = name.step, folder.read_json(MANIFEST).get("trained_s", 0.0)
+        return Restored(name.step, checkpoint_files.read(folder))
 
-    def _find_intact(self) -> int | str | None:
-        steps = self._steps()
-        for step in reversed(steps):
-            problem = self._problem(step)
+    def _write(self, name: Name, copy: Copy, about: dict[str, Any]) -> None:
+        self._check_attempt()
+        checkpoint_files.write(self._at / str(name), name, copy, about, self._check_attempt)
+        try:
+            checkpoints = saved(self._at)
+            stay = kept(checkpoints, self.config)
+            for old in checkpoints:
+                if old.name not in stay:
+                    checkpoint_files.remove(self._at / str(old.name))
+        except OSError as error:
+            tracking.say(f"{self._at}: old checkpoints could not be removed ({error.strerror or error})")
+
+    def _find_intact(self) -> Name | None:
+        """The newest whole checkpoint, those before it tidied away that were never finished."""
+        unfinished, passed_over = checkpoint_files.names(self._at, committed=False), []
+        for name in reversed(checkpoint_files.names(self._at)):
+            problem = checkpoint_files.verify(self._at / str(name), name.step)
             if problem is None:
-                return step
-            aside = f"damaged-{_name(step)}-attempt-{self._attempt}"
-            (self.folder / "checkpoints").move(_name(step), aside)
-            tracking.say(f"checkpoint {_name(step)} is damaged ({problem}); set aside as {aside}")
-        damaged = [n for n in (self.folder / "checkpoints").names() if n.startswith("damaged-")]
-        if damaged:
-            return (
-                f"{self.folder.location}: none of its checkpoints is intact ({len(damaged)} damaged); remove this "
-                "folder to start the stage again, or restore it from a backup"
-            )
-        unfinished = [n for n in (self.folder / "checkpoints").names() if n.startswith("step-")]
-        if unfinished and not steps:
+                passed_over += [f"{one}, which has no {MANIFEST}" for one in unfinished if one > name]
+                if passed_over:
+                    tracking.say(f"{self._at}: going on from {name}, passing over {'; '.join(passed_over)}")
+                for old in unfinished:
+                    if old < name:
+                        (self._at / str(old)).remove()
+                return name
+            aside = f"damaged-{name}-attempt-{self._attempt}"
+            self._at.move(str(name), aside)
+            tracking.say(f"checkpoint {name} is damaged ({problem}); set aside as {aside}")
+            passed_over.append(f"{name}, which is damaged")
+        self._refuse_damaged()
+        if unfinished:
             tracking.say(
-                f"{self.folder / 'checkpoints' / unfinished[0]} has no {MANIFEST}, as if its saving had been cut off; "
+                f"{self._at / str(unfinished[0])} has no {MANIFEST}, as if its saving had been cut off; "
                 "there is no other checkpoint, so the stage starts from step 0"
             )
         return None
 
-    def _problem(self, step: int) -> str | None:
-        folder = self.folder / "checkpoints" / _name(step)
-        try:
-            for name, expected in folder.read_json(MANIFEST)["files"].items():
-                if _fingerprint(folder.read(name)) != expected:
-                    return f"{name} does not match its hash"
-            self._load(step)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            return f"{type(error).__name__}: {error}"
-        return None
-
-    def _load(self, step: int) -> Restored:
-        folder = self.folder / "checkpoints" / _name(step)
-        structure = json.loads(folder.read(STRUCTURE))
-        tensors = safetensors.torch.load(folder.read(TENSORS))
-        if structure["step"] != step:
-            raise ValueError(f"holds step {structure['step']}")
-        return Restored(step, _attach(structure["state"], tensors))
-
-    def _steps(self) -> list[int]:
-        """Steps with a commit, ascending; by name, since clocks and file times may lie."""
-        folder = self.folder / "checkpoints"
-        names = [n for n in folder.names() if n.startswith("step-") and n[5:].isdigit()]
-        return sorted(int(n[5:]) for n in names if folder.exists(f"{n}/{MANIFEST}"))
+    def _refuse_damaged(self) -> None:
+        damaged = [name for name in self._at.names() if name.startswith("damaged-")]
+        if damaged:
+            raise InputError(
+                f"{self.folder.location}: none of its checkpoints is intact ({len(damaged)} damaged); remove this "
+                "folder to start the stage again, or restore it from a backup"
+            )
 
     def _begin_attempt(self) -> int:
         attempt = 1 + (self.folder.read_json("attempt.json")["attempt"] if self.folder.exists("attempt.json") else 0)
@@ -158,37 +179,3 @@ class Checkpoints:
                 f"{self.folder.location}: attempt {newest} of this run has taken over from attempt {self._attempt}; "
                 "leave the run to it"
             )
-
-
-def _name(step: int) -> str:
-    return f"step-{step:09d}"
-
-
-def _fingerprint(content: bytes) -> dict[str, Any]:
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _detach(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Move tensors out of a nested state, leaving JSON with their names in their places."""
-    if isinstance(value, torch.Tensor):
-        # A copy of its own: safetensors takes no views of shared memory.
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": path}
-    if isinstance(value, dict):
-        return {"dict": [[key, _detach(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_detach(item, f"{path}/{place}", tensors) for place, item in enumerate(value)]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {"value": value}
-    raise TypeError(f"{path}: a {type(value).__name__} cannot be saved in a checkpoint")
-
-
-def _attach(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    kind, content = next(iter(node.items()))
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _attach(item, tensors) for key, item in content}
-    if kind == "list":
-        return [_attach(item, tensors) for item in content]
-    return content

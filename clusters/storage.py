@@ -1,15 +1,17 @@
 """A folder that may be a local path or any fsspec URL, with writes that are whole or not there."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
@@ -19,6 +21,15 @@ from clusters.config import InputError
 EXTRAS = {"s3": "manyview[s3]", "s3a": "manyview[s3]"}
 BLOCK_BYTES = 1 << 22
 REMOTE_BLOCK_BYTES = 1 << 24  # fewer, longer requests
+
+RETRY_AFTER_S = (1.0, 4.0, 16.0)
+PASSING = {
+    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.EPIPE, errno.EREMOTEIO, errno.ETIMEDOUT,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+}  # fmt: skip
+"""What storage behind a network gives while it is busy or out of reach. That it is full, or forbidden, stays so."""
+
+T = TypeVar("T")
 
 
 class Folder:
@@ -122,7 +133,10 @@ class Folder:
         return json.loads(self.read(name))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole: after a crash it holds the old bytes or the new ones, never a part."""
+        """Write a file whole: after a crash it holds the old bytes or the new ones, never a part. `retried`."""
+        retried(lambda: self._write(name, content), self.file(name))
+
+    def _write(self, name: str, content: bytes) -> None:
         if self.path is None:
             with self._told():
                 self._fs.pipe_file(self._full(name), content)
@@ -215,3 +229,22 @@ def _naming(place: str) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, place) from error
+
+
+def retried(write: Callable[[], T], place: str) -> T:
+    """What `write` returns, tried again after growing waits where it fails in a way that may pass, and this is said.
+
+    Any other error, and the last one, is raised as it is.
+    """
+    for wait_s in RETRY_AFTER_S:
+        try:
+            return write()
+        except OSError as error:
+            if not (error.errno in PASSING or isinstance(error, (ConnectionError, TimeoutError))):
+                raise
+            if wait_s == RETRY_AFTER_S[0]:
+                from clusters import tracking  # which itself writes through this module
+
+                tracking.say(f"{place} could not be written ({error.strerror or error}); trying again")
+            time.sleep(wait_s)
+    return write()

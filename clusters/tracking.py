@@ -49,10 +49,11 @@ def say(text: str) -> None:
     """One line for the person who watches: rank 0's, printed here or by the driver that follows the log."""
     if not distributed.is_main():
         return
-    if _log is None:
-        print(text, flush=True)
-    else:
-        _log.append(LOG, text)
+    if _log is not None:
+        with suppress(OSError):  # a log on a full disk ends no training
+            _log.append(LOG, text)
+            return
+    print(text, flush=True)
 
 
 def say_into(folder: Folder | None) -> None:

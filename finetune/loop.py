@@ -51,14 +51,31 @@ def train_full(
     with drawn_by(config.seed):
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
+    tracker.start_section(folder, contender.name)
+    with Checkpoints(folder, config.checkpoint) as checkpoints:
+        best = _take_steps(
+            training, FullBatches(cohort, views, config), title, card, cohort, config, tracker, checkpoints
+        )
+    _finish(best, settings.epochs, title, folder)
+    return _with_best_weights(_build(contender, cohort, config)[0], folder), card
 
-    # Batches and the length of an epoch
-    make_batch = FullBatches(cohort, views, config)
+
+def _take_steps(
+    training: Training,
+    make_batch: FullBatches,
+    title: str,
+    card: EncoderCard,
+    cohort: Cohort,
+    config: FinetuneConfig,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+) -> dict[str, Any]:
+    """All steps that are not done yet, validated and saved; returns the best epoch, its score and its weights."""
+    settings, model = config.full, training.model
     steps_per_epoch = max(1, round(len(make_batch.samples) / settings.batch_size))
     total_steps = settings.epochs * steps_per_epoch
 
     # Newest intact checkpoint
-    checkpoints = Checkpoints(folder, config.checkpoint)
     restored = checkpoints.restore()
     first_step = restored.step if restored else 0
     best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
@@ -66,7 +83,6 @@ def train_full(
         best = restored.state.pop("best")
         training.restore(restored.state)
         say(f"{title}: resumed at step {first_step} of {total_steps}")
-    tracker.start_section(folder, contender.name)
     tracker.rewind(first_step)
     batches = training_batches(make_batch, first_step, total_steps, config.loader)
     progress = Progress(title, total_steps, config.tracking, first_step)
@@ -94,10 +110,10 @@ def train_full(
             if score > best["score"] or not best["weights"]:
                 best = {"epoch": done // steps_per_epoch, "score": score, "weights": plain_weights(model)}
         if saving:
+            distributed.stop_together(checkpoints.problem())
             checkpoints.save(done, {**training.state(), "best": best})
-
-    _finish(best, settings.epochs, title, folder)
-    return _with_best_weights(_build(contender, cohort, config)[0], folder), card
+    checkpoints.wait()
+    return best
 
 
 def _is_stopped(best: dict[str, Any], done: int, steps_per_epoch: int, patience: int | None) -> bool:

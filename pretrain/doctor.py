@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clusters.checkpoint_listing import Listed, list_checkpoints
+from clusters.checkpoint_policy import CheckpointConfig
 from clusters.config import InputError, differences, load_config
 from clusters.storage import Folder
 from pretrain.config import PretrainConfig
@@ -61,11 +62,9 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
             return [f"{name}: {problem}"], problem, False
         steps = folder.read_json("finished.json")["steps"]
         return [f"{name}: finished at step {steps}; would be reused as it is"], None, True
-    checkpoints = list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder, _policy(config))
     lines = [f"{name}: not finished, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) != 1)}"]
-    lines += [
-        f"  {one.name}  {one.size_bytes} bytes  {one.problem or 'intact: every hash holds'}" for one in checkpoints
-    ]
+    lines += [f"  {one.name}  {one.size_bytes} bytes  {_state_of(one)}" for one in checkpoints]
     whole = next((one for one in checkpoints if one.problem is None), None)
     if whole is not None:
         lines.append(f"{name}: would go on from {whole.name}{_passed_over(checkpoints, whole)}")
@@ -75,6 +74,19 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
         return [*lines, f"{name}: {problem}"], problem, False
     lines.append(f"{name}: would start from step 0, since nothing was saved yet")
     return lines, None, False
+
+
+def _policy(config: dict[str, Any]) -> CheckpointConfig:
+    """What the stage was last told to keep; settings that this Manyview does not know are left out."""
+    told = (config.get("config") or {}).get("checkpoint") or {}
+    return CheckpointConfig(**{name: told[name] for name in CheckpointConfig.model_fields if name in told})
+
+
+def _state_of(one: Listed) -> str:
+    """Whether a checkpoint is whole, and what it is kept for."""
+    if one.problem is not None:
+        return one.problem
+    return f"intact: every hash holds; {'kept as ' + ' and '.join(one.kept) if one.kept else 'goes with the next save'}"
 
 
 def _passed_over(checkpoints: list[Listed], whole: Listed) -> str:

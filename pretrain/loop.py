@@ -49,7 +49,8 @@ def run_stage(
     # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
     module, begun = build_module(config, number, previous)
     training = Training(config, number, module, total_steps)
-    _take_steps(config, number, folder, dataset, samples, training, tracker)
+    with Checkpoints(folder, config.checkpoint) as checkpoints:
+        _take_steps(config, number, folder, dataset, samples, training, tracker, checkpoints)
 
     # Encoder for the next stage and for everybody else
     if distributed.is_main():
@@ -72,12 +73,13 @@ def _take_steps(
     samples: Samples,
     training: Training,
     tracker: Tracker,
+    checkpoints: Checkpoints,
 ) -> None:
     """All steps that are not done yet, watched and saved."""
     name, total_steps = config.stage_name(number), training.total_steps
     keys_of = partial(keys_of_batch, config, number, dataset, samples)
     not_finite = NotFinite(name, config.compute.on_nonfinite, folder, tracker, keys_of)
-    saving = Saving(name, training, not_finite, Checkpoints(folder, config.checkpoint))
+    saving = Saving(name, training, not_finite, checkpoints)
     first_step = saving.restore()
     tracker.start_section(folder, name, SCORES)
     tracker.rewind(first_step)
@@ -94,13 +96,13 @@ def _take_steps(
         if done % config.tracking.every_steps == 0 or done == total_steps:
             saving.look()
             not_finite.check()
-        watch.after_step(done, output)
+        scores = watch.after_step(done, output)
         if done == total_steps:
             not_finite.end()
-        if saving.due(done):
+        if saving.due(done, scores):
             with watch.timing("checkpoint"):
-                saving.save(done)
-    saving.look()
+                saving.save(done, scores)
+    saving.wait()
 
 
 def _lineage(

@@ -1,7 +1,7 @@
 """The checkpoints of a stage: which steps leave one, what is in it, and what becomes of a rank 0 that cannot save."""
 
 from clusters import distributed
-from clusters.checkpoint import Checkpoints, Superseded
+from clusters.checkpoint import Checkpoints
 from clusters.config import InputError
 from clusters.tracking import say
 from pretrain.nonfinite import NotFinite
@@ -12,8 +12,9 @@ from pretrain.watch import broken_weights
 class Saving:
     """Saves and restores a training together with the count of its steps that were left out. Every rank has one.
 
-    Rank 0 alone saves, when its clock says so. What keeps it from saving it keeps to itself until all ranks `look`:
-    if it left at once, the others would wait for it.
+    Rank 0 alone saves, when its clock says so, and its training goes on while a thread writes. What keeps it from
+    saving it keeps to itself until all ranks `look` or `wait`: if it left at once, the others would wait for it.
+    To save at once and be sure of it: `save`, then `wait`, each on every rank after the same step.
     """
 
     def __init__(self, name: str, training: Training, not_finite: NotFinite, checkpoints: Checkpoints) -> None:
@@ -31,27 +32,30 @@ class Saving:
         say(f"{self._name}: resumed at step {restored.step} of {self._training.total_steps}")
         return restored.step
 
-    def due(self, done: int) -> bool:
-        """Whether this rank is to `save` after so many steps: at the end, and by rank 0's clock.
+    def due(self, done: int, scores: dict[str, float] | None = None) -> bool:
+        """Whether this rank is to `save` after so many steps: at the end, and by rank 0's clock or the probe's scores.
 
         Where a step was left out, not before all ranks have named it together.
         """
         if done == self._training.total_steps:
             return True
-        due = distributed.is_main() and self._problem is None and self._checkpoints.due(done)
+        due = distributed.is_main() and self._problem is None and self._checkpoints.due(done, scores)
         return due and self._not_finite.all_taken()
 
-    def save(self, done: int) -> None:
+    def save(self, done: int, scores: dict[str, float] | None = None) -> None:
         """Leave a checkpoint, on rank 0. Weights that are not finite replace no good one."""
         if not distributed.is_main():
             return
         self._problem = broken_weights(self._training.module, self._name, done)
         if self._problem is None:
-            try:
-                self._checkpoints.save(done, {**self._training.state(), "not_finite": self._not_finite.state()})
-            except Superseded as error:
-                self._problem = error
+            state = {**self._training.state(), "not_finite": self._not_finite.state()}
+            self._checkpoints.save(done, state, scores)
 
     def look(self) -> None:
         """Raise InputError on all ranks where rank 0 could not save. Every rank calls it after the same step."""
-        distributed.stop_together(self._problem)
+        distributed.stop_together(self._problem or self._checkpoints.problem())
+
+    def wait(self) -> None:
+        """Return once what was saved is on disk, or raise InputError on all ranks. Every rank calls it."""
+        self.look()
+        self._checkpoints.wait()

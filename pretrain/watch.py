@@ -58,22 +58,25 @@ class Watch:
         """The block is such a part of the time, see `Meter`."""
         return self._meter.timing(part)
 
-    def after_step(self, done: int, output: Output) -> None:
+    def after_step(self, done: int, output: Output) -> dict[str, float]:
         """After each step, with the number of steps that are done; every rank calls it.
+
+        Returns the probe's scores, on rank 0 where there was one.
 
         Raises InputError on all ranks where the loss of a step that was taken, or the weights, are not finite.
         """
         self._meter.add(output.loss, self._training.health)
-        last = done == self._total_steps
+        last, scores = done == self._total_steps, {}
         if last or done % self._config.tracking.every_steps == 0:
             self._log(done, output)
         if (last or done % self._pace.every_steps == 0) and self._probe_is_due(done):
             started = time.monotonic()
             with self._meter.timing("probe"):
-                self._probe(done)
+                scores = self._probe(done)
             self._pace.took(time.monotonic() - started)
         if last:
             distributed.time_collectives(None)
+        return scores
 
     def _probe_is_due(self, done: int) -> bool:
         """By rank 0's clock."""
@@ -94,7 +97,7 @@ class Watch:
                 self._tracker.alarm(done, alarm.kind, alarm.reason)
         report(metrics)
 
-    def _probe(self, done: int) -> None:
+    def _probe(self, done: int) -> dict[str, float]:
         module = self._training.module
         distributed.stop_together(broken_weights(module, self._name, done))
         with self._training.averaged():
@@ -103,6 +106,7 @@ class Watch:
             self._tracker.log(done, scores)
             said = "  ".join(f"{k.removeprefix('probe/')} {v:.3f}" for k, v in scores.items())
             say(f"{self._name}  step {done}/{self._total_steps}  {said}")
+        return scores
 
 
 def broken_weights(module: nn.Module, name: str, step: int) -> InputError | None:

@@ -14,11 +14,12 @@ def killed_after_saves(monkeypatch: pytest.MonkeyPatch, *saves: int) -> Iterator
     """Within, KeyboardInterrupt ends whatever run comes to these saves, counted from 1 over all runs."""
     save, count = Checkpoints.save, 0
 
-    def save_and_die(self: Checkpoints, step: int, state: Any) -> None:
+    def save_and_die(self: Checkpoints, step: int, state: Any, *scores: Any) -> None:
         nonlocal count
-        save(self, step, state)
+        save(self, step, state, *scores)
         count += 1
         if count in saves:
+            self.wait()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusters import distributed
+from clusters import distributed, tracking
 from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
@@ -177,8 +177,12 @@ def label_losses(seed: int) -> dict[str, Any]:
 
 
 def agree_on_a_checkpoint(location: str) -> tuple[int, float]:
-    """What each rank restores from a folder whose newest checkpoint may be damaged."""
-    restored = Checkpoints(Folder(location), CheckpointConfig()).restore()
+    """What each rank restores from a folder whose newest checkpoint may be damaged; it says so into log.txt there."""
+    tracking.say_into(Folder(location))
+    try:
+        restored = Checkpoints(Folder(location), CheckpointConfig()).restore()
+    finally:
+        tracking.say_into(None)
     assert restored is not None
     return restored.step, float(restored.state["weight"])
 

@@ -27,6 +27,7 @@ def saved(location: str, *steps: int) -> Checkpoints:
     checkpoints = Checkpoints(Folder(location), CONFIG)
     for step in steps:
         checkpoints.save(step, state(float(step)))
+    checkpoints.wait()
     return checkpoints
 
 
@@ -74,6 +75,7 @@ def test_any_state_comes_back_as_it_was(value: Any) -> None:
     folder.remove()
     checkpoints = Checkpoints(folder, CONFIG)
     checkpoints.save(7, value)
+    checkpoints.wait()
     restored = checkpoints.restore()
     assert restored is not None
     assert restored.step == 7
@@ -134,8 +136,9 @@ def test_never_a_silent_start_from_nothing(tmp_path: Path) -> None:
 def test_a_writer_that_was_replaced_stops(tmp_path: Path) -> None:
     stalled = saved(str(tmp_path), 1)
     saved(str(tmp_path), 2)
+    stalled.save(3, state(3.0))
     with pytest.raises(Superseded):
-        stalled.save(3, state(3.0))
+        stalled.wait()
     assert "step-000000003" not in (Folder(tmp_path) / "checkpoints").names()
 
 

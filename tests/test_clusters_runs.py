@@ -20,6 +20,7 @@ def stage(run: Folder, name: str, records: list[tuple[int, dict[str, float]]]) -
         tracker.log(step, metrics)
     checkpoints = Checkpoints(run / name, CheckpointConfig())
     checkpoints.save(records[-1][0], {"step": records[-1][0]})
+    checkpoints.wait()
     return tracker, checkpoints
 
 
@@ -90,6 +91,7 @@ def test_checkpoints_are_listed_with_what_is_wrong_and_left_as_they_are(tmp_path
     checkpoints = Checkpoints(Folder(tmp_path), CheckpointConfig(keep=9))
     for step in (1, 2, 3, 4, 5):
         checkpoints.save(step, {"numbers": list(range(step))})
+    checkpoints.wait()
     at = tmp_path / "checkpoints"
     flipped = at / "step-000000002/state.json"
     flipped.write_bytes(flipped.read_bytes().replace(b"1", b"7", 1))
@@ -105,5 +107,5 @@ def test_checkpoints_are_listed_with_what_is_wrong_and_left_as_they_are(tmp_path
     assert said[2] == "state.json does not match its hash"
     assert said[3] == "state.safetensors is missing"
     assert said[4] == "MANIFEST.json cannot be read (JSONDecodeError)"
-    assert said[5] == "has no MANIFEST.json, as if its saving had been cut off"
+    assert said[5] == "has no MANIFEST.json: it is being written, or its saving was cut off"
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before

@@ -41,6 +41,7 @@ def begun(synthetic_dataset: Dataset, tmp_path: Path) -> Path:
     checkpoints = Checkpoints(folder, CheckpointConfig())
     for step in (5, 10):
         checkpoints.save(step, {"step": step})
+    checkpoints.wait()
     return run
 
 

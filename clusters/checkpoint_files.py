@@ -1,0 +1,159 @@
+"""The files of one checkpoint: written so that it is whole or not there, and verified by hash.
+
+    step-000001200/state.safetensors   every tensor of the state
+                   state.json          the rest of it: numbers, names, structure
+                   MANIFEST.json       format, sizes and SHA-256; written last, it is the commit
+
+Nothing in it depends on the number of workers, the device or torch's version, and nothing is pickled.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+
+from clusters.config import InputError
+from clusters.snapshot import Copy, attach
+from clusters.storage import Folder, retried
+
+MANIFEST = "MANIFEST.json"
+TENSORS = "state.safetensors"
+STRUCTURE = "state.json"
+FORMAT = 1
+"""Of the layout. A checkpoint whose MANIFEST tells none is of the first."""
+
+
+class Name(NamedTuple):
+    """A checkpoint's name, in order of age: `step-000001200`, or `step-000001200-attempt-2` of a second start.
+
+    Each start writes under names of its own: one that had stalled and wakes cannot touch what another has written.
+    """
+
+    step: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"step-{self.step:09d}" + (f"-attempt-{self.attempt}" if self.attempt > 1 else "")
+
+
+def parse_name(text: str) -> Name | None:
+    """The step and attempt of a name; None where it is not that of a checkpoint."""
+    found = re.fullmatch(r"step-(\d+)(?:-attempt-(\d+))?", text)
+    return Name(int(found[1]), int(found[2] or 1)) if found else None
+
+
+def names(folder: Folder, committed: bool = True) -> list[Name]:
+    """The checkpoints in a folder that have their commit, or those that have none; the oldest first.
+
+    By name, since clocks and file times may lie.
+    """
+    found = [name for name in map(parse_name, folder.names()) if name is not None]
+    return sorted(name for name in found if folder.exists(f"{name}/{MANIFEST}") == committed)
+
+
+def write(folder: Folder, name: Name, copy: Copy, about: dict[str, Any], permit: Callable[[], None]) -> None:
+    """Write a checkpoint into its folder; `about` goes into its MANIFEST, and `permit` may raise just before that.
+
+    Holds no further copy of the state: it is hashed as it is written. One that is there already stays as it is.
+    After an error nothing of it is left, as far as storage still does as it is told.
+    """
+    if folder.exists(MANIFEST):
+        return
+    try:
+        copy.wait()
+        files = {TENSORS: retried(lambda: _write_tensors(folder, copy.tensors), folder.file(TENSORS))}
+        structure = json.dumps({"step": name.step, "attempt": name.attempt, "state": copy.structure}).encode()
+        folder.write(STRUCTURE, structure)
+        files[STRUCTURE] = {"size": len(structure), "sha256": hashlib.sha256(structure).hexdigest()}
+        permit()
+        folder.write_json(MANIFEST, {"format": FORMAT, "step": name.step, **about, "files": files})
+    except BaseException:
+        with suppress(OSError):
+            if not folder.exists(MANIFEST):
+                folder.remove()
+        raise
+
+
+def remove(folder: Folder) -> None:
+    """Remove a checkpoint, its commit first: what is left where this is cut off does not count."""
+    folder.remove(MANIFEST)
+    folder.remove()
+
+
+def verify(folder: Folder, step: int) -> str | None:
+    """What is wrong with a checkpoint, None where every hash holds.
+
+    Raises InputError where it is of a format that another Manyview has made, OSError where storage fails.
+    """
+    try:
+        manifest = folder.read_json(MANIFEST)
+        made_as, says, files = manifest.get("format", FORMAT), manifest["step"], dict(manifest["files"])
+        expected = [(name, files[name]["size"], files[name]["sha256"]) for name in files]
+    except FileNotFoundError:
+        return f"has no {MANIFEST}: it is being written, or its saving was cut off"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    if made_as != FORMAT:
+        raise InputError(
+            f"{folder}: a checkpoint of format {made_as}, and this Manyview reads format {FORMAT}; go on with the "
+            "version that wrote it, or a later one"
+        )
+    if says != step:
+        return f"says that it stands at step {says}"
+    if not {TENSORS, STRUCTURE} <= files.keys():
+        return f"{MANIFEST} does not name {TENSORS} and {STRUCTURE}"
+    problems = (_problem(folder, *one) for one in expected)
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def read(folder: Folder) -> Any:
+    """The state of a verified checkpoint, its tensors on the CPU."""
+    structure = json.loads(folder.read(STRUCTURE))
+    return attach(structure["state"], safetensors.torch.load(folder.read(TENSORS)))
+
+
+def _problem(folder: Folder, name: str, size: int, sha256: str) -> str | None:
+    try:
+        there = folder.size(name)
+        if there != size:
+            return f"{name} has {there} bytes instead of {size}"
+        return None if folder.sha256(name) == sha256 else f"{name} does not match its hash"
+    except FileNotFoundError:
+        return f"{name} is missing"
+
+
+def _write_tensors(folder: Folder, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Write what `safetensors.torch.save` would return, tensor by tensor; its size and SHA-256.
+
+    `save` itself holds all of it in memory once more. The library's `save_file` leaves a file that only its owner may
+    read and that is not flushed to disk, and its errors have no number (disk full?).
+    """
+    header, order = _header(tensors)
+    digest, size = hashlib.sha256(), 0
+    with folder.create(TENSORS) as file:
+        for piece in (header, *(_memory(tensors[name]) for name in order)):
+            digest.update(piece)
+            size += len(piece)
+            file.write(piece)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _header(tensors: dict[str, torch.Tensor]) -> tuple[bytes, list[str]]:
+    """The header of a safetensors file and the order of its tensors, both as the library has them."""
+    empty = safetensors.torch.save({name: tensor.new_empty(0) for name, tensor in tensors.items()})
+    entries, position = json.loads(empty[8:]), 0
+    for name, entry in entries.items():
+        begin, position = position, position + tensors[name].nbytes
+        entry.update(shape=list(tensors[name].shape), data_offsets=[begin, position])
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, list(entries)
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,59 @@
+"""Writes that are tried again, and those for which this would be of no use."""
+
+import errno
+import os
+
+import pytest
+
+from clusters import storage
+from clusters.storage import retried
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
+
+
+class Busy:
+    """Fails so many times, then works."""
+
+    def __init__(self, times: int, error: OSError) -> None:
+        self.times, self.error, self.calls = times, error, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return "written"
+
+
+PASSING = [
+    OSError(errno.EIO, "I/O"), OSError(errno.EBUSY, "slow down"), OSError(errno.ESTALE, "stale"), TimeoutError(),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+]  # fmt: skip
+LASTING = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.EFBIG, errno.ENOTDIR]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__ + str(error.errno))
+def test_what_may_pass_is_tried_again_and_said_once(error: OSError, capsys: pytest.CaptureFixture[str]) -> None:
+    busy = Busy(2, error)
+    assert retried(busy, "s3://bucket/file") == "written"
+    assert busy.calls == 3
+    said = capsys.readouterr().out
+    assert said.count("s3://bucket/file could not be written") == 1 and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", LASTING, ids=errno.errorcode.get)
+def test_what_stays_is_raised_at_once(number: int) -> None:
+    full = Busy(1, OSError(number, os.strerror(number)))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        retried(full, "here")
+    assert full.calls == 1
+
+
+def test_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    down = Busy(99, TimeoutError("no answer"))
+    with pytest.raises(TimeoutError, match="no answer"):
+        retried(down, "here")
+    assert down.calls == 4
+    assert capsys.readouterr().out.count("trying again") == 1
