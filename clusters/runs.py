@@ -83,7 +83,7 @@ def _run_at(root: Folder, name: str, stages: list[str], sizes: dict[str, int], n
     prefix = f"{name}/" if name else ""
     inside = {path: size for path, size in sizes.items() if path.startswith(prefix)}
     records = {stage: _last_records(root / stage, sizes.get(f"{stage}/{METRICS}", 0)) for stage in stages}
-    stage = max(stages, key=lambda s: (_time(records[s]), _place(s)), default="")
+    stage = max(stages, key=lambda s: (_place(s), _time(records[s])), default="")
     here = records.get(stage, [])
     done = json.loads(root.read(f"{stage}/finished.json")) if f"{stage}/finished.json" in sizes else None
     ended = any(f"{prefix}{mark}" in sizes for mark in RUN_ENDS) and (done is not None or not stages)

@@ -100,6 +100,7 @@ class Tracker:
     def __init__(self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]) -> None:
         self._folder = run
         self._section = ""
+        self._unwritten: list[str] = []
         self._wandb: Any = None
         self._strict = config.privacy == "strict"
         if self._strict:
@@ -122,7 +123,7 @@ class Tracker:
         if not distributed.is_main():
             return
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
-        self._folder.append(METRICS, json.dumps({"step": step, "time": round(time.time(), 3), **finite}))
+        self._record({"step": step, "time": round(time.time(), 3), **finite})
         if self._wandb is not None:
             named = {f"{self._section}{k}": v for k, v in metrics.items()}
             # Never `step=`: W&B drops what a resumed run replays below its last step.
@@ -134,12 +135,22 @@ class Tracker:
             return
         section = self._section.rstrip("/")
         say(f"{section}  step {step}  {kind}: {reason}")
-        line = {"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason}
-        self._folder.append(METRICS, json.dumps(line))
+        self._record({"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason})
         if self._wandb is not None:
             self._guard(
                 lambda: self._wandb.alert(title=f"{section}: {kind}", text=f"step {step}: {reason}", level="WARN")
             )
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl; what a full disk refuses is written with a later one, and training goes on."""
+        self._unwritten.append(json.dumps(record))
+        torn = len(self._unwritten) > 1  # perhaps; readers leave out a line that is
+        try:
+            self._folder.append(METRICS, "\n" * torn + "\n".join(self._unwritten))
+            self._unwritten = []
+        except OSError as error:
+            if not torn:
+                say(f"{self._folder.file(METRICS)} could not be written ({error.strerror or error}); it is tried again")
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl of this section holds, on rank 0; a torn last line is left out."""

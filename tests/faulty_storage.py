@@ -38,7 +38,7 @@ def fails(number: int = errno.ENOSPC) -> Callable[[], None]:
 
 
 class FaultyFolder(Folder):
-    """A folder that asks a script before it creates, writes a piece, ends a file, sends one, or removes anything."""
+    """A folder that asks a script before it creates, writes a piece, ends a file, sends one, appends to or removes one."""
 
     def __init__(self, location: str, script: Script) -> None:
         super().__init__(location)
@@ -58,6 +58,10 @@ class FaultyFolder(Folder):
         with super().create(name) as file:
             yield cast(BinaryIO, _FaultyFile(file, self._script))
             self._script.call()
+
+    def append(self, name: str, line: str) -> None:
+        self._script.call()
+        super().append(name, line)
 
     def remove(self, name: str = "") -> None:
         self._script.call()

@@ -1,19 +1,24 @@
 """Checkpoints: exact, verified, and never a silent start from step 0."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusters import checkpoint_policy as policy
 from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
+from clusters.checkpoint_files import Name
 from clusters.config import InputError
 from clusters.storage import Folder
 
 CONFIG = CheckpointConfig(keep=2)
+GOLDEN = Path(__file__).parent / "golden/checkpoint-format-1"
 
 
 def state(value: float) -> dict[str, Any]:
@@ -151,12 +156,6 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert restored.step == 1
 
 
-def test_all_ranks_agree_on_what_is_intact(tmp_path: Path, ranks) -> None:
-    saved(str(tmp_path), 1, 2)
-    damage(tmp_path / "checkpoints/step-000000002/state.safetensors", "flipped")
-    assert ranks.run("agree_on_a_checkpoint", str(tmp_path)) == [(1, 1.0), (1, 1.0)]
-
-
 def test_a_lone_checkpoint_without_its_commit_is_named_before_a_start_from_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,3 +168,141 @@ def test_a_lone_checkpoint_without_its_commit_is_named_before_a_start_from_nothi
     assert "starts from step 0" in said
     assert saved(str(tmp_path / "other")).restore() is None
     assert capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """Written before MANIFESTs told their format, from a training on channels-last weights in bfloat16 moments."""
+    shutil.copytree(GOLDEN, tmp_path / "checkpoints/step-000000003")
+    restored = Checkpoints(Folder(tmp_path), CONFIG).restore()
+    assert restored is not None and restored.step == 3
+    group = {"lr": 0.1, "betas": [0.9, 0.999], "maximize": False, "foreach": None, "params": [0]}
+    moments = {"step": torch.tensor(3.0), "exp_avg": torch.full((2,), 0.5, dtype=torch.bfloat16)}
+    expected = {
+        "module": {
+            "conv.weight": torch.arange(16.0).reshape(2, 2, 2, 2), "norm.num_batches_tracked": torch.tensor(3)
+        },
+        "optimizer": {"state": {0: moments}, "param_groups": [group]},
+        "not_finite": {"in_a_row": 0, "seen": 3, "left_out": 0},
+    }  # fmt: skip
+    assert equal(restored.state, expected)
+
+
+def test_what_is_written_now_is_the_same_but_for_its_manifest(tmp_path: Path) -> None:
+    """So it stays until FORMAT is raised."""
+    shutil.copytree(GOLDEN, tmp_path / "checkpoints/step-000000003")
+    restored = Checkpoints(Folder(tmp_path), CONFIG).restore()
+    assert restored is not None
+    again = Checkpoints(Folder(tmp_path / "again"), CONFIG)
+    again.save(3, restored.state)
+    again.wait()
+    for name in ("state.safetensors", "state.json"):
+        assert (tmp_path / "again/checkpoints/step-000000003" / name).read_bytes() == (GOLDEN / name).read_bytes()
+    assert Folder(tmp_path / "again/checkpoints/step-000000003").read_json("MANIFEST.json")["format"] == 1
+
+
+def test_a_later_format_is_refused_and_not_taken_for_damage(tmp_path: Path) -> None:
+    checkpoints = saved(str(tmp_path), 1, 2)
+    manifest = tmp_path / "checkpoints/step-000000002/MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(InputError, match="step-000000002: a checkpoint of format 2, and this Manyview reads") as told:
+        checkpoints.restore()
+    assert "\n" not in str(told.value)
+    assert (Folder(tmp_path) / "checkpoints").names() == ["step-000000001", "step-000000002"]
+
+
+def test_the_file_is_what_safetensors_itself_would_write(tmp_path: Path) -> None:
+    kinds = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
+    tensors = {f"{place} é{kind}": torch.arange(6).reshape(2, 3).to(kind) for place, kind in enumerate(kinds)}
+    tensors |= {"scalar": torch.tensor(2.5), "none": torch.empty(0, 3), "last": torch.randn(2, 4, 3, 3)}
+    laid_out = {**tensors, "last": tensors["last"].to(memory_format=torch.channels_last)}
+    checkpoints = Checkpoints(Folder(tmp_path), CONFIG)
+    checkpoints.save(1, laid_out)
+    checkpoints.wait()
+    path = tmp_path / "checkpoints/step-000000001/state.safetensors"
+    assert path.read_bytes() == safetensors.torch.save({f"/{name}": tensor for name, tensor in tensors.items()})
+    alone = safetensors.torch.load_file(path)
+    assert all(torch.equal(alone[f"/{name}"], tensor) for name, tensor in tensors.items())
+    assert path.stat().st_mode & 0o777 == (path.parent / "state.json").stat().st_mode & 0o777
+
+
+def test_the_best_and_one_of_every_so_many_hours_are_kept_over_a_resume(tmp_path: Path) -> None:
+    config = CheckpointConfig(keep=2, keep_best=1, every_s=1e9)
+    for start, scores in (((1, 2, 3, 4), (0.7, 0.9, 0.9, 0.8)), ((5, 6, 7), (0.6, None, 0.85))):
+        checkpoints = Checkpoints(Folder(tmp_path), config)
+        checkpoints.restore()
+        for step, score in zip(start, scores):
+            told = {} if score is None else {"probe/knn_auroc": score}
+            assert checkpoints.due(step, told) == (score is not None)
+            checkpoints.save(step, state(float(step)), told)
+        checkpoints.wait()
+    names = ["step-000000002", "step-000000006-attempt-2", "step-000000007-attempt-2"]
+    assert (Folder(tmp_path) / "checkpoints").names() == names
+    newest, best = CheckpointConfig(keep=2), CheckpointConfig(keep=2, keep_best=2)
+    found = policy.saved(Folder(tmp_path) / "checkpoints")
+    assert [str(name) for name in policy.kept(found, newest)] == names[1:]
+    assert policy.kept(found, best) == {
+        found[0].name: ["best, probe/knn_auroc 0.9000"],
+        found[1].name: ["newest"],
+        found[2].name: ["newest", "best, probe/knn_auroc 0.8500"],
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.none() | st.floats(0, 1)), max_size=12),
+    st.integers(0, 3),
+    st.integers(1, 9),
+)
+def test_what_is_kept_does_not_depend_on_when_the_others_went(
+    history: list[tuple[float, float | None]], keep_best: int, hours: int
+) -> None:
+    """Removing after each save leaves what removing once at the end does; the newest always stay."""
+    config = CheckpointConfig(keep=2, keep_best=keep_best, keep_every_h=float(hours))
+    trained_h, everything, there = 0.0, [], []
+    for step, (spent_h, score) in enumerate(history):
+        trained_h += spent_h
+        one = policy.Saved(Name(step, 1), 3600 * trained_h, score)
+        everything.append(one)
+        there = [old for old in [*there, one] if old.name in policy.kept([*there, one], config)]
+    assert {one.name for one in there} == set(policy.kept(everything, config))
+    assert [one.name for one in everything[-2:]] == [one.name for one in there[-2:]]
+    periods = {int(one.trained_s // (3600 * hours)) for one in everything} - {0}
+    assert periods <= {int(one.trained_s // (3600 * hours)) for one in there}
+
+
+def test_the_time_that_a_stage_was_trained_for_goes_on_over_a_resume(tmp_path: Path) -> None:
+    saved(str(tmp_path), 1)
+    manifest = tmp_path / "checkpoints/step-000000001/MANIFEST.json"
+    content = json.loads(manifest.read_text())
+    assert 0 <= content["trained_s"] < 600
+    manifest.write_text(json.dumps({**content, "trained_s": 5000.0}))
+    checkpoints = Checkpoints(Folder(tmp_path), CONFIG)
+    checkpoints.restore()
+    checkpoints.save(2, state(2.0))
+    checkpoints.wait()
+    assert 5000 <= policy.saved(Folder(tmp_path) / "checkpoints")[-1].trained_s < 5600
+
+
+def test_what_was_never_finished_is_tidied_away_at_the_next_start(tmp_path: Path) -> None:
+    saved(str(tmp_path), 1, 3)
+    for step in (2, 4):
+        (Folder(tmp_path) / f"checkpoints/step-00000000{step}").write("state.safetensors", b"begun")
+    restored = Checkpoints(Folder(tmp_path), CONFIG).restore()
+    assert restored is not None and restored.step == 3
+    kept = ["step-000000001", "step-000000003", "step-000000004"]
+    assert (Folder(tmp_path) / "checkpoints").names() == kept
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_state_on_a_gpu_is_copied_between_two_steps(tmp_path: Path) -> None:
+    weight = torch.zeros(1 << 22, device="cuda")
+    checkpoints = Checkpoints(Folder(tmp_path), CONFIG)
+    for step in (1, 2):
+        weight += 1
+        checkpoints.save(step, {"weight": weight})
+        weight.mul_(-5)  # queued at once, and must come after the copy
+        weight.fill_(step)
+    checkpoints.wait()
+    restored = checkpoints.restore()
+    assert restored is not None and not restored.state["weight"].is_cuda
+    assert restored.state["weight"].unique().tolist() == [2.0]

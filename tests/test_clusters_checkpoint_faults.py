@@ -17,6 +17,7 @@ from clusters import checkpoint_files, checkpoint_writer, storage, tracking
 from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
 from clusters.config import InputError
 from clusters.storage import Folder
+from clusters.tracking import Tracker, TrackingConfig
 from tests.faulty_storage import FaultyFolder, Script, fails
 
 CONFIG = CheckpointConfig(keep=2, timeout_s=120)
@@ -32,6 +33,15 @@ def save(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
         checkpoints.save(step, state(float(step)))
     checkpoints.wait()
+
+
+def failure_of(checkpoints: Checkpoints) -> str | None:
+    """Why what was saved last is not on disk, once its writing has ended."""
+    try:
+        checkpoints.wait()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def restored_step(location: str) -> int:
@@ -59,10 +69,9 @@ def test_a_full_disk_at_any_call_of_a_save_leaves_a_whole_checkpoint_and_the_nex
         save(checkpoints, 1, 2)
         script.at(call, fails())
         checkpoints.save(3, state(3.0))
-        try:
-            checkpoints.wait()
-        except InputError as error:
-            assert "step 3 could not be written" in str(error) and "No space left" in str(error)
+        failure = failure_of(checkpoints)
+        if failure is not None:
+            assert "step 3 could not be written" in failure and "No space left" in failure
             assert restored_step(location) == 2
             assert "step-000000003" not in (Folder(location) / "checkpoints").names(), "what was begun takes room"
             outcomes.add("failed")
@@ -93,12 +102,12 @@ def test_a_real_limit_of_file_size_at_any_byte_leaves_a_whole_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
         try:
             checkpoints.save(2, state(2.0))
-            checkpoints.wait()
-            break
-        except InputError as error:
-            assert os.strerror(errno.EFBIG) in str(error)
+            failure = failure_of(checkpoints)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        if failure is None:
+            break
+        assert os.strerror(errno.EFBIG) in failure
         assert restored_step(location) == 1
         largest = limit
     assert largest > 200, "the limit was met within the largest file"
@@ -106,21 +115,22 @@ def test_a_real_limit_of_file_size_at_any_byte_leaves_a_whole_checkpoint(
     assert "could not be written" in capsys.readouterr().out
 
 
-def test_a_kill_at_any_call_of_a_save_leaves_a_whole_checkpoint(place: str) -> None:
-    if not Folder(place).path:
-        pytest.skip("the memory of a killed process is gone")
+def test_a_kill_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     call = 0
     while True:
         call += 1
-        location = f"{place}/{call}"
+        location = f"{tmp_path}/{call}"
         child = os.fork()
         if child == 0:
-            script = Script()
-            checkpoints = Checkpoints(FaultyFolder(location, script), CONFIG)
-            save(checkpoints, 1, 2)
-            script.at(call, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            save(checkpoints, 3)
-            os._exit(0)
+            try:
+                script = Script()
+                checkpoints = Checkpoints(FaultyFolder(location, script), CONFIG)
+                save(checkpoints, 1, 2)
+                script.at(call, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                save(checkpoints, 3)
+                os._exit(0)
+            finally:
+                os._exit(3)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
@@ -145,7 +155,9 @@ def test_training_goes_on_past_failed_saves_and_stops_after_the_third(
     said = capsys.readouterr().out
     assert said.count("the training goes on") == 2 and f"{tmp_path}/checkpoints: No space left on device" in said
     checkpoints.save(4, state(0.0))
-    with pytest.raises(InputError, match=r"step 4 could not be written .* nor could the 2 before it; make room") as told:
+    with pytest.raises(
+        InputError, match=r"step 4 could not be written .* nor could the 2 before it; make room"
+    ) as told:
         checkpoints.wait()
     assert "\n" not in str(told.value)
     assert isinstance(checkpoints.problem(), InputError)
@@ -244,7 +256,10 @@ def test_a_stalled_writer_that_wakes_beside_its_replacement_does_no_harm(place: 
     assert script.fired == 1
     stalled.save(4, state(0.0))
     at = Folder(place) / "checkpoints"
-    assert [str(name) for name in checkpoint_files.names(at)] == ["step-000000002-attempt-2", "step-000000003-attempt-2"]
+    assert [str(name) for name in checkpoint_files.names(at)] == [
+        "step-000000002-attempt-2",
+        "step-000000003-attempt-2",
+    ]
     assert [checkpoint_files.verify(at / str(name), name.step) for name in checkpoint_files.names(at)] == [None, None]
     assert restored_step(place) == 3
 
@@ -287,3 +302,18 @@ def test_two_ranks_pass_over_a_damaged_newest_and_the_log_names_both(tmp_path: P
     aside = [name.name for name in (tmp_path / "checkpoints").glob("damaged-step-000000002-attempt-2")]
     assert bool(aside) == (kind != "MANIFEST missing")
     assert all(name in said for name in aside)
+
+
+def test_metrics_that_a_full_disk_refuses_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Script()
+    tracker = Tracker(Folder(tmp_path), TrackingConfig(wandb="disabled"), "test", {})
+    tracker.start_section(FaultyFolder(str(tmp_path), script), "1-simclr")
+    script.at(lambda call: call in (2, 3), fails())
+    for step in range(1, 6):
+        tracker.log(step, {"loss": 1.0 / step})
+        if step == 2:
+            with (tmp_path / tracking.METRICS).open("a") as file:
+                file.write('{"step": 2, "lo')  # as far as there was room
+    assert script.fired == 2
+    assert [record["step"] for record in tracker.records()] == [1, 2, 3, 4, 5]
+    assert capsys.readouterr().out.count("could not be written (No space left on device)") == 1

@@ -59,6 +59,18 @@ def test_each_run_stands_in_a_line(root: Folder) -> None:
     assert later.age_s is not None and later.age_s > 7000
 
 
+def test_a_clock_that_was_put_back_does_not_hide_the_stage_that_a_run_is_in(
+    root: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    stage(root, "1-simclr", [(5, {"loss": 6.0})])
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    stage(root, "2-micle", [(1, {"loss": 3.0})])
+    (found,) = runs.list_runs(root, time.time())
+    assert (found.stage, found.loss) == ("2-micle", 3.0)
+    assert found.age_s is not None and 0 <= found.age_s < 60
+
+
 def test_the_table_has_plain_columns(root: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     stage(root / "ham", "1-simclr", [(1, {"loss": 5.0})])
     runs.run([root.location])

@@ -12,6 +12,7 @@ from data.dataset import Dataset
 from pretrain.__main__ import _help, _run
 from pretrain.config import PretrainConfig
 from pretrain.doctor import doctor
+from pretrain.monitor import SCORES
 from pretrain.run import dataset_identity, pretraining_rows
 
 VALUES = {
@@ -86,6 +87,36 @@ def test_a_saving_that_was_cut_off_does_not_count(begun: Path) -> None:
         manifest.unlink()
     assert "1-simclr: would start from step 0, since nothing was saved yet" in said(str(begun))
     assert Checkpoints(Folder(begun / "1-simclr"), CheckpointConfig()).restore() is None
+
+
+def test_what_a_checkpoint_is_kept_for_is_said_and_one_that_is_being_written(begun: Path) -> None:
+    folder = Folder(begun / "1-simclr")
+    told = folder.read_json("config.json")
+    told["config"]["checkpoint"] |= {"keep": 2, "keep_best": 1}
+    folder.write_json("config.json", told)
+    checkpoints = Checkpoints(folder, CheckpointConfig(keep=2, keep_best=1))
+    for step, score in ((15, 0.8), (20, 0.7), (25, 0.6)):
+        checkpoints.save(step, {"step": step}, {SCORES[0]: score})
+    checkpoints.wait()
+    (folder / "checkpoints/step-000000030-attempt-2").write("state.safetensors", b"half of i")
+    lines = said(str(begun)).splitlines()
+    assert lines[0] == "1-simclr: not finished, 4 checkpoints"
+    names = ["step-000000030-attempt-2", *(f"step-0000000{step}-attempt-2" for step in (25, 20, 15))]
+    assert [line.split()[0] for line in lines[1:5]] == names
+    assert lines[1].endswith("9 bytes  has no MANIFEST.json: it is being written, or its saving was cut off")
+    assert lines[2].endswith("intact: every hash holds; kept as newest")
+    assert lines[4].endswith(f"intact: every hash holds; kept as best, {SCORES[0]} 0.8000")
+    would = "1-simclr: would go on from step-000000025-attempt-2, passing over step-000000030-attempt-2"
+    assert lines[5] == would
+    restored = Checkpoints(folder, CheckpointConfig()).restore()  # and so it is
+    assert restored is not None and restored.state == {"step": 25}
+
+
+def test_a_checkpoint_of_a_later_format_is_said(begun: Path) -> None:
+    manifest = begun / "1-simclr/checkpoints/step-000000010/MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(InputError, match="step-000000010: a checkpoint of format 9"):
+        said(str(begun))
 
 
 def test_a_recipe_is_compared_with_what_was_begun(begun: Path, recipe: Path) -> None:

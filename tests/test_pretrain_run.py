@@ -89,6 +89,18 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
     ).read_bytes()
 
 
+def test_a_save_that_storage_refuses_is_said_and_costs_no_step(
+    synthetic_dataset: Dataset, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file stands where the folder of the first checkpoint should be."""
+    obstacle = tmp_path / "run/1-simclr/checkpoints/step-000000002"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("")
+    run(synthetic_dataset, tmp_path / "run", stages=values(synthetic_dataset, tmp_path)["stages"][:1])
+    assert "the checkpoint of step 2 could not be written" in capsys.readouterr().out
+    assert last_state(tmp_path / "run/1-simclr") == last_state(finished / "1-simclr")
+
+
 def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
     """Few small steps at a mild temperature: rounding grows with each, as from any change of summation order."""
     stages = values(synthetic_dataset, tmp_path)["stages"]
