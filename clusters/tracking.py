@@ -142,7 +142,7 @@ class Tracker:
             )
 
     def _record(self, record: dict[str, Any]) -> None:
-        """One more line of metrics.jsonl; what a full disk refuses is written with a later one, and training goes on."""
+        """One more line of metrics.jsonl; what a full disk refuses goes with a later one, and training goes on."""
         self._unwritten.append(json.dumps(record))
         torn = len(self._unwritten) > 1  # perhaps; readers leave out a line that is
         try:

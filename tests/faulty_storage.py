@@ -38,7 +38,7 @@ def fails(number: int = errno.ENOSPC) -> Callable[[], None]:
 
 
 class FaultyFolder(Folder):
-    """A folder that asks a script before it creates, writes a piece, ends a file, sends one, appends to or removes one."""
+    """A folder that asks a script before each call that writes, ends, sends, lengthens or removes a file."""
 
     def __init__(self, location: str, script: Script) -> None:
         super().__init__(location)
