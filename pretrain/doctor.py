@@ -90,7 +90,8 @@ def _state_of(one: Listed) -> str:
 
 
 def _passed_over(checkpoints: list[Listed], whole: Listed) -> str:
-    newer = [one.name for one in checkpoints if one.step > whole.step]
+    place = checkpoints.index(whole)  # the newest come first, but for those that were set aside
+    newer = [one.name for at, one in enumerate(checkpoints) if at < place or one.step > whole.step]
     return f", passing over {', '.join(newer)}" if newer else ""
 
 
