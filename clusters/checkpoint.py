@@ -135,29 +135,40 @@ class Checkpoints:
             tracking.say(f"{self._at}: old checkpoints could not be removed ({error.strerror or error})")
 
     def _find_intact(self) -> Name | None:
-        """The newest whole checkpoint, those before it tidied away that were never finished."""
-        unfinished, passed_over = checkpoint_files.names(self._at, committed=False), []
+        """The newest whole checkpoint. Damaged ones before it are set aside, and what was passed over is said."""
+        passed_over = []
         for name in reversed(checkpoint_files.names(self._at)):
             problem = checkpoint_files.verify(self._at / str(name), name.step)
             if problem is None:
-                passed_over += [f"{one}, which has no {MANIFEST}" for one in unfinished if one > name]
+                unfinished = self._tidy(name)
+                passed_over += [f"{unfinished}, which has no {MANIFEST}"] if unfinished else []
                 if passed_over:
                     tracking.say(f"{self._at}: going on from {name}, passing over {'; '.join(passed_over)}")
-                for old in unfinished:
-                    if old < name:
-                        (self._at / str(old)).remove()
                 return name
             aside = f"damaged-{name}-attempt-{self._attempt}"
             self._at.move(str(name), aside)
             tracking.say(f"checkpoint {name} is damaged ({problem}); set aside as {aside}")
             passed_over.append(f"{name}, which is damaged")
         self._refuse_damaged()
+        unfinished = self._tidy(None)
         if unfinished:
             tracking.say(
-                f"{self._at / str(unfinished[0])} has no {MANIFEST}, as if its saving had been cut off; "
+                f"{self._at / str(unfinished)} has no {MANIFEST}, as if its saving had been cut off; "
                 "there is no other checkpoint, so the stage starts from step 0"
             )
         return None
+
+    def _tidy(self, newest: Name | None) -> Name | None:
+        """Remove what was never finished, but for the last where none that is whole is newer; returns that.
+
+        It may be a whole one that has lost its MANIFEST, at which a person would want to look.
+        """
+        unfinished = checkpoint_files.names(self._at, committed=False)
+        last = unfinished[-1] if unfinished and (newest is None or unfinished[-1] > newest) else None
+        for old in unfinished:
+            if old != last:
+                (self._at / str(old)).remove()
+        return last
 
     def _refuse_damaged(self) -> None:
         damaged = [name for name in self._at.names() if name.startswith("damaged-")]

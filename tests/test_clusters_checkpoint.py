@@ -283,13 +283,13 @@ def test_the_time_that_a_stage_was_trained_for_goes_on_over_a_resume(tmp_path: P
     assert 5000 <= policy.saved(Folder(tmp_path) / "checkpoints")[-1].trained_s < 5600
 
 
-def test_what_was_never_finished_is_tidied_away_at_the_next_start(tmp_path: Path) -> None:
+def test_what_was_never_finished_goes_at_the_next_start_but_for_the_last(tmp_path: Path) -> None:
     saved(str(tmp_path), 1, 3)
-    for step in (2, 4):
-        (Folder(tmp_path) / f"checkpoints/step-00000000{step}").write("state.safetensors", b"begun")
+    for name in ("step-000000002", "step-000000004", "step-000000004-attempt-2"):
+        (Folder(tmp_path) / "checkpoints" / name).write("state.safetensors", b"begun")
     restored = Checkpoints(Folder(tmp_path), CONFIG).restore()
     assert restored is not None and restored.step == 3
-    kept = ["step-000000001", "step-000000003", "step-000000004"]
+    kept = ["step-000000001", "step-000000003", "step-000000004-attempt-2"]
     assert (Folder(tmp_path) / "checkpoints").names() == kept
 
 

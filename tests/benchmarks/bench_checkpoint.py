@@ -1,7 +1,7 @@
 """How long a save holds up training, ours and torch.save of the same state: ResNet-50 with AdamW's two moments.
 
 Both run in the same loop, of matrix products on all cores in place of steps. Held up is what the call takes before the
-loop goes on. What ours does in its thread after that is counted too, in a row of its own: there it is what the whole
+loop goes on, ours with its look at whether all weights are finite. What ours does in its thread after that is counted too, in a row of its own: there it is what the whole
 loop takes longer than without a save, on a machine that has no core and no accelerator to spare.
 """
 
@@ -14,9 +14,11 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.storage import Folder
+from pretrain.watch import broken_weights
 
 REPEATS, LOOP_S = 7, 4.0
 MATRIX = torch.ones(512, 512)
@@ -24,17 +26,24 @@ MATRIX = torch.ones(512, 512)
 
 def run() -> list[dict[str, Any]]:
     """Seconds a save; a ratio is the peer's over ours."""
-    state = _state()
+    network, state = _training()
     ours, peer = [], []
     with tempfile.TemporaryDirectory() as folder:
         # Never due by itself; the first save makes the memory that the others use again
         checkpoints = Checkpoints(Folder(f"{folder}/ours"), CheckpointConfig(every_s=1e9))
         checkpoints.save(1, state)
         checkpoints.wait()
-        num_steps = _steps_in(LOOP_S)
-        for repeat in range(REPEATS):
+        num_steps, step = _steps_in(LOOP_S), 1
+
+        def save() -> None:
+            nonlocal step
+            step += 1
+            assert broken_weights(network, "benchmark", step) is None
+            checkpoints.save(step, state)
+
+        for _ in range(REPEATS):
             alone, _ = _loop(num_steps, lambda: None)
-            whole, held_up = _loop(num_steps, lambda step=repeat + 2: checkpoints.save(step, state))
+            whole, held_up = _loop(num_steps, save)
             checkpoints.wait()
             ours.append((held_up, whole - alone))
             whole, held_up = _loop(num_steps, lambda: torch.save(state, Path(folder) / "peer.pt"))
@@ -50,13 +59,13 @@ def _row(name: str, floor: float, goal: float, ours: tuple[float, ...], peer: tu
     return {"name": name, **numbers, "floor": floor, "goal": goal}
 
 
-def _state() -> dict[str, Any]:
+def _training() -> tuple[nn.Module, dict[str, Any]]:
     network = timm.create_model("resnet50", num_classes=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
-    return {"module": network.state_dict(), "optimizer": optimizer.state_dict()}
+    return network, {"module": network.state_dict(), "optimizer": optimizer.state_dict()}
 
 
 def _loop(num_steps: int, save: Callable[[], Any]) -> tuple[float, float]:
