@@ -236,15 +236,16 @@ def retried(write: Callable[[], T], place: str) -> T:
 
     Any other error, and the last one, is raised as it is.
     """
-    for wait_s in RETRY_AFTER_S:
+    for failures, wait_s in enumerate(RETRY_AFTER_S):
         try:
             return write()
         except OSError as error:
             if not (error.errno in PASSING or isinstance(error, (ConnectionError, TimeoutError))):
                 raise
-            if wait_s == RETRY_AFTER_S[0]:
+            if failures == 0:
                 from clusters import tracking  # which itself writes through this module
 
-                tracking.say(f"{place} could not be written ({error.strerror or error}); trying again")
+                told = error.strerror or str(error) or type(error).__name__
+                tracking.say(f"{place} could not be written ({told}); trying again")
             time.sleep(wait_s)
     return write()

@@ -1,8 +1,9 @@
 """How long a save holds up training, ours and torch.save of the same state: ResNet-50 with AdamW's two moments.
 
 Both run in the same loop, of matrix products on all cores in place of steps. Held up is what the call takes before the
-loop goes on, ours with its look at whether all weights are finite. What ours does in its thread after that is counted too, in a row of its own: there it is what the whole
-loop takes longer than without a save, on a machine that has no core and no accelerator to spare.
+loop goes on, ours with its look at whether all weights are finite. What ours does in its thread after that is counted
+too, in a row of its own: there it is what the whole loop takes longer than without a save, on a machine that has no
+core and no accelerator to spare.
 """
 
 import statistics
