@@ -187,6 +187,21 @@ def agree_on_a_checkpoint(location: str) -> tuple[int, float]:
     return restored.step, float(restored.state["weight"].max())
 
 
+def save_past_an_obstacle(location: str) -> str:
+    """What each rank is told where rank 0 finds a file in place of its second checkpoint's folder."""
+    checkpoints = Checkpoints(Folder(location), CheckpointConfig())
+    checkpoints.save(1, {"weight": torch.ones(2)})
+    checkpoints.wait()
+    if distributed.is_main():
+        (Folder(location) / "checkpoints").write("step-000000002", b"")
+    checkpoints.save(2, {"weight": torch.ones(2)})
+    try:
+        checkpoints.wait()
+        return "saved"
+    except InputError as error:
+        return str(error)
+
+
 def small_training(method: str, seed: int = 0, **stage: Any) -> Training:
     """A method on a small ResNet, at its first of four steps; they are short, since rounding grows with each."""
     optim = {"name": "sgd", "lr": 1e-3, "lr_scaling": "none", "warmup": 0}

@@ -317,3 +317,10 @@ def test_metrics_that_a_full_disk_refuses_are_written_later(tmp_path: Path, caps
     assert script.fired == 2
     assert [record["step"] for record in tracker.records()] == [1, 2, 3, 4, 5]
     assert capsys.readouterr().out.count("could not be written (No space left on device)") == 1
+
+
+def test_all_ranks_are_told_that_rank_0_could_not_save(tmp_path: Path, ranks) -> None:
+    first, second = ranks.run("save_past_an_obstacle", str(tmp_path))
+    assert first == second
+    assert "the checkpoint of step 2 could not be written" in first
+    assert ranks.run("agree_on_a_checkpoint", str(tmp_path)) == [(1, 1.0), (1, 1.0)]
