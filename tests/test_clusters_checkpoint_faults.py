@@ -213,7 +213,7 @@ with Checkpoints(FaultyFolder({str(tmp_path)!r}, script), CheckpointConfig(timeo
     checkpoints.save(1, {{"weight": torch.ones(3)}})
     raise ValueError("a mistake in a step")
 """
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 1
     assert "the end waits for it" in ended.stdout
     assert ended.stderr.rstrip().endswith("a mistake in a step")
