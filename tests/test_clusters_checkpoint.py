@@ -247,7 +247,7 @@ def test_the_best_and_one_of_every_so_many_hours_are_kept_over_a_resume(tmp_path
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.none() | st.floats(0, 1)), max_size=12),
     st.integers(0, 3),
