@@ -156,4 +156,4 @@ def _header(tensors: dict[str, torch.Tensor]) -> tuple[bytes, list[str]]:
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

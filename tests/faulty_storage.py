@@ -14,10 +14,10 @@ class Script:
 
     def __init__(self) -> None:
         self.calls = self.fired = 0
-        self._act: Callable[[], None] | None = None
+        self._act: Callable[[], object] | None = None
         self._when: Callable[[int], bool] = lambda _: False
 
-    def at(self, when: int | Callable[[int], bool], act: Callable[[], None]) -> None:
+    def at(self, when: int | Callable[[int], bool], act: Callable[[], object]) -> None:
         """From the next call on, counted from 1, act at one or at each that `when` says."""
         self.calls = self.fired = 0
         self._when = when if callable(when) else lambda call: call == when
