@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from pydantic import Field
 
-from clusters import distributed, tracking
+from clusters import distributed, notice, tracking
 from clusters.config import Config, InputError
 from clusters.storage import Folder
 
@@ -60,9 +60,9 @@ class Checkpoints:
         self._attempt = distributed.broadcast_object(self._begin_attempt() if distributed.is_main() else None)
 
     def due(self, step: int) -> bool:
-        """Whether rank 0 should save after this step."""
+        """Whether rank 0 should save after this step: by its number, by the clock, or since it was asked to."""
         by_step = self.config.every_steps is not None and step % self.config.every_steps == 0
-        return by_step or time.monotonic() - self._saved_at >= self.config.every_s
+        return by_step or notice.is_given() or time.monotonic() - self._saved_at >= self.config.every_s
 
     def save(self, step: int, state: Any) -> None:
         """Save a nested dict or list of tensors, numbers, strings and None. Rank 0 writes, others return.
@@ -83,6 +83,7 @@ class Checkpoints:
             target.write(name, content)
         target.write_json(MANIFEST, {"step": step, "files": {n: _fingerprint(c) for n, c in contents.items()}})
         self._saved_at = time.monotonic()
+        notice.heeded()
         for old in self._steps()[: -self.config.keep]:
             (self.folder / "checkpoints").remove(_name(old))
 
