@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from clusters import notice
+from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError, load_config
+from clusters.storage import Folder
 from clusters.workers import ClusterConfig
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
@@ -61,6 +64,16 @@ def test_two_workers_then_one_then_two_learn_as_two_do(
     kept = {taken.step: [sample for sample, _ in taken.fed] for part in parts for taken in part}
     for epoch in (range(3), range(3, STEPS)):
         assert sorted(sample for step in epoch for sample in kept[step]) == list(range(SAMPLES[method]))
+
+
+def test_a_notice_is_heeded_by_the_next_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(tmp_path), CheckpointConfig(every_s=1e9))
+    assert not checkpoints.due(1)
+    notice.give()
+    assert checkpoints.due(2)
+    checkpoints.save(2, {"step": 2})
+    assert not notice.is_given()
+    assert not checkpoints.due(3)
 
 
 @pytest.mark.parametrize(
