@@ -41,14 +41,14 @@ def recorded(values: dict[str, Any]) -> list[Taken]:
     """Run a recipe as a worker would, until its end or until `values["gone_before"]`, a step; what was taken."""
     gone_before, steps, step_of = values.get("gone_before"), [], Training.step
 
-    def step(training: Training, number: int, *batch: torch.Tensor) -> Output:
-        if number == gone_before:
+    def step(training: Training, step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor) -> Output:
+        if step == gone_before:
             raise Gone
-        output = step_of(training, number, *batch)
-        steps.append(taken(number, *batch, output))
+        output = step_of(training, step, views_VBCHW, groups_VBG)
+        steps.append(taken(step, views_VBCHW, groups_VBG, output))
         return output
 
-    Training.step = step  # type: ignore[method-assign, assignment]
+    Training.step = step  # type: ignore[method-assign]
     try:
         train(PretrainConfig.model_validate({k: v for k, v in values.items() if k != "gone_before"}))
     except Gone:
