@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from clusters import checkpoint_files, distributed, tracking
+from clusters import checkpoint_files, distributed, notice, tracking
 from clusters.checkpoint_files import MANIFEST, Name
 from clusters.checkpoint_policy import BEST_BY, CheckpointConfig, kept, saved
 from clusters.checkpoint_writer import Writer
@@ -64,10 +64,11 @@ class Checkpoints:
         """Whether rank 0 should save after this step, of which the probe may have given scores.
 
         While one is being written, one that is due by time is put off until it has ended, and one that is due by
-        its step or score waits. Where storage stalls, so that this would take long, it is left out.
+        its step or score, or asked for by a `notice`, waits. Where storage stalls, so that this would take long, it
+        is left out.
         """
         by_step = self.config.every_steps is not None and step % self.config.every_steps == 0
-        if by_step or (self.config.keep_best and BEST_BY in (scores or {})):
+        if by_step or notice.is_given() or (self.config.keep_best and BEST_BY in (scores or {})):
             return self._writer.bear()
         return self._writer.idle() and time.monotonic() - self._saved_at >= self.config.every_s
 
@@ -85,7 +86,8 @@ class Checkpoints:
         copy = self._snapshot.take(state)
         self._saved_at, self._step = time.monotonic(), step
         about = {"trained_s": self._trained_s + self._saved_at - self._started, "scores": scores or {}}
-        self._writer.start(step, lambda: self._write(Name(step, self._attempt), copy, about))
+        asked = notice.is_given()  # before the copy's writing ends: one that is given meanwhile wants a later step
+        self._writer.start(step, lambda: self._write(Name(step, self._attempt), copy, about, asked))
 
     def problem(self) -> Exception | None:
         """What must end the run, as far as this rank knows: for `distributed.stop_together`."""
@@ -122,9 +124,11 @@ class Checkpoints:
         self._step, self._trained_s = name.step, folder.read_json(MANIFEST).get("trained_s", 0.0)
         return Restored(name.step, checkpoint_files.read(folder))
 
-    def _write(self, name: Name, copy: Copy, about: dict[str, Any]) -> None:
+    def _write(self, name: Name, copy: Copy, about: dict[str, Any], asked: bool) -> None:
         self._check_attempt()
         checkpoint_files.write(self._at / str(name), name, copy, about, self._check_attempt)
+        if asked:
+            notice.heeded()
         try:
             checkpoints = saved(self._at)
             stay = kept(checkpoints, self.config)

@@ -7,17 +7,17 @@ debugging. With more, Ray Train starts, restarts and resizes the workers; it is 
 and never decides what is valid: the function finds its own state in the run folder at every start.
 """
 
+import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from pydantic import Field
-
-from clusters import distributed, security, tracking
+from clusters import distributed, scaling, security, tracking
 from clusters.config import Config, InputError
 from clusters.storage import Folder
+from clusters.workers import ClusterConfig
 
 C = TypeVar("C", bound=Config)
 
@@ -47,21 +47,17 @@ LEAN_RAY = {
 _last_report = time.monotonic()
 
 
-class ClusterConfig(Config):
-    """Where and on how many workers to run. May change between resumes."""
-
-    num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0: in this process, without Ray")
-    address: str | None = Field(default=None, description="Ray cluster; none: RAY_ADDRESS if set, else a local one")
-    use_gpu: bool | None = Field(default=None, description="one GPU a worker; none: if the cluster has enough")
-    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores reserved for each worker")
-    max_failures: int = Field(default=3, ge=-1, description="restarts after a worker dies; -1: without limit")
-    timeout_s: int = Field(default=600, gt=0, description="seconds after which a dead collective is given up")
-
-
-def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder) -> dict[str, Any]:
+def launch(
+    function: Callable[[C], dict[str, Any]],
+    config: C,
+    cluster: ClusterConfig,
+    run: Folder,
+    sizes: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Run `function(config)` on every worker and return what rank 0 returns.
 
-    `function` stands at the top level of a module; it and the config reach the workers as they are.
+    `function` stands at the top level of a module; it and the config reach the workers as they are. `sizes`: of the
+    numbers of workers that the cluster's config allows, those among which the work can be divided; none: all.
     Raises InputError where the cluster is too small, and passes on one that a worker raises.
     """
     if cluster.num_workers == 0:
@@ -74,8 +70,9 @@ def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterC
         connect(cluster, follow_log=run.path is not None)
     follower = tracking.LogFollower(run) if run.path is not None else None
     try:
-        use_gpu = check_resources(cluster)
-        return _train(function, config, cluster, run, use_gpu)
+        sizes = sizes or cluster.sizes
+        use_gpu = check_resources(cluster, sizes)
+        return _train(function, config, cluster, run, use_gpu, sizes)
     finally:
         if follower is not None:
             follower.close()
@@ -110,7 +107,7 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
     security.guard(address)
-    print(f"starting on {where} with {cluster.num_workers} workers …", flush=True)
+    print(f"starting on {where} with {cluster.said} workers …", flush=True)
     try:
         ray.init(
             address=address,
@@ -122,40 +119,54 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
 
 
-def check_resources(cluster: ClusterConfig) -> bool:
-    """Say at once what is missing; Ray itself would wait for ever. Returns whether to use GPUs."""
+def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) -> bool:
+    """Say at once what is missing, also for the fewest workers; Ray itself would wait for ever.
+
+    Returns whether to use GPUs.
+    """
     import ray
 
-    there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    asked = cluster.num_workers * cluster.cpus_per_worker
+    sizes, there = sizes or cluster.sizes, ray.cluster_resources()
+    cpus, gpus, fewest = there.get("CPU", 0.0), there.get("GPU", 0.0), sizes[0]
+    asked = fewest * cluster.cpus_per_worker
     if asked > cpus:
         raise InputError(
-            f"cluster.num_workers: {cluster.num_workers} workers ask for {asked:g} CPU cores and the cluster "
+            f"cluster.num_workers: {fewest} workers ask for {asked:g} CPU cores and the cluster "
             f"has {cpus:g}; lower cluster.num_workers or cluster.cpus_per_worker"
         )
-    if cluster.use_gpu and gpus < cluster.num_workers:
+    if cluster.use_gpu and gpus < fewest:
         raise InputError(
-            f"cluster.use_gpu: {cluster.num_workers} workers ask for a GPU each and the cluster has "
+            f"cluster.use_gpu: {fewest} workers ask for a GPU each and the cluster has "
             f"{gpus:g}; lower cluster.num_workers or set cluster.use_gpu=false"
         )
-    return gpus >= cluster.num_workers if cluster.use_gpu is None else cluster.use_gpu
+    use_gpu = gpus >= fewest if cluster.use_gpu is None else cluster.use_gpu
+    if cluster.elastic:
+        room = min(cpus / cluster.cpus_per_worker, gpus if use_gpu else math.inf)
+        print(f"there is room for {scaling.largest(sizes, int(room))} workers now", flush=True)
+    return use_gpu
 
 
 def _train(
-    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder, use_gpu: bool
+    function: Callable[[C], dict[str, Any]],
+    config: C,
+    cluster: ClusterConfig,
+    run: Folder,
+    use_gpu: bool,
+    sizes: Sequence[int],
 ) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # A fresh name each time: what an earlier Ray run left behind must not decide anything.
     name = f"launch-{uuid.uuid4().hex[:8]}"
-    trainer = TorchTrainer(
+    trainer_class = scaling.elastic_trainer(sizes) if cluster.elastic else TorchTrainer
+    trainer = trainer_class(
         _worker,
         train_loop_config={"function": function, "config": config, "run": run.location, "launch": name},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=(sizes[0], sizes[-1]) if cluster.elastic else sizes[0],
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),

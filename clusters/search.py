@@ -71,7 +71,7 @@ def _tune(
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
         param_space={"number": tune.grid_search(list(range(len(configs))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=cluster.num_workers),
+        tune_config=tune.TuneConfig(max_concurrent_trials=cluster.sizes[-1]),
         run_config=tune.RunConfig(
             name=name,
             storage_path=f"{run.location}/.ray",

@@ -38,7 +38,7 @@ def finetune(config: FinetuneConfig) -> None:
     """
     config = _with_absolute_locations(config)
     out = Folder(config.out)
-    _check_workers(config)
+    sizes = _possible_workers(config)
     dataset, entrants = open_dataset(config.data, config.loader.place), contenders(config)
     identity = {
         "recipe": config.recipe(),
@@ -60,7 +60,7 @@ def finetune(config: FinetuneConfig) -> None:
     out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
 
     started = time.time()
-    launch(work, config, config.cluster, out)
+    launch(work, config, config.cluster, out, sizes)
     heads = {entrant.name: _fit(entrant, cohort, config, out) for entrant in entrants}
     _finish(config, out, cohort, identity, heads, warnings, started)
 
@@ -248,12 +248,17 @@ def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(update={**locations, "baselines": baselines, "features": features})
 
 
-def _check_workers(config: FinetuneConfig) -> None:
-    if config.head == "full" and config.full.batch_size % max(1, config.cluster.num_workers):
-        raise InputError(
-            f"full.batch_size: {config.full.batch_size} cannot be divided equally among "
-            f"{config.cluster.num_workers} workers; choose a multiple"
-        )
+def _possible_workers(config: FinetuneConfig) -> list[int]:
+    """The numbers of workers that cluster.num_workers allows and that a full training's batches can be shared among."""
+
+    def check(num_workers: int) -> None:
+        if config.head == "full" and config.full.batch_size % num_workers:
+            raise InputError(
+                f"full.batch_size: {config.full.batch_size} cannot be divided equally among "
+                f"{num_workers} workers; choose a multiple"
+            )
+
+    return config.cluster.sizes_that_pass(check)
 
 
 def versions() -> dict[str, str]:

@@ -7,18 +7,23 @@ from clusters.config import InputError
 from clusters.tracking import say
 from pretrain.config import PretrainConfig
 from pretrain.footprint import Footprint, footprint, usable
+from pretrain.workers import possible_workers
 
 
 def check_memory(config: PretrainConfig, numbers: Sequence[int]) -> None:
-    """Raise InputError on all ranks where one of these stages does not fit on their GPUs; nothing without GPUs."""
+    """Raise InputError on all ranks where one of these stages does not fit on their GPUs; nothing without GPUs.
+
+    Where workers may go, it must fit on the fewest that may be left.
+    """
     memories = distributed.gather_objects(distributed.device_memory())
     if None in memories:
         return
+    fewest = possible_workers(config)[0] if config.cluster.elastic else len(memories)
     problem = None
     if distributed.is_main():
         try:
             for number in numbers:
-                check_fits(config, number, min(memories), len(memories))
+                check_fits(config, number, min(memories), fewest)
         except InputError as error:
             problem = error
     distributed.stop_together(problem)
@@ -35,7 +40,8 @@ def check_fits(config: PretrainConfig, number: int, device_bytes: int, num_worke
         return
     problem = what_does_not_fit(needs, config.stages[number].batch_size, device_bytes, num_workers)
     if not config.compute.compile:
-        raise InputError(f"stages.{number}.batch_size: {problem}")
+        where = f" on {num_workers}, the fewest of cluster.num_workers," if config.cluster.elastic else ""
+        raise InputError(f"stages.{number}.batch_size:{where} {problem}")
     say(f"{config.stage_name(number)}: as it is without compute.compile, {problem}")
 
 

@@ -24,6 +24,7 @@ from pretrain.leakage import pretraining_rows
 from pretrain.methods import METHODS
 from pretrain.run import check, check_recipe
 from pretrain.stage import Samples, StageConfig
+from pretrain.workers import possible_workers
 
 LOADED_PER_CORE = {"loader": 826.0, "device": 1909.0}
 """Samples a second and core, 224 px views of 256 px JPEGs, with all augmentation or crops only, as measured
@@ -71,7 +72,8 @@ class _Stage:
 
     @property
     def workers(self) -> int:
-        return max(1, self.config.cluster.num_workers)
+        """The most that there may be."""
+        return possible_workers(self.config)[-1]
 
     @property
     def share(self) -> int:
@@ -187,6 +189,10 @@ def _needs(stage: _Stage) -> Iterator[str]:
     if loss := needs.loss(stage.share, stage.workers):
         yield _fact("memory, loss", _size(loss))
     yield _fact("one worker", f"{stage.share} samples need {_size(needs.needed(stage.share, stage.workers))}")
+    if config.cluster.elastic:
+        fewest = possible_workers(config)[0]
+        share = recipe.batch_size // fewest
+        yield _fact("fewest workers", f"{fewest} x {share} samples need {_size(needs.needed(share, fewest))} each")
     yield _fact(
         "work, a sample",
         f"{needs.flops.per_sample / 1e9:.1f} GFLOP, {_size(needs.traffic.per_sample)} of memory traffic",

@@ -13,7 +13,7 @@ from clusters.launch import launch
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
-from pretrain.compute import checkpoint_activations, ranks_per_group
+from pretrain.compute import checkpoint_activations
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
@@ -28,6 +28,7 @@ from pretrain.patient_mask import check_patient_mask
 from pretrain.report import write_report
 from pretrain.stage import Rows
 from pretrain.weights_source import NONE, find_weights, weights_fingerprint, with_absolute_weights
+from pretrain.workers import elastic_remarks, possible_workers
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -47,7 +48,10 @@ def pretrain(config: PretrainConfig) -> None:
     identity = check(config if began_from is None else _without_weights(config))
     remaining = _prepare(config, run, identity, began_from)
     if remaining:
-        launch(train, config, config.cluster, run)
+        sizes = possible_workers(config)
+        for line in elastic_remarks(config, sizes):
+            say(line)
+        launch(train, config, config.cluster, run, sizes)
     print(f"encoder: {run / 'encoder'}")
 
 
@@ -60,6 +64,8 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     fingerprint: str | None = None
     folders = [run / config.stage_name(number) for number in range(len(config.stages))]
     done = distributed.broadcast_object([_finished(folder) for folder in folders])
+    if config.cluster.elastic:
+        say(f"workers: {distributed.world_size()} of {config.cluster.said}")
     check_memory(config, [number for number, finished in enumerate(done) if finished is None])
     for number, folder in enumerate(folders):
         if done[number] is None:
@@ -109,12 +115,8 @@ def check_recipe(config: PretrainConfig) -> None:
     """Raise InputError for what is wrong with a recipe whatever the data."""
     if "test" in config.splits:
         raise InputError("splits: the test split is never pretrained on; take it out of splits")
+    possible_workers(config)
     for number, stage in enumerate(config.stages):
-        if stage.batch_size % max(1, config.cluster.num_workers):
-            raise InputError(
-                f"stages.{number}.batch_size: {stage.batch_size} cannot be divided equally among "
-                f"{config.cluster.num_workers} workers; choose a multiple"
-            )
         check_encoder(config.encoder, config.stage_views(number).size_px)
         with torch.device("meta"):
             encoder = create_encoder(config.encoder, config.stage_views(number).size_px)
@@ -122,8 +124,6 @@ def check_recipe(config: PretrainConfig) -> None:
         first_layers(module.projection, stage.keep_projection_layers)
         if config.compute.checkpoint_activations:
             checkpoint_activations(encoder, config.encoder.name)
-        num_ranks = max(1, config.cluster.num_workers)
-        ranks_per_group(config.compute.batch_norm_group, stage.batch_size, num_ranks, f"stages.{number}")
     check_start(config.encoder, config.stage_views(0))
 
 

@@ -26,6 +26,7 @@ from pretrain.methods.simclr import SimCLR
 from pretrain.monitor import probe
 from pretrain.run import train
 from pretrain.training import Training, build_module
+from tests.elastic_tasks import recorded as recorded
 
 
 def share(rows: torch.Tensor) -> torch.Tensor:

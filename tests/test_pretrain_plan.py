@@ -192,8 +192,9 @@ def test_a_run_on_a_gpu_that_is_too_small_is_refused_as_it_starts(
 
 
 def test_a_plan_says_what_fits_how_long_it_takes_and_what_is_not_measured() -> None:
-    said = lines(*SMALL, "num_samples=[100000]", "cluster.num_workers=4", "stages.0.batch_size=65536")
+    said = lines(*SMALL, "num_samples=[100000]", "cluster.num_workers=[2,4]", "stages.0.batch_size=65536")
     assert "65536 samples of two views = 4 workers x 16384" in said
+    assert "2 x 32768 samples need" in said
     assert "epochs of 100,000 samples" in said
     assert any("fits" in line and "min" in line for line in said.splitlines() if "H200" in line)
     assert any("needs 8 GPUs" in line for line in said.splitlines() if "A10 " in line)

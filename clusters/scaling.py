@@ -1,0 +1,81 @@
+"""Which number of workers Ray Train uses where it may choose, and what happens before it changes one."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from clusters import notice
+
+NOTICE_S = 120.0
+"""How long workers that are to be started anew may take to leave a checkpoint; then the one before must do."""
+LOOK_EVERY_S = 1.0
+
+
+def elastic_trainer(sizes: Sequence[int]) -> type[Any]:
+    """A TorchTrainer whose workers are always as many as one of `sizes`, ascending: the most that there is room for.
+
+    Ray Train's own policy takes any number in the range, starts workers anew without notice, counts on nodes that
+    have been dead for up to 20 s, and keeps a core busy while it waits for nodes. Its callbacks cannot mend that.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import (
+        ElasticScalingPolicy,
+        NoopDecision,
+        ResizeDecision,
+    )
+
+    class Policy(ElasticScalingPolicy):
+        _announced: tuple[ResizeDecision, float] | None = None
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            return largest(sizes, super()._count_possible_workers(reserved_resources))
+
+        def _get_reserved_resources(self) -> Any:
+            # The coordinator looks at the nodes now, before it answers the question that follows.
+            self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            return super()._get_reserved_resources()
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self._announced = None
+            decision = super().make_decision_for_non_running_worker_group()
+            if not isinstance(decision, ResizeDecision):
+                time.sleep(LOOK_EVERY_S)
+            return decision
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            saver = worker_group_state.workers[0]
+            if self._announced is None:
+                decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+                if isinstance(decision, ResizeDecision):
+                    self._announced = decision, time.monotonic() + NOTICE_S
+                    saver.execute_async(notice.give)
+                    return NoopDecision()
+                return decision
+            decision, until = self._announced
+            if time.monotonic() < until and _still_saves(saver):
+                return NoopDecision()
+            self._announced = None
+            return decision
+
+    class Trainer(TorchTrainer):
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            settings["scaling_policy"] = Policy(self.scaling_config)
+            return super()._initialize_and_run_controller(**settings)
+
+    return Trainer
+
+
+def largest(sizes: Sequence[int], room: int) -> int:
+    """The largest of some numbers of workers for which there is room; 0 where there is none."""
+    return max((size for size in sizes if size <= room), default=0)
+
+
+def _still_saves(saver: Any) -> bool:
+    """Whether a worker has not left the checkpoint that it was asked for; one that died is Ray's next look to find."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(saver.execute_async(notice.is_given), timeout=10)
+    except RayError:
+        return True
