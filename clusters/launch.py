@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from clusters import distributed, security, tracking
+from clusters import distributed, preflight, security, tracking
 from clusters.config import Config, InputError
+from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 
 C = TypeVar("C", bound=Config)
@@ -58,11 +59,13 @@ class ClusterConfig(Config):
     timeout_s: int = Field(default=600, gt=0, description="seconds after which a dead collective is given up")
 
 
-def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder) -> dict[str, Any]:
+def launch(
+    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder, needs: Needs = NOTHING
+) -> dict[str, Any]:
     """Run `function(config)` on every worker and return what rank 0 returns.
 
-    `function` stands at the top level of a module; it and the config reach the workers as they are.
-    Raises InputError where the cluster is too small, and passes on one that a worker raises.
+    `function` stands at the top level of a module; it and the config reach the workers as they are. Raises
+    InputError where the cluster is too small or a node lacks what the run `needs`, and passes on one of a worker.
     """
     if cluster.num_workers == 0:
         return function(config)
@@ -75,6 +78,8 @@ def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterC
     follower = tracking.LogFollower(run) if run.path is not None else None
     try:
         use_gpu = check_resources(cluster)
+        worker = {"CPU": cluster.cpus_per_worker, "GPU": float(use_gpu)}
+        preflight.check_nodes(run.location, needs, worker, cluster.num_workers)
         return _train(function, config, cluster, run, use_gpu)
     finally:
         if follower is not None:

@@ -1,5 +1,7 @@
 """What the tests run on one process and on two gloo processes alike."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from finetune.config import FinetuneConfig
 from finetune.full_config import LossConfig
 from finetune.losses import LabelLoss, supervised_contrastive
 from finetune.run import work
+from pretrain import loop
 from pretrain.config import PretrainConfig
 from pretrain.encoder import SIMCLR_RESNETS, create_encoder
 from pretrain.health import measure
@@ -148,6 +151,30 @@ def overtaken_stage(values: dict[str, Any]) -> tuple[str, str]:
         return type(error).__name__, str(error)
     finally:
         Training.step = step_of  # type: ignore[method-assign]
+
+
+def slowed_stage(values: dict[str, Any]) -> str:
+    """Run a recipe in which rank 1 is slow in each step: in its loader (`data_wait`), or in computing (`compute`)."""
+    cause, seconds_a_step = values.pop("slow"), values.pop("seconds_a_step")
+    batches_of, step_of = loop.fed_batches, Training.step
+
+    def slow_batches(*arguments: Any) -> Iterator[Any]:
+        for batch in batches_of(*arguments):
+            time.sleep(seconds_a_step)
+            yield batch
+
+    def slow_step(*arguments: Any) -> Output:
+        time.sleep(seconds_a_step)
+        return step_of(*arguments)
+
+    try:
+        if distributed.rank() == 1 and cause == "data_wait":
+            loop.fed_batches = slow_batches
+        if distributed.rank() == 1 and cause == "compute":
+            Training.step = slow_step  # type: ignore[method-assign, assignment]
+        return train(PretrainConfig.model_validate(values))["encoder"]
+    finally:
+        loop.fed_batches, Training.step = batches_of, step_of  # type: ignore[method-assign]
 
 
 def finetune_work(values: dict[str, Any]) -> None:
