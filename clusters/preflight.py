@@ -3,6 +3,7 @@
 `look` and `judge` need no Ray; `check_nodes` maps them over the nodes of the Ray that is connected.
 """
 
+import math
 import platform
 import shutil
 import socket
@@ -62,14 +63,14 @@ def check_nodes(
             f"cluster.num_workers: {num_workers} workers ask for {asked} each, and the nodes have places for {found} "
             "of them; lower cluster.num_workers or cluster.cpus_per_worker"
         )
-    free = ray.available_resources()
-    if _places(free, worker) < num_workers:
-        there = ", ".join(f"{free.get(name, 0):g} {name}" for name, amount in worker.items() if amount)
-        print(f"{num_workers} workers ask for {asked} each; free now: {there}. The run waits for its turn", flush=True)
     here = look(run, needs.datasets)
     own = ray.get_runtime_context().get_node_id()
     others = {title: node["NodeID"] for title, (node, count) in places.items() if count and node["NodeID"] != own}
     judge(here, list(_reports(others, run, needs.datasets, timeout_s)), needs.checkpoint_bytes)
+    free = ray.available_resources()
+    if _places(free, worker) < num_workers:
+        there = ", ".join(f"{free.get(name, 0):g} {name}" for name, amount in worker.items() if amount)
+        print(f"{num_workers} workers ask for {asked} each; free now: {there}. The run waits for its turn", flush=True)
 
 
 def _reports(nodes: Mapping[str, str], run: str, datasets: Sequence[str], timeout_s: float) -> Iterator[NodeReport]:
@@ -109,7 +110,7 @@ def _title(node: Mapping[str, Any]) -> str:
 
 def _places(resources: Mapping[str, float], worker: Mapping[str, float]) -> int:
     """How many workers can stand where there is so much of each resource."""
-    return int(min(resources.get(name, 0.0) // amount for name, amount in worker.items() if amount))
+    return min(math.floor(resources.get(name, 0.0) / amount + 1e-6) for name, amount in worker.items() if amount)
 
 
 def look(run: str, datasets: Sequence[str]) -> NodeReport:

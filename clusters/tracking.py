@@ -39,6 +39,11 @@ class TrackingConfig(Config):
     every_steps: int = Field(default=10, ge=1, description="steps between records of metrics")
     every_s: float = Field(default=10.0, gt=0, description="seconds between progress lines")
 
+    def apply_privacy(self) -> None:
+        """What `strict` asks of this process, before libraries are imported that might call somebody."""
+        if self.privacy == "strict":
+            privacy.go_offline()
+
     @model_validator(mode="after")
     def _strict_is_offline(self) -> "TrackingConfig":
         if self.privacy == "strict" and self.wandb == "online":

@@ -57,7 +57,9 @@ key                                  default          meaning
 
 def run(argv: Sequence[str]) -> None:
     """The command."""
-    efficiency(load_config(EfficiencyConfig, argv))
+    config = load_config(EfficiencyConfig, argv)
+    config.tracking.apply_privacy()
+    efficiency(config)
 
 
 def efficiency(config: EfficiencyConfig) -> None:

@@ -100,7 +100,9 @@ key                                  default          meaning
 
 def run(argv: Sequence[str]) -> None:
     """The command."""
-    search(load_config(SearchConfig, argv))
+    config = load_config(SearchConfig, argv)
+    config.tracking.apply_privacy()
+    search(config)
 
 
 def search(config: SearchConfig) -> None:

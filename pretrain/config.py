@@ -105,8 +105,8 @@ class PretrainConfig(Config):
         return self.stages[number].views or self.views
 
     def words(self) -> str:
-        """Methods and encoder, for people: `simclr-micle-resnet50_1x`."""
-        return "-".join([*(stage.method for stage in self.stages), self.encoder.name.rpartition(":")[2]])
+        """Methods and encoder, for people: `simclr-micle-resnet50`."""
+        return "-".join([*(stage.method for stage in self.stages), self.encoder.name])
 
     def recipe(self) -> dict[str, Any]:
         """The settings that determine the result, whatever the data, the seed and the weights to start from."""

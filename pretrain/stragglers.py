@@ -2,7 +2,8 @@
 
 In synchronous training all ranks step together, and the slow one is the one that waits least in collectives: its own
 work tells it, the wait for data or computing. A slow link tells nothing by rank, since all wait for it alike: there
-nobody is named, and the least communication of any rank is what the exchange itself takes.
+nobody is named, and the least communication of any rank is what the exchange itself takes. On GPUs the exchange of
+SyncBatchNorm counts as computing, also of those who wait in it, so that a rank that computes slowly may go unseen.
 
 Shapes: R ranks, C kinds of time.
 """
