@@ -154,18 +154,26 @@ def overtaken_stage(values: dict[str, Any]) -> tuple[str, str]:
 
 
 def slowed_stage(values: dict[str, Any]) -> str:
-    """Run a recipe in which rank 1 is slow in each step: in its loader (`data_wait`), or in computing (`compute`)."""
-    cause, seconds_a_step = values.pop("slow"), values.pop("seconds_a_step")
+    """Run a recipe in which rank 1 is slow in each step: in its loader (`data_wait`), or in computing (`compute`).
+
+    By so much that a busy machine, which makes all steps longer, does not hide it.
+    """
+    cause = values.pop("slow")
     batches_of, step_of = loop.fed_batches, Training.step
 
     def slow_batches(*arguments: Any) -> Iterator[Any]:
+        step_s = 0.0
         for batch in batches_of(*arguments):
-            time.sleep(seconds_a_step)
+            time.sleep(max(0.3, 2 * step_s))
+            started = time.monotonic()
             yield batch
+            step_s = time.monotonic() - started
 
     def slow_step(*arguments: Any) -> Output:
-        time.sleep(seconds_a_step)
-        return step_of(*arguments)
+        started = time.monotonic()
+        output = step_of(*arguments)
+        time.sleep(max(0.3, 2 * (time.monotonic() - started)))
+        return output
 
     try:
         if distributed.rank() == 1 and cause == "data_wait":

@@ -64,7 +64,7 @@ def test_one_of_two_real_processes_that_is_slowed_is_named(
         "probe": {"every_steps": 100},
         "tracking": {"wandb": "disabled", "every_steps": 1, "privacy": privacy},
     }
-    ranks.run("slowed_stage", {**values, "slow": slow, "seconds_a_step": 1.0})
+    ranks.run("slowed_stage", {**values, "slow": slow})
     lines = (tmp_path / "run/1-simclr/metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     # By chance a busy machine may slow the other one, too.
