@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pretrain.stragglers import WINDOWS, Stragglers, waiting_share
 ALIKE = [[0.1, 1.0, 0.2], [0.12, 1.1, 0.08], [0.1, 0.9, 0.3], [0.1, 1.0, 0.2]]
 
 
-def said(windows: list[list[list[float]]], hosts: list[str | None] | None = None) -> list[str]:
+def said(windows: list[list[list[float]]], hosts: Sequence[str | None] | None = None) -> list[str]:
     """What is said of these windows of ranks of (data wait, compute, communication) seconds a step."""
     watcher = Stragglers(hosts or [f"node-{rank}" for rank in range(len(windows[0]))])
     return [alarm.reason for window in windows for alarm in watcher.see(np.array(window))]
