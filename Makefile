@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= $(CURDIR)/runs
 
-.PHONY: demo test lint bench lock browser clean
+.PHONY: demo cluster-demo test lint bench lock browser clean
 
 demo: .venv/installed
 	$(BIN)/python -m data import source=synthetic out=$(RUNS)/demo/data
 	$(BIN)/python -m pretrain pretrain/recipes/synthetic.yaml data=$(RUNS)/demo/data run=$(RUNS)/demo/pretrain cluster.num_workers=2
 	$(BIN)/python -m finetune finetune/recipes/synthetic.yaml data=$(RUNS)/demo/data encoder=$(RUNS)/demo/pretrain out=$(RUNS)/demo/finetune cluster.num_workers=2
 	@echo "report: $(RUNS)/demo/finetune/report.html"
+
+# The same on a Ray cluster of this machine: a head and two workers, token authentication on, two submitted jobs.
+cluster-demo: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" clusters/demo.sh $(RUNS)/cluster-demo
 
 test: .venv/installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -14,8 +14,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from clusters import distributed, scaling, security, tracking
+from clusters import distributed, preflight, scaling, security, tracking
 from clusters.config import Config, InputError
+from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 from clusters.workers import ClusterConfig
 
@@ -53,12 +54,13 @@ def launch(
     cluster: ClusterConfig,
     run: Folder,
     sizes: Sequence[int] | None = None,
+    needs: Needs = NOTHING,
 ) -> dict[str, Any]:
     """Run `function(config)` on every worker and return what rank 0 returns.
 
     `function` stands at the top level of a module; it and the config reach the workers as they are. `sizes`: of the
     numbers of workers that the cluster's config allows, those among which the work can be divided; none: all.
-    Raises InputError where the cluster is too small, and passes on one that a worker raises.
+    Raises InputError where the cluster is too small or a node lacks what the run `needs`, and what a worker raises.
     """
     if cluster.num_workers == 0:
         return function(config)
@@ -72,6 +74,8 @@ def launch(
     try:
         sizes = sizes or cluster.sizes
         use_gpu = check_resources(cluster, sizes)
+        worker = {"CPU": cluster.cpus_per_worker, "GPU": float(use_gpu)}
+        preflight.check_nodes(run.location, needs, worker, sizes[0])
         return _train(function, config, cluster, run, use_gpu, sizes)
     finally:
         if follower is not None:

@@ -1,21 +1,22 @@
 """What a run says while it trains: metrics.jsonl always, W&B on rank 0, one readable line an interval."""
 
+import hashlib
 import json
 import math
 import os
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from clusters import distributed, privacy
 from clusters.config import Config
+from clusters.gauges import Gauges, gauges_are_read
 from clusters.storage import Folder
+from clusters.wandb_run import Made, WandbRun
 
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
@@ -37,6 +38,11 @@ class TrackingConfig(Config):
     project: str = Field(default="manyview", description="W&B project")
     every_steps: int = Field(default=10, ge=1, description="steps between records of metrics")
     every_s: float = Field(default=10.0, gt=0, description="seconds between progress lines")
+
+    def apply_privacy(self) -> None:
+        """What `strict` asks of this process, before libraries are imported that might call somebody."""
+        if self.privacy == "strict":
+            privacy.go_offline()
 
     @model_validator(mode="after")
     def _strict_is_offline(self) -> "TrackingConfig":
@@ -93,30 +99,47 @@ class LogFollower:
 class Tracker:
     """Metrics of one run. Make one on every rank; rank 0 writes.
 
-    The W&B run id stands in the run folder, so that a resumed run continues its curves. W&B must never
-    stop a training: whatever it raises is said once and it is left alone.
+    `part` is what the run does: pretraining or fine-tuning. `group`: the name under which W&B shows it beside others of
+    its recipe (`recipe_name`). Metrics go to metrics.jsonl always, and to W&B and Ray's own endpoint where those are.
     """
 
-    def __init__(self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: Folder,
+        config: TrackingConfig,
+        title: str,
+        run_config: dict[str, Any],
+        part: str = "training",
+        group: str | None = None,
+    ) -> None:
         self._folder = run
         self._section = ""
         self._unwritten: list[str] = []
-        self._wandb: Any = None
-        self._strict = config.privacy == "strict"
-        if self._strict:
+        self._wandb: WandbRun | None = None
+        self._gauges: Gauges | None = None
+        strict = config.privacy == "strict"
+        if strict:
             privacy.go_offline()
             privacy.close_folder(run)
-        if distributed.is_main() and config.wandb != "disabled":
-            self._guard(lambda: self._start_wandb(run, config, title, run_config))
+            title, run_config = "private", privacy.without_places(run_config)
+        if not distributed.is_main():
+            return
+        self._gauges = Gauges(title, part) if gauges_are_read() else None
+        if config.wandb != "disabled":
+            mode = config.wandb
+            if mode == "auto":
+                mode = "online" if os.environ.get("WANDB_API_KEY") and not strict else "offline"
+            told = {"project": config.project, "name": title, "group": group, "mode": mode, "config": run_config}
+            self._wandb = WandbRun(run, part, strict, told)
 
     def start_section(self, folder: Folder, name: str, scores: Sequence[str] = ()) -> None:
-        """From now on metrics.jsonl stands in this folder and W&B names begin with `name/`.
+        """From now on metrics.jsonl stands in this folder, and names elsewhere tell of this stage.
 
         Of `scores` W&B's table of runs shows the largest value instead of the last one.
         """
-        self._folder, self._section = folder, f"{name}/"
+        self._folder, self._section = folder, name
         if self._wandb is not None:
-            self._guard(lambda: self._define(name, scores))
+            self._wandb.define(name, scores)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record numbers at a step; a `/` in a name groups them. A value that is not finite is written as null."""
@@ -125,21 +148,23 @@ class Tracker:
         finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         self._record({"step": step, "time": round(time.time(), 3), **finite})
         if self._wandb is not None:
-            named = {f"{self._section}{k}": v for k, v in metrics.items()}
-            # Never `step=`: W&B drops what a resumed run replays below its last step.
-            self._guard(lambda: self._wandb.log({f"{self._section}step": step, **named}))
+            self._wandb.log(self._section, step, metrics)
+        if self._gauges is not None:
+            self._gauges.show(self._section, step, metrics)
 
     def alarm(self, step: int, kind: str, reason: str) -> None:
         """Say that something goes wrong, record it, and have W&B tell who watches."""
         if not distributed.is_main():
             return
-        section = self._section.rstrip("/")
-        say(f"{section}  step {step}  {kind}: {reason}")
+        say(f"{self._section}  step {step}  {kind}: {reason}")
         self._record({"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason})
         if self._wandb is not None:
-            self._guard(
-                lambda: self._wandb.alert(title=f"{section}: {kind}", text=f"step {step}: {reason}", level="WARN")
-            )
+            self._wandb.alert(f"{self._section}: {kind}", f"step {step}: {reason}")
+
+    def made(self, what: Made, made_from: Sequence[Made]) -> None:
+        """At the end: what this run has made, and from what."""
+        if self._wandb is not None:
+            self._wandb.made(what, made_from)
 
     def _record(self, record: dict[str, Any]) -> None:
         """One more line of metrics.jsonl; what a full disk refuses goes with a later one, and training goes on."""
@@ -166,57 +191,18 @@ class Tracker:
     def close(self) -> None:
         """Flush W&B."""
         if self._wandb is not None:
-            kept = self._wandb.settings.sync_dir if self._strict else None
-            self._guard(lambda: self._wandb.finish())
-            privacy.remove_logs(kept)
+            self._wandb.finish()
             self._wandb = None
 
-    def _start_wandb(self, run: Folder, config: TrackingConfig, title: str, run_config: dict[str, Any]) -> None:
-        import wandb
 
-        if not run.exists("wandb.json"):
-            run.write_json("wandb.json", {"id": uuid.uuid4().hex[:12]})
-        mode = config.wandb
-        if mode == "auto":
-            mode = "online" if os.environ.get("WANDB_API_KEY") and not self._strict else "offline"
-        directory = run.path or Path.home() / ".cache" / "manyview"
-        directory.mkdir(parents=True, exist_ok=True)
-        self._wandb = wandb.init(
-            project=config.project,
-            id=run.read_json("wandb.json")["id"],
-            name="private" if self._strict else title,
-            resume="allow",
-            mode=mode,
-            dir=str(directory),
-            config=privacy.without_places(run_config) if self._strict else run_config,
-            # Console output and source code may hold names of patients: they stay here.
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                save_code=False,
-                x_disable_meta=True,
-                **(privacy.STRICT_SETTINGS if self._strict else {}),
-            ),
-        )
+def recipe_name(words: str, recipe: dict[str, Any]) -> str:
+    """The words and a short hash of what determines the result, whatever the data and the seed."""
+    return f"{words}-{hash_of(recipe)[:8]}"
 
-    def _define(self, name: str, scores: Sequence[str]) -> None:
-        """Curves over the section's own steps."""
-        self._wandb.define_metric(f"{name}/step", hidden=True)
-        self._wandb.define_metric(f"{name}/*", step_metric=f"{name}/step")
-        for score in scores:
-            self._wandb.define_metric(f"{name}/{score}", step_metric=f"{name}/step", summary="max")
 
-    def _guard(self, call: Any) -> None:
-        try:
-            call()
-        except Exception as error:
-            print(
-                f"W&B is left out from here on ({type(error).__name__}: {error}); metrics.jsonl goes on",
-                flush=True,
-            )
-            self._wandb = None
+def hash_of(value: Any) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:

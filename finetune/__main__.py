@@ -41,9 +41,12 @@ key                                  default          meaning
 
 def _run(argv: Sequence[str]) -> None:
     from finetune.config import FinetuneConfig
+
+    config = load_config(FinetuneConfig, argv)
+    config.tracking.apply_privacy()
     from finetune.run import finetune
 
-    finetune(load_config(FinetuneConfig, argv))
+    finetune(config)
 
 
 def _main(argv: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from clusters.config import InputError, absolute, describe, load_config
 from clusters.launch import launch
+from clusters.preflight import Needs
 from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
@@ -56,7 +57,9 @@ key                                  default          meaning
 
 def run(argv: Sequence[str]) -> None:
     """The command."""
-    efficiency(load_config(EfficiencyConfig, argv))
+    config = load_config(EfficiencyConfig, argv)
+    config.tracking.apply_privacy()
+    efficiency(config)
 
 
 def efficiency(config: EfficiencyConfig) -> None:
@@ -139,7 +142,7 @@ def _fit_all(
     if not wanted:
         return {}
     plain = config.plain()
-    launch(work, plain, config.cluster, out)
+    launch(work, plain, config.cluster, out, needs=Needs([config.data]))
     found: dict[str, Point] = {}
     rows, values, read = np.empty(0, dtype=np.int64), np.empty((0, 0)), ""
     for entrant, share, draw in wanted:

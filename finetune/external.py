@@ -81,6 +81,7 @@ def run(argv: Sequence[str]) -> None:
     """Check everything, then evaluate on one dataset after the other; what is finished is reused."""
     words = [f"results={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else list(argv)
     config = load_config(EvaluateConfig, words)
+    config.tracking.apply_privacy()
     data = [absolute(location) for location in config.data]
     config = config.model_copy(update={"results": absolute(config.results), "out": absolute(config.out), "data": data})
     trained = open_trained(config.results)

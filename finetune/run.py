@@ -9,8 +9,9 @@ import numpy as np
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
+from clusters.preflight import Needs, needed_bytes
 from clusters.storage import Folder
-from clusters.tracking import Tracker, say
+from clusters.tracking import say
 from data.dataset import open_dataset
 from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
 from finetune.checks import check_full
@@ -20,9 +21,10 @@ from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contend
 from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.heads import pool_images
+from finetune.lineage import tell_lineage, tracker_of
 from finetune.linear import Choice, fit_linear
 from finetune.model_folder import MODEL_FILES, write_model
-from pretrain.encoder_folder import SEEN, Seen, read_seen
+from pretrain.encoder_folder import SEEN, WEIGHTS, Seen, encoder_folder, read_seen
 from pretrain.export import seen_in, seen_table
 
 RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
@@ -60,7 +62,7 @@ def finetune(config: FinetuneConfig) -> None:
     out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
 
     started = time.time()
-    launch(work, config, config.cluster, out, sizes)
+    launch(work, config, config.cluster, out, sizes, _needs(config, entrants))
     heads = {entrant.name: _fit(entrant, cohort, config, out) for entrant in entrants}
     _finish(config, out, cohort, identity, heads, warnings, started)
 
@@ -71,8 +73,7 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
 
     out, dataset = Folder(config.out), open_dataset(config.data, config.loader.place)
     cohort = choose_cohort(dataset, config)
-    name = out.location.rsplit("/", 1)[-1]
-    tracker = Tracker(out, config.tracking, name, config.model_dump(mode="json"))
+    tracker = tracker_of(config)
     for entrant in contenders(config):
         if entrant.kind in IMAGE_NUMBERS:
             size_px, compute = IMAGE_NUMBERS[entrant.kind]
@@ -85,6 +86,7 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
             size_px, compute = config.size_px or card.size_px, images_to_numbers(encoder, card, config)
         folder, rows = _cache(entrant, cohort, config, out)
         compute_parts(folder, dataset, rows, size_px, config.feature_batch_size, compute, entrant.name, config.tracking)
+    tell_lineage(tracker, config, dataset.fingerprint, contenders(config))
     tracker.close()
     return {}
 
@@ -246,6 +248,13 @@ def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
     locations = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
     features = config.features and absolute(config.features)
     return config.model_copy(update={**locations, "baselines": baselines, "features": features})
+
+
+def _needs(config: FinetuneConfig, entrants: list[Contender]) -> Needs:
+    """Of full training: its weights, the best ones, and the optimiser's two numbers for each."""
+    trained = [entrant for entrant in entrants if entrant.kind == "encoder" and config.head == "full"]
+    largest = max((encoder_folder(entrant.location).size(WEIGHTS) for entrant in trained), default=0)
+    return Needs([config.data], needed_bytes(4 * largest, config.checkpoint.keep))
 
 
 def _possible_workers(config: FinetuneConfig) -> list[int]:

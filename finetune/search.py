@@ -15,13 +15,15 @@ from pydantic import Field, field_validator
 
 from clusters.config import Config, InputError, absolute, describe, load_config
 from clusters.launch import launch
+from clusters.preflight import Needs
 from clusters.search import one_ray, run_trials
 from clusters.storage import Folder
-from clusters.tracking import Tracker, say
+from clusters.tracking import say
 from data.dataset import open_dataset
 from finetune.cohort import choose_cohort, find_leaks
 from finetune.config import FinetuneConfig, SgdConfig, Strength
 from finetune.contenders import contenders
+from finetune.lineage import tracker_of
 from finetune.run import LEDGER, finetune, numbers_of, work
 from finetune.search_page import score_of, search_page, summary
 from finetune.sweeps import SWEEP, claim
@@ -98,7 +100,9 @@ key                                  default          meaning
 
 def run(argv: Sequence[str]) -> None:
     """The command."""
-    search(load_config(SearchConfig, argv))
+    config = load_config(SearchConfig, argv)
+    config.tracking.apply_privacy()
+    search(config)
 
 
 def search(config: SearchConfig) -> None:
@@ -148,7 +152,7 @@ def train_trial(config: FinetuneConfig) -> None:
         if config.head == "full":
             from finetune.loop import train_full
 
-            tracker = Tracker(out, config.tracking, out.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
+            tracker = tracker_of(config)
             train_full(entrant, cohort, config, out / "training" / entrant.name, tracker)
             tracker.close()
             found = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
@@ -172,7 +176,7 @@ def _trials(config: SearchConfig, out: Folder) -> list[Row]:
     missing = [trial for trial in trials if not Folder(trial.out).exists(TRIAL)]
     say(f"{len(trials)} pairs of learning rate and weight decay, {len(missing)} to train")
     if missing and config.head == "linear":
-        launch(work, config.model_copy(update={"baselines": []}), config.cluster, out)
+        launch(work, config.model_copy(update={"baselines": []}), config.cluster, out, needs=Needs([config.data]))
     run_trials(train_trial, missing, config.cluster, out)
     return [
         {"lr": lr, "weight_decay": decay, **Folder(trial.out).read_json(TRIAL)}

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusters.config import InputError, describe, load_config, nearest, run_main
-from clusters.privacy import go_offline
 
 
 def _help() -> str:
@@ -45,8 +44,7 @@ def _pretrain(argv: Sequence[str]) -> None:
     from pretrain.config import PretrainConfig
 
     config = load_config(PretrainConfig, argv)
-    if config.tracking.privacy == "strict":
-        go_offline()
+    config.tracking.apply_privacy()
     from pretrain.run import pretrain  # after it, since networks take seconds to import: a refusal comes without
 
     pretrain(config)

@@ -104,6 +104,17 @@ class PretrainConfig(Config):
         """The stage's own views, else the recipe's."""
         return self.stages[number].views or self.views
 
+    def words(self) -> str:
+        """Methods and encoder, for people: `simclr-micle-resnet50`."""
+        return "-".join([*(stage.method for stage in self.stages), self.encoder.name])
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that determine the result, whatever the data, the seed and the weights to start from."""
+        of_views = [self.stage_views(number).model_dump(mode="json") for number in range(len(self.stages))]
+        stages = [stage.model_dump(mode="json", exclude={"views"}) for stage in self.stages]
+        settings = {"precision": self.precision, "batch_norm_group": self.compute.batch_norm_group}
+        return {"stages": stages, "views": of_views, "encoder": self.encoder.structure(), **settings}
+
     def stage_identity(
         self, number: int, dataset_identity: Any, previous: str | None, began_from: str | None = None
     ) -> dict[str, Any]:

@@ -1,13 +1,22 @@
-"""Whether the batches of a run fit into its GPUs, known before the first step."""
+"""Whether a run fits: its batches into its GPUs and its checkpoints onto a disk, known before the first step."""
 
 from collections.abc import Sequence
 
 from clusters import distributed
 from clusters.config import InputError
+from clusters.preflight import Needs, needed_bytes
 from clusters.tracking import say
 from pretrain.config import PretrainConfig
-from pretrain.footprint import Footprint, footprint, usable
+from pretrain.footprint import Footprint, checkpoint_bytes, footprint, usable
 from pretrain.workers import possible_workers
+
+
+def needs_of(config: PretrainConfig) -> Needs:
+    """What a run asks of the nodes of a cluster; the largest stage's checkpoints, since each stage keeps its own."""
+    if config.cluster.num_workers == 0:
+        return Needs()
+    largest = max(checkpoint_bytes(config, number) for number in range(len(config.stages)))
+    return Needs(config.locations, needed_bytes(largest, config.checkpoint.keep + config.checkpoint.keep_best))
 
 
 def check_memory(config: PretrainConfig, numbers: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from pretrain.ledger import Ledger, num_bytes
 from pretrain.methods import METHODS
 from pretrain.methods.method import Method
 from pretrain.optim import build_optimizer
+from pretrain.stage import StageConfig
 from pretrain.training import build_module
 
 COUNTED_AT = (256, 512)
@@ -111,12 +112,7 @@ def footprint(config: PretrainConfig, number: int, recompute: bool | None = None
     if config.compute.checkpoint_activations if recompute is None else recompute:
         checkpoint_activations(module.encoder, config.encoder.name)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        module.to_empty(device="cpu")
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        optimizer = build_optimizer(module, stage.optim)
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
+        optimizer = _stepped(module, stage)
         small, large = (_count(module, optimizer, config, size, batch) for batch in COUNTED_AT)
     lines = {name: _line(getattr(small, name), getattr(large, name)) for name in ("held", "peak", "flops", "traffic")}
     encoder, weights = (sum(p.numel() for p in m.parameters()) for m in (module.encoder, module))
@@ -124,14 +120,38 @@ def footprint(config: PretrainConfig, number: int, recompute: bool | None = None
         encoder_parameters=encoder,
         head_parameters=weights - encoder,
         weights=num_bytes([*module.parameters(), *module.buffers()]),
-        gradients=num_bytes(parameters),
-        optimiser=num_bytes(value for state in optimizer.state.values() for value in state.values()),
+        gradients=num_bytes(p for p in module.parameters() if p.requires_grad),
+        optimiser=_moments(optimizer),
         averages=_averages(module) if stage.ema else 0,
         update=large.update,
         input_per_sample=2 * 3 * size * size,  # in colours, also for an encoder of grey images
         loss=partial(METHODS[stage.method].loss_bytes, stage),  # type: ignore[arg-type]
         **lines,
     )
+
+
+def checkpoint_bytes(config: PretrainConfig, number: int) -> int:
+    """`Footprint.checkpoint` of a stage, without counting a step."""
+    module, stage = _without_numbers(config, number), config.stages[number]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        optimizer = _stepped(module, stage)
+    weights = num_bytes([*module.parameters(), *module.buffers()])
+    return weights + _moments(optimizer) + (_averages(module) if stage.ema else 0)
+
+
+def _stepped(module: Method, stage: StageConfig) -> torch.optim.Optimizer:
+    """An optimiser that has taken a step and so holds its state, within a mode of fake tensors."""
+    module.to_empty(device="cpu")
+    optimizer = build_optimizer(module, stage.optim)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> int:
+    return num_bytes(value for state in optimizer.state.values() for value in state.values())
 
 
 @dataclass(frozen=True)

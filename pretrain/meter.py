@@ -13,6 +13,8 @@ from clusters.config import InputError
 from clusters.stopwatch import Stopwatch
 
 DIVERGED = "lower this stage's optim.lr or lengthen its warmup, and set on_change=redo; earlier checkpoints are kept"
+TIMES = ("data_wait", "compute", "communication")
+"""Of which ranks are compared."""
 PARTS = ("data_wait", "step", "optimizer", "checkpoint", "probe")
 
 
@@ -21,11 +23,13 @@ class Meter:
 
     The parts are shares of all the time: `data_wait` from the end of a step until the next batch lies ready on the
     device, `step` forward and backward, `optimizer`, `checkpoint`, `probe`. `communication` is what of them goes into
-    collectives (`distributed.time_collectives` says which). What is left is logging and health.
+    collectives (`distributed.time_collectives` says which). What is left is logging and health. `seconds_a_step` are
+    this rank's in the last window, the communication taken out of its computing.
     """
 
     def __init__(self, batch_size: int, optimizer: torch.optim.Optimizer) -> None:
         self._batch_size = batch_size
+        self.seconds_a_step = dict.fromkeys(TIMES, 0.0)
         self._stopwatch = Stopwatch(distributed.device())
         distributed.time_collectives(self._stopwatch)
         optimizer.register_step_pre_hook(lambda *_: self._stopwatch.start("optimizer"))
@@ -71,6 +75,9 @@ class Meter:
     def _times(self, num_steps: int) -> dict[str, float]:
         parts = self._stopwatch.read()
         seconds = time.perf_counter() - self._started
+        own = parts.get("step", 0.0) - parts.get("communication", 0.0)
+        times = (parts.get("data_wait", 0.0), max(0.0, own), parts.get("communication", 0.0))
+        self.seconds_a_step = {name: seconds / num_steps for name, seconds in zip(TIMES, times)}
         parts["step"] = parts.get("step", 0.0) - parts.get("optimizer", 0.0)
         names = PARTS if distributed.world_size() == 1 else (*PARTS, "communication")
         shares = {f"time/{name}": parts.get(name, 0.0) / seconds for name in names}

@@ -11,13 +11,14 @@ from clusters import distributed
 from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
 from clusters.storage import Folder
-from clusters.tracking import Tracker, say
+from clusters.tracking import Tracker, recipe_name, say
+from clusters.wandb_run import Made
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
 from pretrain.compute import checkpoint_activations
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
-from pretrain.fits import check_memory
+from pretrain.fits import check_memory, needs_of
 from pretrain.heads import first_layers
 from pretrain.initial_weights import check_start
 from pretrain.leakage import check_leakage, check_seen_before, pretraining_rows
@@ -51,7 +52,7 @@ def pretrain(config: PretrainConfig) -> None:
         sizes = possible_workers(config)
         for line in elastic_remarks(config, sizes):
             say(line)
-        launch(train, config, config.cluster, run, sizes)
+        launch(train, config, config.cluster, run, sizes, needs_of(config))
     print(f"encoder: {run / 'encoder'}")
 
 
@@ -59,7 +60,8 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     """What each worker runs: every stage that is not finished, one after another."""
     run, dataset = Folder(config.run), open_datasets(config.locations, config.weights, config.loader.place)
     rows = pretraining_rows(dataset, config)
-    tracker = Tracker(run, config.tracking, run.location.rsplit("/", 1)[-1], config.model_dump(mode="json"))
+    name, told = run.location.rsplit("/", 1)[-1], config.model_dump(mode="json")
+    tracker = Tracker(run, config.tracking, name, told, "pretraining", recipe_name(config.words(), config.recipe()))
     previous: Folder | None = None
     fingerprint: str | None = None
     folders = [run / config.stage_name(number) for number in range(len(config.stages))]
@@ -79,6 +81,8 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     if distributed.is_main() and previous is not None:
         copy_encoder(previous / "encoder", run / "encoder")
         write_report(run, config, dataset, rows)
+        datasets = [Made("dataset", part.fingerprint, part.location) for part in parts_of(dataset)]
+        tracker.made(Made("encoder", str(fingerprint), str(run / "encoder")), datasets)
     tracker.close()
     return {"encoder": fingerprint}
 

@@ -1,5 +1,6 @@
 """What is measured, said and judged while a stage trains."""
 
+import socket
 import time
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,9 +16,10 @@ from data.combined import AnyDataset
 from pretrain.alarms import Alarms
 from pretrain.config import PretrainConfig
 from pretrain.health import measure, possible_directions
-from pretrain.meter import DIVERGED, Meter
+from pretrain.meter import DIVERGED, TIMES, Meter
 from pretrain.methods.method import Output
 from pretrain.monitor import Pace, num_probed, probe, probe_dataset
+from pretrain.stragglers import Stragglers, waiting_share
 from pretrain.training import Training
 
 
@@ -51,6 +53,8 @@ class Watch:
         self._alarms = Alarms(self._total_steps, _more_data(config))
         width = config.stages[number].projection_dim
         self._alarms.possible_directions = possible_directions(self._batch_size, width)
+        named = config.tracking.privacy == "normal"
+        self._stragglers = Stragglers(distributed.gather_objects(socket.gethostname() if named else None))
         for record in tracker.records():  # those of before a resume
             self._alarms.see(record["step"], record)
 
@@ -90,12 +94,24 @@ class Watch:
         metrics["lr"] = self._training.rate(done - 1)
         metrics["epoch"] = done * self._batch_size / self._num_samples
         metrics |= measure(output)
+        metrics |= self._compare_ranks(done)
         self._tracker.log(done, metrics)
         self._progress.line(done, {k: metrics[k] for k in ("loss", "lr", "samples_per_s") if k in metrics})
         if distributed.is_main():
             for alarm in self._alarms.see(done, metrics):
                 self._tracker.alarm(done, alarm.kind, alarm.reason)
         report(metrics)
+
+    def _compare_ranks(self, done: int) -> dict[str, float]:
+        """How long the ranks wait for the slowest one, which is named where it is always the same."""
+        if distributed.world_size() == 1:
+            return {}
+        mine = torch.tensor([[self._meter.seconds_a_step[name] for name in TIMES]], device=distributed.device())
+        seconds_RC = distributed.gather(mine).double().cpu().numpy()
+        if distributed.is_main():
+            for alarm in self._stragglers.see(seconds_RC):
+                self._tracker.alarm(done, alarm.kind, alarm.reason)
+        return {"time/waiting_for_slowest": waiting_share(seconds_RC)}
 
     def _probe(self, done: int) -> dict[str, float]:
         module = self._training.module

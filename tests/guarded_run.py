@@ -1,4 +1,4 @@
-"""Run `python -m pretrain …` where no socket may leave this machine: `python tests/guarded_run.py LOG words…`.
+"""Run `python -m ROOM …` where no socket may leave this machine: `python tests/guarded_run.py LOG ROOM words…`.
 
 Every attempt is written to LOG and refused. What starts processes in other languages (W&B's core) is caught by the
 proxy that the environment names.
@@ -32,5 +32,6 @@ def no_names(host: object, *others: object, **named: object) -> object:
 socket.socket.connect = only_here  # type: ignore[method-assign]
 socket.getaddrinfo = no_names  # type: ignore[assignment]
 if __name__ == "__main__":
-    sys.argv = ["pretrain", *sys.argv[2:]]
-    runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
+    room = sys.argv[2]
+    sys.argv = [room, *sys.argv[3:]]
+    runpy.run_module(room, run_name="__main__", alter_sys=True)

@@ -1,5 +1,7 @@
 """What the tests run on one process and on two gloo processes alike."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from finetune.config import FinetuneConfig
 from finetune.full_config import LossConfig
 from finetune.losses import LabelLoss, supervised_contrastive
 from finetune.run import work
+from pretrain import loop
 from pretrain.config import PretrainConfig
 from pretrain.encoder import SIMCLR_RESNETS, create_encoder
 from pretrain.health import measure
@@ -149,6 +152,38 @@ def overtaken_stage(values: dict[str, Any]) -> tuple[str, str]:
         return type(error).__name__, str(error)
     finally:
         Training.step = step_of  # type: ignore[method-assign]
+
+
+def slowed_stage(values: dict[str, Any]) -> str:
+    """Run a recipe in which rank 1 is slow in each step: in its loader (`data_wait`), or in computing (`compute`).
+
+    By so much that a busy machine, which makes all steps longer, does not hide it.
+    """
+    cause = values.pop("slow")
+    batches_of, step_of = loop.fed_batches, Training.step
+
+    def slow_batches(*arguments: Any) -> Iterator[Any]:
+        step_s = 0.0
+        for batch in batches_of(*arguments):
+            time.sleep(max(0.3, 2 * step_s))
+            started = time.monotonic()
+            yield batch
+            step_s = time.monotonic() - started
+
+    def slow_step(*arguments: Any) -> Output:
+        started = time.monotonic()
+        output = step_of(*arguments)
+        time.sleep(max(0.3, 2 * (time.monotonic() - started)))
+        return output
+
+    try:
+        if distributed.rank() == 1 and cause == "data_wait":
+            loop.fed_batches = slow_batches
+        if distributed.rank() == 1 and cause == "compute":
+            Training.step = slow_step  # type: ignore[method-assign, assignment]
+        return train(PretrainConfig.model_validate(values))["encoder"]
+    finally:
+        loop.fed_batches, Training.step = batches_of, step_of  # type: ignore[method-assign]
 
 
 def finetune_work(values: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "clusters"
 RECIPES = [
     "local.sh",
+    "demo.sh",
     "aws.yaml",
     "gcp.yaml",
     "kuberay/rayjob.yaml",
@@ -105,6 +106,8 @@ PLANTED = [
     ("local.sh", "--num-cpus=0", "--num-cpu=0", "no --num-cpu (nearest: --num-cpus)", "start head --head"),
     ("local.sh", "umask 077\n", "", "readable by others; add `umask 077`", "#!"),
     ("local.sh", "ray job list", "pkill raylet", "ends processes by name", "pkill"),
+    ("demo.sh", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "authentication is turned off", "MODE=disabled"),
+    ("demo.sh", "    clusters/local.sh down", "    pkill ray", "ends processes by name", "pkill"),
     ("slurm.sh", "--ntasks-per-node", "--ntask-per-node", "nearest: ntasks-per-node", "--ntask-per"),
     ("slurm.sh", "umask 077\n", "umask 077\n#SBATCH --mem=4G\n", "no #SBATCH after the first command", "--mem=4G"),
     ("slurm.sh", "--min-nodes", "--minnodes", "no --minnodes (nearest: --min-nodes)", "srun"),
@@ -131,7 +134,7 @@ PLANTED = [
 def test_every_recipe_is_right_and_opens_with_its_commands(recipe: str) -> None:
     text = (FOLDER / recipe).read_text()
     assert check(recipe, text)[1] == []
-    head = text.split("\n\n")[0] if recipe != "local.sh" else text.split("set -euo")[0]
+    head = text.split("\n\n")[0] if recipe not in ("local.sh", "demo.sh") else text.split("set -euo")[0]
     opening = [line for line in head.splitlines() if line.startswith("#")]
     for word in ("watch", "take down", "submit") if recipe != "Dockerfile" else ("build", "push", "take away"):
         assert any(word in line for line in opening), word

@@ -6,12 +6,16 @@ The undisturbed run that they must equal, bit for bit, is two plain gloo process
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,9 @@ RAY_ENVIRONMENT = {
     "RAY_AUTH_TOKEN": secrets.token_hex(16),
     "OMP_NUM_THREADS": "1",
 }
+
+CANARY = "zz" + "canary" * 5 + "0123456789"
+"""As long as a W&B key."""
 
 pytestmark = pytest.mark.timeout(600)  # Ray takes most of a minute to start workers, on a busy machine several
 
@@ -94,27 +101,61 @@ def wait_for(condition: Any, timeout_s: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def test_a_worker_killed_by_sigkill_costs_nothing(synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = [sys.executable, *command(synthetic_dataset, tmp_path)]
-    with (tmp_path / "output.txt").open("w") as output:
-        driver = subprocess.Popen(words, cwd=ROOT, env=RAY_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+@dataclass(frozen=True)
+class Killed:
+    """A run of which a worker was killed, once it has ended well."""
+
+    run: Path
+    session: Path
+    said: str
+    argvs: list[str]
+
+
+@pytest.fixture(scope="module")
+def killed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
+    """With keys in its environment, and a folder of its own for what Ray leaves."""
+    folder = tmp_path_factory.mktemp("killed")
+    run, session = folder / "run", Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))  # short, for Ray's sockets
+    words = [sys.executable, *command(synthetic_dataset, folder), "tracking.wandb=offline"]
+    keys = {"WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "RAY_TMPDIR": str(session)}
+    with (folder / "output.txt").open("w") as output:
+        driver = subprocess.Popen(
+            words, cwd=ROOT, env={**RAY_ENVIRONMENT, **keys}, stdout=output, stderr=subprocess.STDOUT
+        )
         try:
             wait_for(lambda: (run / "1-simclr/checkpoints/step-000000005/MANIFEST.json").exists(), 300, "a checkpoint")
+            argvs = []
+            for child in psutil.Process(driver.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    argvs.append(" ".join(child.cmdline()))
             victims = ray_workers(driver)
             assert len(victims) == 2
             assert {victim.nice() for victim in victims} == {psutil.Process().nice()}, "Ray would put training last"
             victims[1].send_signal(signal.SIGKILL)
-            assert driver.wait(270) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+            assert driver.wait(270) == 0, (folder / "output.txt").read_text()[-3000:]
         finally:
             driver.kill()
-    said = (tmp_path / "output.txt").read_text()
     assert not victims[1].is_running()
-    assert json.loads((run / "1-simclr/attempt.json").read_text())["attempt"] == 2, "the fault did not fire"
-    assert "1-simclr: resumed at step" in said
-    assert "ETA" in said
-    assert fingerprint(run) == undisturbed
-    assert not (run / ".ray").exists()
+    yield Killed(run, session, (folder / "output.txt").read_text(), argvs)
+    shutil.rmtree(session, ignore_errors=True)
+
+
+def test_a_worker_killed_by_sigkill_costs_nothing(killed: Killed, undisturbed: str) -> None:
+    attempt = json.loads((killed.run / "1-simclr/attempt.json").read_text())["attempt"]
+    assert attempt == 2, "the fault did not fire"
+    assert "1-simclr: resumed at step" in killed.said
+    assert "ETA" in killed.said
+    assert fingerprint(killed.run) == undisturbed
+    assert not (killed.run / ".ray").exists()
+
+
+def test_a_key_is_in_no_file_of_ray_s_session_and_in_no_command_line(killed: Killed) -> None:
+    assert any("raylet" in argv for argv in killed.argvs)  # so that Ray's own were looked at, too
+    assert not any(CANARY in argv for argv in killed.argvs)
+    assert CANARY not in killed.said
+    assert list(killed.session.rglob("raylet.out"))
+    for path in (*killed.session.rglob("*"), *killed.run.rglob("*")):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
 
 
 def meet_a_bad_image(_: PretrainConfig) -> dict[str, Any]:

@@ -57,58 +57,79 @@ def trap() -> Iterator[Trap]:
     one.close()
 
 
-def test_a_strict_run_sends_nothing_and_keeps_no_key_path_host_or_user(
-    synthetic_dataset: Dataset, tmp_path: Path, trap: Trap
-) -> None:
-    run, log = tmp_path / "mrs-example" / "run", tmp_path / "attempts.txt"
-    log.touch()
-    stage = {"method": "simclr", "batch_size": 8, "steps": 2, "projection_hidden": 16, "projection_dim": 8}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        yaml.safe_dump(
-            {
-                "encoder": {"name": "resnet18"},
-                "views": {"size_px": 32},
-                "stages": [stage],
-                "precision": "fp32",
-                "probe": {"every_steps": 9},
-            }
-        )
-    )
-    words = [str(recipe), f"data={synthetic_dataset.location}", f"run={run}", "tracking.privacy=strict"]
-    environment = {
-        **os.environ,
-        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), trap.url),
-        **{"WANDB_API_KEY": CANARY, "NO_PROXY": "", "no_proxy": "", "PYTHONPATH": str(ROOT)},
-    }
-    command = [sys.executable, str(ROOT / "tests/guarded_run.py"), str(log), *words, "tracking.every_steps=1"]
+RECIPE = {
+    "encoder": {"name": "resnet18"},
+    "views": {"size_px": 32},
+    "stages": [{"method": "simclr", "batch_size": 8, "steps": 2, "projection_hidden": 16, "projection_dim": 8}],
+    "precision": "fp32",
+    "probe": {"every_steps": 9},
+}
+
+
+def in_view(command: list[str], trap: Trap) -> tuple[str, set[str]]:
+    """Run a command to its good end with keys in its environment; what it prints, and all command lines meanwhile."""
+    named = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), trap.url)
+    keys = {"WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "NO_PROXY": "", "no_proxy": ""}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **named, **keys, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     argvs: set[str] = set()
     watcher = threading.Thread(target=_collect_argvs, args=(process, argvs))
     watcher.start()
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=540)
     watcher.join()
-
     assert process.returncode == 0, output
-    assert log.read_text() == ""
-    assert trap.asked == []
-    (kept,) = run.glob("wandb/offline-run-*/*.wandb")
-    curves = kept.read_bytes()
-    assert b"1-simclr/loss" in curves  # so that what is not in it could have been
-    private = [str(tmp_path), "mrs-example", str(ROOT), socket.gethostname(), "guarded_run.py", "recipe.yaml"]
-    private += [getpass.getuser()] if len(getpass.getuser()) > 4 else []
-    for word in private:
-        for path in run.glob("wandb/**/*"):
-            assert not path.is_file() or word.encode() not in path.read_bytes(), (word, path)
-    assert any("wandb-core" in argv for argv in argvs)  # so that it was looked at, too
+    return output, argvs
+
+
+def check_no_key(folder: Path, output: str, argvs: set[str]) -> None:
     assert not any(CANARY in argv for argv in argvs)
     assert CANARY not in output
-    for path in run.rglob("*"):
+    for path in folder.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
-        assert path.is_symlink() or not path.stat().st_mode & 0o077, path
-    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+
+
+@pytest.mark.timeout(600)
+def test_a_strict_run_sends_nothing_and_keeps_no_key_path_host_or_user(
+    synthetic_dataset: Dataset, tmp_path: Path, trap: Trap
+) -> None:
+    """Pretraining, then fine-tuning."""
+    folder, log, recipe = tmp_path / "mrs-example", tmp_path / "attempts.txt", tmp_path / "recipe.yaml"
+    log.touch()
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    run, out, data = folder / "run", folder / "out", f"data={synthetic_dataset.location}"
+    words = {
+        "pretrain": [str(recipe), data, f"run={run}", "tracking.every_steps=1"],
+        "finetune": [
+            str(ROOT / "finetune/recipes/synthetic.yaml"),
+            data,
+            f"encoder={run}",
+            f"out={out}",
+            "bootstrap.resamples=20",
+        ],
+    }
+    for room, made, curve in (("pretrain", run, b"1-simclr/loss"), ("finetune", out, b"fine-tuning")):
+        command = [str(ROOT / "tests/guarded_run.py"), str(log), room, *words[room], "tracking.privacy=strict"]
+        output, argvs = in_view(command, trap)
+        assert log.read_text() == ""
+        assert trap.asked == []
+        (kept,) = made.glob("wandb/offline-run-*/*.wandb")
+        assert curve in kept.read_bytes()  # so that what is not in it could have been
+        private = [str(tmp_path), "mrs-example", str(ROOT), socket.gethostname(), "guarded_run.py", "recipe.yaml"]
+        private += [getpass.getuser()] if len(getpass.getuser()) > 4 else []
+        for word in private:
+            for path in made.glob("wandb/**/*"):
+                assert not path.is_file() or word.encode() not in path.read_bytes(), (word, path)
+        assert any("wandb-core" in argv for argv in argvs)  # so that it was looked at, too
+        check_no_key(made, output, argvs)
+        for path in made.rglob("*"):
+            assert path.is_symlink() or not path.stat().st_mode & 0o077, path
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 def _collect_argvs(process: subprocess.Popen, argvs: set[str]) -> None:

@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl, a W&B offline run read back from its file, and lines for a person."""
 
 import json
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -10,8 +11,21 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from clusters.privacy import OFFLINE as OFFLINE_VARIABLES
 from clusters.storage import Folder
-from clusters.tracking import LogFollower, Progress, Tracker, TrackingConfig, duration, read_metrics, say, say_into
+from clusters.tracking import (
+    LogFollower,
+    Progress,
+    Tracker,
+    TrackingConfig,
+    duration,
+    read_metrics,
+    recipe_name,
+    say,
+    say_into,
+)
+from clusters.wandb_run import Made
+from pretrain.config import PretrainConfig
 
 OFFLINE = TrackingConfig(wandb="offline", project="manyview-tests")
 OFF = TrackingConfig(wandb="disabled", every_s=0.001)
@@ -73,20 +87,20 @@ def test_a_wandb_offline_run_reads_back_and_goes_on_under_the_same_id(tmp_path: 
             tracker.log(step, {"loss": 1 / step})
         tracker.close()
         time.sleep(1.1)  # the folders of W&B are named by the second
-    logged = [(line["1-simclr/step"], line["1-simclr/loss"]) for line in histories(tmp_path)]
+    logged = [(line["training/1-simclr/step"], line["training/1-simclr/loss"]) for line in histories(tmp_path)]
     assert logged == [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4)]
     assert run_ids(tmp_path) == {run.read_json("wandb.json")["id"]}
     lines = (tmp_path / "1-simclr/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-def test_wandb_groups_by_stage_and_part_shows_the_best_score_and_is_told_of_alarms(
+def test_wandb_has_three_sections_shows_the_best_score_and_is_told_of_alarms(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = Tracker(Folder(tmp_path), OFFLINE, "demo", {})
+    tracker = Tracker(Folder(tmp_path), OFFLINE, "demo", {}, "pretraining", "simclr-0123")
     tracker.start_section(Folder(tmp_path / "1-simclr"), "1-simclr", ["probe/knn_auroc"])
     for step, score in ((1, 0.8), (2, 0.7)):
-        tracker.log(step, {"loss": 2.0, "health/std_projection": 0.3, "time/data_wait": 0.1})
+        tracker.log(step, {"loss": 2.0, "health/std_projection": 0.3, "time/data_wait": 0.1, "samples_per_s": 9.0})
         tracker.log(step, {"probe/knn_auroc": score})
     tracker.alarm(2, "collapse", "nothing is learned")
     tracker.close()
@@ -94,21 +108,69 @@ def test_wandb_groups_by_stage_and_part_shows_the_best_score_and_is_told_of_alar
     wait_until_written(tmp_path)
 
     names = {name for line in histories(tmp_path) for name in line if not name.startswith("_")}
-    shown = ("step", "loss", "health/std_projection", "time/data_wait", "probe/knn_auroc")
-    assert names == {f"1-simclr/{name}" for name in shown}
+    learned = {f"pretraining/1-simclr/{name}" for name in ("step", "loss", "health/std_projection", "probe/knn_auroc")}
+    assert names == learned | {"system/1-simclr/time/data_wait", "system/1-simclr/samples_per_s"}
     steps = {metric.name or metric.glob_name: metric.step_metric for metric in records(tmp_path, "metric")}
-    assert steps["1-simclr/*"] == steps["1-simclr/probe/knn_auroc"] == "1-simclr/step"
+    for curve in ("pretraining/1-simclr/*", "pretraining/1-simclr/probe/knn_auroc", "system/1-simclr/*"):
+        assert steps[curve] == "pretraining/1-simclr/step"
     summary: dict[str, Any] = {}
     for update in records(tmp_path, "summary"):
         summary |= numbers(update.update)
-    assert summary["1-simclr/probe/knn_auroc"] == {"max": 0.8}
+    assert summary["pretraining/1-simclr/probe/knn_auroc"] == {"max": 0.8}
     (alert,) = records(tmp_path, "alert")
     assert (alert.title, alert.text) == ("1-simclr: collapse", "step 2: nothing is learned")
+    run = next(records(tmp_path, "run"))
+    assert (run.run_group, run.job_type, run.display_name) == ("simclr-0123", "pretraining", "demo")
 
     *_, last = read_metrics(Folder(tmp_path / "1-simclr"))
     assert (last["step"], last["alarm"], last["reason"]) == (2, "collapse", "nothing is learned")
     tracker.rewind(1)
     assert [record["step"] for record in tracker.records()] == [1, 1]
+
+
+@pytest.mark.parametrize("privacy", ["normal", "strict"])
+def test_lineage_is_told_by_references_of_which_nothing_is_copied(
+    tmp_path: Path, privacy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in OFFLINE_VARIABLES.items():  # which strict sets, and this test takes back
+        monkeypatch.setenv(name, value)
+    (tmp_path / "images").write_bytes(b"pixels of a patient" * 1000)
+    config = TrackingConfig(wandb="offline", privacy=privacy)
+    made_from = [Made("dataset", "d" * 64, str(tmp_path))]
+    umask = os.umask(0o022)
+    try:
+        tracker = Tracker(Folder(tmp_path / "run"), config, "demo", {}, "pretraining")
+        tracker.made(Made("encoder", "e" * 64, str(tmp_path / "run/encoder")), made_from)
+        tracker.close()
+    finally:
+        os.umask(umask)
+    wait_until_written(tmp_path / "run")
+    told = {record.name: record for record in records(tmp_path / "run", "artifact")}
+    assert set(told) == {"dataset-" + "d" * 16, "encoder-" + "e" * 16}
+    encoder = told["encoder-" + "e" * 16]
+    assert encoder.type == "encoder"
+    references = {entry.path: entry.ref for entry in encoder.manifest.contents}
+    assert references == {
+        "encoder-" + "e" * 16: "manyview://encoder/" + "e" * 64,
+        "dataset-" + "d" * 16: "manyview://dataset/" + "d" * 64,
+    }
+    metadata = json.loads(encoder.metadata)
+    assert metadata["made_from"] == ["dataset-" + "d" * 16]
+    assert metadata.get("location") == (None if privacy == "strict" else str(tmp_path / "run/encoder"))
+    (kept,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    assert kept.stat().st_size < 19_000
+    assert (str(tmp_path).encode() in kept.read_bytes()) == (privacy == "normal")
+
+
+def test_runs_that_differ_in_data_and_seed_alone_are_of_one_recipe() -> None:
+    def name(**changed: Any) -> str:
+        config = PretrainConfig.model_validate({"data": "/a", "run": "/b", **changed})
+        return recipe_name(config.words(), config.recipe())
+
+    assert name().startswith("simclr-resnet50-")
+    assert name() == name(data="/c", run="/d", seed=3, cluster={"num_workers": 2}, tracking={"every_steps": 3})
+    others = [name(views={"size_px": 64}), name(stages=[{"method": "simclr", "epochs": 9}]), name(precision="fp32")]
+    assert len({name(), *others}) == 4
 
 
 def test_wandb_that_fails_is_left_out_and_training_goes_on(

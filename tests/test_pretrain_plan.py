@@ -15,7 +15,7 @@ from pretrain.__main__ import _run
 from pretrain.cards import CARDS
 from pretrain.config import PretrainConfig
 from pretrain.fits import check_fits
-from pretrain.footprint import Footprint, footprint, usable
+from pretrain.footprint import Footprint, checkpoint_bytes, footprint, usable
 from pretrain.ledger import Ledger
 from pretrain.losses import nt_xent, nt_xent_bytes
 from pretrain.methods.moco_v3 import contrast, contrast_bytes
@@ -87,6 +87,7 @@ def test_the_peak_of_a_step_and_the_optimiser_are_those_of_real_tensors(optim: s
     state = [value for values in optimizer.state.values() for value in values.values()]
     kept = [*module.parameters(), *(p.grad for p in module.parameters()), *module.buffers(), *state]
     assert needs.optimiser == sum(tensor.nbytes for tensor in state)
+    assert checkpoint_bytes(of, 0) == needs.checkpoint
     assert needs.weights == sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     ledger = Ledger({tensor.untyped_storage()._cdata for tensor in kept if tensor is not None})
     with ledger:
