@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from clusters import distributed, security, tracking
-from clusters.config import Config, InputError
+from clusters import distributed, security, tracking, workers
+from clusters.config import Config, InputError, Transient
 from clusters.storage import Folder
+from clusters.termination import Stopped
 
 C = TypeVar("C", bound=Config)
 
@@ -58,11 +59,14 @@ class ClusterConfig(Config):
     timeout_s: int = Field(default=600, gt=0, description="seconds after which a dead collective is given up")
 
 
-def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder) -> dict[str, Any]:
+def launch(
+    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder, heeds: bool = False
+) -> dict[str, Any]:
     """Run `function(config)` on every worker and return what rank 0 returns.
 
-    `function` stands at the top level of a module; it and the config reach the workers as they are.
-    Raises InputError where the cluster is too small, and passes on one that a worker raises.
+    `function` stands at the top level of a module; it and the config reach the workers as they are. `heeds`: it saves
+    and raises Stopped where it is told to leave (`clusters.termination`).
+    Raises InputError where the cluster is too small, and passes on one that a worker raises; Stopped after SIGTERM.
     """
     if cluster.num_workers == 0:
         return function(config)
@@ -75,7 +79,7 @@ def launch(function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterC
     follower = tracking.LogFollower(run) if run.path is not None else None
     try:
         use_gpu = check_resources(cluster)
-        return _train(function, config, cluster, run, use_gpu)
+        return _train(function, config, cluster, run, use_gpu, heeds)
     finally:
         if follower is not None:
             follower.close()
@@ -143,17 +147,17 @@ def check_resources(cluster: ClusterConfig) -> bool:
 
 
 def _train(
-    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder, use_gpu: bool
+    function: Callable[[C], dict[str, Any]], config: C, cluster: ClusterConfig, run: Folder, use_gpu: bool, heeds: bool
 ) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     # A fresh name each time: what an earlier Ray run left behind must not decide anything.
     name = f"launch-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"function": function, "config": config, "run": run.location, "launch": name},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout_s),
+        torch_config=workers.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=use_gpu,
@@ -167,24 +171,28 @@ def _train(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    told = False
     try:
-        result = trainer.fit()
+        with workers.passing_on(run, name, heeds):
+            result = trainer.fit()
     except TrainingFailedError as error:
         problem = _input_error(run, name)
         raise (InputError(problem) if problem else _plain(error)) from error
     else:
-        problem = _input_error(run, name)
+        problem, told = _input_error(run, name), workers.has_note(run, name)
     finally:
         _tidy(run, name)
     if problem:
         raise InputError(problem)
+    if told and not result.return_value:
+        raise Stopped
     assert result.return_value is not None
     return result.return_value
 
 
 def _tidy(run: Folder, launch_name: str) -> None:
     """Remove what this launch left in the run folder, and nothing of another's."""
-    for name in (launch_name, f"{launch_name}-input-error"):
+    for name in (launch_name, f"{launch_name}-input-error", workers.note(launch_name)):
         (run / ".ray").remove(name)
     if not (run / ".ray").names():
         run.remove(".ray")
@@ -198,10 +206,16 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     if run.path is not None:
         tracking.say_into(run)
     distributed.use_device(ray.train.torch.get_device())
-    if _input_error(run, settings["launch"]):
+    if _input_error(run, settings["launch"]) or workers.has_note(run, settings["launch"]):
         return {}
+    workers.look_for_notices(run, settings["launch"])
     try:
         return settings["function"](settings["config"])
+    except Transient as error:
+        raise RuntimeError(str(error)) from None
+    except Stopped:
+        workers.leave(run, settings["launch"])
+        return {}
     except InputError as error:
         # Bad input stays bad, and perhaps one rank alone has met it: raising ends the others, which wait
         # for this one, and the note makes the restart that follows end at once.

@@ -10,6 +10,7 @@ import torch
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
@@ -45,9 +46,10 @@ def pretrain(config: PretrainConfig) -> None:
     run = Folder(config.run)
     began_from = _weights_that_are_gone(config, run)
     identity = check(config if began_from is None else _without_weights(config))
-    remaining = _prepare(config, run, identity, began_from)
-    if remaining:
-        launch(train, config, config.cluster, run)
+    with run_lock(run, config.tracking.privacy):
+        remaining = _prepare(config, run, identity, began_from)
+        if remaining:
+            launch(train, config, config.cluster, run, heeds=True)
     print(f"encoder: {run / 'encoder'}")
 
 

@@ -1,6 +1,6 @@
 """The checkpoints of a stage: which steps leave one, what is in it, and what becomes of a rank 0 that cannot save."""
 
-from clusters import distributed
+from clusters import distributed, termination
 from clusters.checkpoint import Checkpoints, Superseded
 from clusters.config import InputError
 from clusters.tracking import say
@@ -20,6 +20,7 @@ class Saving:
         self._name, self._training, self._not_finite = name, training, not_finite
         self._checkpoints = checkpoints
         self._problem: InputError | None = None
+        self._notices: dict[int, str] = {}
 
     def restore(self) -> int:
         """Go on from the newest intact checkpoint; returns the step that it stands at, 0 where there is none."""
@@ -52,6 +53,21 @@ class Saving:
             except Superseded as error:
                 self._problem = error
 
-    def look(self) -> None:
-        """Raise InputError on all ranks where rank 0 could not save. Every rank calls it after the same step."""
+    def look(self) -> bool:
+        """Whether a rank was told to leave, so that all are to `leave`. Every rank calls it after the same step.
+
+        Raises InputError on all ranks where rank 0 could not save.
+        """
+        told = distributed.gather_objects((self._problem, termination.notice()))
+        for problem, _ in told:
+            if problem is not None:
+                raise problem
+        self._notices = {rank: notice for rank, (_, notice) in enumerate(told) if notice is not None}
+        return bool(self._notices)
+
+    def leave(self, done: int) -> None:
+        """Say on whose account the run leaves after so many steps, which are saved. Raises Stopped on all ranks."""
         distributed.stop_together(self._problem)
+        whom = ", ".join(f"rank {rank}: {notice}" for rank, notice in self._notices.items())
+        say(f"{self._name}: told to leave ({whom}); saved at step {done} of {self._training.total_steps}")
+        raise termination.Stopped
