@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from clusters import distributed, security, tracking, workers
+from clusters import distributed, leaving, security, tracking
 from clusters.config import Config, InputError, Transient
 from clusters.storage import Folder
 from clusters.termination import Stopped
@@ -157,7 +157,7 @@ def _train(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"function": function, "config": config, "run": run.location, "launch": name},
-        torch_config=workers.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
+        torch_config=leaving.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=use_gpu,
@@ -173,13 +173,13 @@ def _train(
     )
     told = False
     try:
-        with workers.passing_on(run, name, heeds):
+        with leaving.passing_on(run, name, heeds):
             result = trainer.fit()
     except TrainingFailedError as error:
         problem = _input_error(run, name)
         raise (InputError(problem) if problem else _plain(error)) from error
     else:
-        problem, told = _input_error(run, name), workers.has_note(run, name)
+        problem, told = _input_error(run, name), leaving.has_note(run, name)
     finally:
         _tidy(run, name)
     if problem:
@@ -192,7 +192,7 @@ def _train(
 
 def _tidy(run: Folder, launch_name: str) -> None:
     """Remove what this launch left in the run folder, and nothing of another's."""
-    for name in (launch_name, f"{launch_name}-input-error", workers.note(launch_name)):
+    for name in (launch_name, f"{launch_name}-input-error", leaving.note(launch_name)):
         (run / ".ray").remove(name)
     if not (run / ".ray").names():
         run.remove(".ray")
@@ -206,15 +206,15 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     if run.path is not None:
         tracking.say_into(run)
     distributed.use_device(ray.train.torch.get_device())
-    if _input_error(run, settings["launch"]) or workers.has_note(run, settings["launch"]):
+    if _input_error(run, settings["launch"]) or leaving.has_note(run, settings["launch"]):
         return {}
-    workers.look_for_notices(run, settings["launch"])
+    leaving.look_for_notices(run, settings["launch"])
     try:
         return settings["function"](settings["config"])
     except Transient as error:
         raise RuntimeError(str(error)) from None
     except Stopped:
-        workers.leave(run, settings["launch"])
+        leaving.leave(run, settings["launch"])
         return {}
     except InputError as error:
         # Bad input stays bad, and perhaps one rank alone has met it: raising ends the others, which wait

@@ -40,7 +40,7 @@ def keep(told: str) -> None:
 def heeding() -> Iterator[None]:
     """The block looks for a `notice` now and then, and leaves. Outside of one SIGTERM does what it always did.
 
-    Only a main thread can listen for signals; a Ray worker trains in another one, see `workers.hearing_torch`.
+    Only a main thread can listen for signals; a Ray worker trains in another one, see `leaving.hearing_torch`.
     """
     global _heeded
     listens = threading.current_thread() is threading.main_thread()
