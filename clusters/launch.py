@@ -171,6 +171,9 @@ def _train(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    trainer._register_sigint_handler = lambda _: (
+        None
+    )  # Ctrl-C stays KeyboardInterrupt: Ray's way ends as if all were well
     told = False
     try:
         with leaving.passing_on(run, name, heeds):

@@ -43,16 +43,23 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
         return
     # Not in the handler itself: the driver of an object store waits for other threads
     writing = threading.Thread(target=(run / ".ray").write, args=(note(launch), b"SIGTERM"), daemon=True)
+    at_once = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if writing.ident is not None or not heeded:
-            print("told to leave (SIGTERM); the same command goes on from the newest checkpoint", file=sys.stderr)
-            raise Stopped
+        nonlocal at_once
+        at_once = not heeded or writing.ident is not None
+        print(f"told to leave (SIGTERM): {'ends at once' if at_once else 'workers save their step'}", file=sys.stderr)
+        if at_once:
+            raise KeyboardInterrupt  # what Ray, which may be waiting in C++, knows to pass on
         writing.start()
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         yield
+    except KeyboardInterrupt:
+        if at_once:
+            raise Stopped from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         if writing.ident is not None:
