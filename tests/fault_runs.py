@@ -3,7 +3,6 @@
 The product knows nothing of this: what is launched here is its training function with steps and loaders that can fail.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -90,7 +89,10 @@ def _assert_same(ours: Any, theirs: Any, place: str) -> None:
 
 
 class Faults:
-    """`faults.json`: a list of {kind, rank, step}, each of which happens the first time that rank comes to the step."""
+    """`faults.json`: a list of {kind, rank, step}, each of which happens the first time that rank comes to the step.
+
+    With `ray_folder` (removed, damaged) Ray's own folder of the run is spoilt just before.
+    """
 
     def __init__(self, run: str) -> None:
         self.folder, self.run = Path(run).parent, Path(run)
@@ -120,6 +122,8 @@ class Faults:
             due = (fault["step"], fault["rank"], fault["kind"].startswith("loader")) == (step, rank, inside == "loader")
             if due and not self._mark(number).exists():
                 self._mark(number).write_text(str(time.time()))
+                if "ray_folder" in fault:
+                    self._spoil_ray_folder(fault["ray_folder"])
                 self._happen(fault["kind"])
 
     def _planned(self) -> list[dict[str, Any]]:
@@ -129,33 +133,26 @@ class Faults:
         return self.folder / f"fault-{number}"
 
     def _happen(self, kind: str) -> None:
-        if kind.endswith("SIGKILL"):
-            if kind.startswith("ray_folder_"):
-                self._spoil_ray_folder(kind)
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-        elif kind in ("SIGSEGV", "SIGSTOP"):
-            os.kill(os.getpid(), signal.Signals[kind])
-            time.sleep(60)  # a signal to itself may reach another thread a moment later
+        if kind in ("SIGKILL", "SIGSEGV", "SIGSTOP", "loader_SIGKILL"):
+            os.kill(os.getpid(), signal.Signals[kind.removeprefix("loader_")])
+            time.sleep(60)  # a signal to oneself may arrive a moment later
         elif kind == "exit":
             os._exit(0)
         elif kind == "return":
             raise ReturnEarly
         elif kind == "stuck":
             time.sleep(3600)
-        elif kind == "gil_held":
-            ctypes.PyDLL(None).sleep(3600)
         else:
             raise RuntimeError(f"a planned {kind}")
 
-    def _spoil_ray_folder(self, kind: str) -> None:
+    def _spoil_ray_folder(self, how: str) -> None:
         for launched in (self.run / ".ray").glob("launch-*"):
-            if "removed" in kind:
+            if how == "removed":
                 shutil.rmtree(launched)
             else:
                 for file in launched.rglob("*"):
                     if file.is_file():
-                        os.truncate(file, 0)
+                        os.truncate(file, file.stat().st_size // 2)
 
 
 class ReturnEarly(Exception):
