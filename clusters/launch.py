@@ -171,9 +171,8 @@ def _train(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer._register_sigint_handler = lambda _: (
-        None
-    )  # Ctrl-C stays KeyboardInterrupt: Ray's way ends as if all were well
+    # Ctrl-C stays KeyboardInterrupt: after Ray's own handler a run would end as if all were well
+    trainer._register_sigint_handler = lambda controller: None
     told = False
     try:
         with leaving.passing_on(run, name, heeds):

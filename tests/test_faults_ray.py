@@ -196,7 +196,7 @@ def drain_the_busy_node(ray: Any) -> str:
     used = [node for node, free in available_resources_per_node().items() if free.get("CPU", 0) == 0]
     nodes = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU") == 2}
     (busy,) = nodes & set(used)
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     deadline_ms = int(1000 * (time.time() + 30))
     accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(busy, reason, "spot", deadline_ms)
     assert accepted, why
