@@ -8,10 +8,11 @@ first one stop.
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Literal
+from pathlib import Path
+from socket import gethostname
+from typing import Literal, TextIO
 
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -25,42 +26,50 @@ def run_lock(run: Folder, privacy: Literal["normal", "strict"] = "normal") -> It
 
     With `privacy=strict` the host is not written down.
     """
-    if run.path is None:
+    file = None if run.path is None else _acquire(run.path, 0o600 if privacy == "strict" else 0o666)
+    if run.path is None or file is None:
         yield
         return
-    run.path.mkdir(parents=True, exist_ok=True)
-    with (run.path / LOCK).open("a+b") as file:
-        locked = _lock(file, run)
-        if locked:
-            _write(file, {"process": os.getpid(), **({"host": socket.gethostname()} if privacy == "normal" else {})})
+    with file:
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), **({} if privacy == "strict" else {"host": gethostname()})}))
+        file.flush()
         try:
             yield
         finally:
-            if locked:
-                _write(file, {})  # the file stays: removing it would leave two runs with a lock of their own each
+            (run.path / LOCK).unlink(missing_ok=True)
 
 
-def _lock(file: BinaryIO, run: Folder) -> bool:
-    """Whether there are locks here at all."""
+def _acquire(folder: Path, mode: int) -> TextIO | None:
+    """The lock, as the open file that holds it; none where there are no locks, or nothing can be written at all."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise InputError(
-            f"{run}: another run is at work in this folder ({_named(file.read())}); wait for its end, or stop it first"
-        ) from None
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(folder / LOCK, "a+", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InputError(
+                    f"{folder}: another run is at work in this folder ({_named(file.read())}); wait for its end, or stop "
+                    "it first"
+                ) from None
+            if _is_still_there(file, folder / LOCK):
+                return file
+            file.close()
     except OSError:
+        return None
+
+
+def _is_still_there(file: TextIO, path: Path) -> bool:
+    """Not where the holder before removed the file after we had opened it: then the next one would lock another."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
         return False
-    return True
 
 
-def _write(file: BinaryIO, holder: dict[str, Any]) -> None:
-    file.truncate(0)
-    file.write(json.dumps(holder).encode() if holder else b"")
-    file.flush()
-
-
-def _named(content: bytes) -> str:
+def _named(content: str) -> str:
     """`process 12, host lab3`; a holder that is just about to write itself down is not known yet."""
     try:
         return ", ".join(f"{key} {value}" for key, value in json.loads(content).items())

@@ -59,7 +59,7 @@ def listen() -> None:
     """Have SIGTERM kept in mind where it is heeded. For main threads only."""
     global _before
     if signal.getsignal(signal.SIGTERM) != _on_signal:
-        _before = signal.signal(signal.SIGTERM, _on_signal)
+        _before = signal.signal(signal.SIGTERM, _on_signal) or signal.SIG_DFL  # none: not of Python
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

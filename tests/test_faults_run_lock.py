@@ -1,10 +1,13 @@
 """A run folder has one run at a time, and a lock never outlives its holder."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,12 +25,13 @@ def test_a_second_run_is_refused_with_the_holder_s_name(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with run_lock(run):
         assert json.loads((tmp_path / "run" / LOCK).read_text())["process"] == os.getpid()
-    assert (tmp_path / "run" / LOCK).read_text() == ""
+    assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_where_privacy_is_strict_no_host_is_named(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     with run_lock(run, "strict"):
+        assert stat.S_IMODE((tmp_path / LOCK).stat().st_mode) == 0o600
         assert socket.gethostname() not in (tmp_path / LOCK).read_text()
         with pytest.raises(InputError, match=rf"\(process {os.getpid()}\)"), run_lock(run, "strict"):
             pass
@@ -57,3 +61,22 @@ def test_a_url_has_no_lock() -> None:
     run = Folder("memory://run-without-lock")
     with run_lock(run), run_lock(run):
         assert run.names() == []
+
+
+def test_a_lock_that_was_removed_while_it_was_opened_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder before ends between our opening of its file and our locking of it."""
+    flock, holders_ends = fcntl.flock, [True]
+
+    def flock_late(file: Any, how: int) -> None:
+        if holders_ends.pop() if holders_ends else False:
+            (tmp_path / LOCK).unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    run = Folder(tmp_path)
+    with run_lock(run):
+        assert (tmp_path / LOCK).exists()
+        with pytest.raises(InputError, match="another run is at work"), run_lock(run):
+            pass
