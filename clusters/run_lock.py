@@ -51,8 +51,8 @@ def _acquire(folder: Path, mode: int) -> TextIO | None:
             except BlockingIOError:
                 file.seek(0)
                 raise InputError(
-                    f"{folder}: another run is at work in this folder ({_named(file.read())}); wait for its end, or stop "
-                    "it first"
+                    f"{folder}: another run is at work in this folder ({_named(file.read())}); wait for its end, or "
+                    "stop it first"
                 ) from None
             if _is_still_there(file, folder / LOCK):
                 return file
