@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from clusters import termination
+from clusters import leaving, termination
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -106,6 +106,31 @@ def test_outside_of_training_sigterm_does_what_it_did(monkeypatch: pytest.Monkey
         assert heard == [signal.SIGTERM] * 2, "listened to, not heeded"
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to the workers, whose rank 0 finds it; the second ends the driver."""
+    monkeypatch.setattr(termination, "_notice", None)
+    monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
+    run, before = Folder(tmp_path), signal.getsignal(signal.SIGTERM)
+    leaving.look_for_notices(run, "launch-1")
+    with pytest.raises(termination.Stopped) as stopped, leaving.passing_on(run, "launch-1", heeded=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: termination.notice() == "SIGTERM", "the note to be found")
+        assert leaving.has_note(run, "launch-1") and not leaving.has_note(run, "launch-2")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    leaving.leave(run, "launch-1")  # returns: all ranks do, and the driver ends
+
+
+def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    with pytest.raises(termination.Stopped), leaving.passing_on(run, "launch-1", heeded=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not leaving.has_note(run, "launch-1")
+    with pytest.raises(KeyboardInterrupt), leaving.passing_on(run, "launch-1", heeded=True):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ctrl_c_stops_at_once(synthetic_dataset: Dataset, tmp_path: Path) -> None:
