@@ -114,11 +114,16 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
     monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
     run, before = Folder(tmp_path), signal.getsignal(signal.SIGTERM)
     leaving.look_for_notices(run, "launch-1")
-    with pytest.raises(termination.Stopped) as stopped, leaving.passing_on(run, "launch-1", heeded=True):
-        os.kill(os.getpid(), signal.SIGTERM)
-        wait_for(lambda: termination.notice() == "SIGTERM", "the note to be found")
-        assert leaving.has_note(run, "launch-1") and not leaving.has_note(run, "launch-2")
-        os.kill(os.getpid(), signal.SIGTERM)
+
+    def told_twice() -> None:
+        with leaving.passing_on(run, "launch-1", heeded=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: termination.notice() == "SIGTERM", "the note to be found")
+            assert leaving.has_note(run, "launch-1") and not leaving.has_note(run, "launch-2")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(termination.Stopped) as stopped:
+        told_twice()
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
     leaving.leave(run, "launch-1")  # returns: all ranks do, and the driver ends
