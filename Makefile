@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= $(CURDIR)/runs
 
-.PHONY: demo cluster-demo test lint bench lock browser clean
+.PHONY: demo cluster-demo test test-faults soak lint bench lock browser clean
 
 demo: .venv/installed
 	$(BIN)/python -m data import source=synthetic out=$(RUNS)/demo/data
@@ -17,6 +17,16 @@ cluster-demo: .venv/installed
 
 test: .venv/installed browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Faults under a real Ray: workers killed, stopped and stuck, drivers killed, nodes taken back.
+test-faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s
+
+# A random kill every KILL_EVERY_S seconds for MINUTES: what share of the time is training, how fast is recovery.
+MINUTES ?= 30
+KILL_EVERY_S ?= 150
+soak: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(RUNS)/soak $(MINUTES) $(KILL_EVERY_S)
 
 # The tests of HTML pages want a Chromium. CI installs Debian's; elsewhere they skip where there is none, and say so.
 browser:

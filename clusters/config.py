@@ -24,6 +24,10 @@ class InputError(ValueError):
     """Bad input from a person: one line that says what, where and how to mend it."""
 
 
+class Transient(InputError):
+    """What may be over when it is tried again (memory that ran out): Ray's workers do, up to cluster.max_failures."""
+
+
 class Config(BaseModel):
     """Base of every config: frozen, strict about names, each field described with its unit.
 

@@ -14,10 +14,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from clusters import distributed, preflight, scaling, security, tracking
-from clusters.config import Config, InputError
+from clusters import distributed, leaving, preflight, scaling, security, tracking
+from clusters.config import Config, InputError, Transient
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
+from clusters.termination import Stopped
 from clusters.workers import ClusterConfig
 
 C = TypeVar("C", bound=Config)
@@ -55,12 +56,15 @@ def launch(
     run: Folder,
     sizes: Sequence[int] | None = None,
     needs: Needs = NOTHING,
+    heeds: bool = False,
 ) -> dict[str, Any]:
     """Run `function(config)` on every worker and return what rank 0 returns.
 
     `function` stands at the top level of a module; it and the config reach the workers as they are. `sizes`: of the
     numbers of workers that the cluster's config allows, those among which the work can be divided; none: all.
-    Raises InputError where the cluster is too small or a node lacks what the run `needs`, and what a worker raises.
+    `heeds`: the function saves and raises Stopped where it is told to leave (`clusters.termination`).
+    Raises InputError where the cluster is too small or a node lacks what the run `needs`, and what a worker raises;
+    Stopped after SIGTERM.
     """
     if cluster.num_workers == 0:
         return function(config)
@@ -76,7 +80,7 @@ def launch(
         use_gpu = check_resources(cluster, sizes)
         worker = {"CPU": cluster.cpus_per_worker, "GPU": float(use_gpu)}
         preflight.check_nodes(run.location, needs, worker, sizes[0])
-        return _train(function, config, cluster, run, use_gpu, sizes)
+        return _train(function, config, cluster, run, use_gpu, sizes, heeds)
     finally:
         if follower is not None:
             follower.close()
@@ -157,9 +161,10 @@ def _train(
     run: Folder,
     use_gpu: bool,
     sizes: Sequence[int],
+    heeds: bool,
 ) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     # A fresh name each time: what an earlier Ray run left behind must not decide anything.
     name = f"launch-{uuid.uuid4().hex[:8]}"
@@ -167,7 +172,7 @@ def _train(
     trainer = trainer_class(
         _worker,
         train_loop_config={"function": function, "config": config, "run": run.location, "launch": name},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=cluster.timeout_s),
+        torch_config=leaving.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=(sizes[0], sizes[-1]) if cluster.elastic else sizes[0],
             elastic_resize_monitor_interval_s=cluster.resize_every_s,
@@ -182,24 +187,30 @@ def _train(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    # Ctrl-C stays KeyboardInterrupt: after Ray's own handler a run would end as if all were well
+    trainer._register_sigint_handler = lambda controller: None
+    told = False
     try:
-        result = trainer.fit()
+        with leaving.passing_on(run, name, heeds):
+            result = trainer.fit()
     except TrainingFailedError as error:
         problem = _input_error(run, name)
         raise (InputError(problem) if problem else _plain(error)) from error
     else:
-        problem = _input_error(run, name)
+        problem, told = _input_error(run, name), leaving.has_note(run, name)
     finally:
         _tidy(run, name)
     if problem:
         raise InputError(problem)
+    if told and not result.return_value:
+        raise Stopped
     assert result.return_value is not None
     return result.return_value
 
 
 def _tidy(run: Folder, launch_name: str) -> None:
     """Remove what this launch left in the run folder, and nothing of another's."""
-    for name in (launch_name, f"{launch_name}-input-error"):
+    for name in (launch_name, f"{launch_name}-input-error", leaving.note(launch_name)):
         (run / ".ray").remove(name)
     if not (run / ".ray").names():
         run.remove(".ray")
@@ -213,10 +224,16 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     if run.path is not None:
         tracking.say_into(run)
     distributed.use_device(ray.train.torch.get_device())
-    if _input_error(run, settings["launch"]):
+    if _input_error(run, settings["launch"]) or leaving.has_note(run, settings["launch"]):
         return {}
+    leaving.look_for_notices(run, settings["launch"])
     try:
         return settings["function"](settings["config"])
+    except Transient as error:
+        raise RuntimeError(str(error)) from None
+    except Stopped:
+        leaving.leave(run, settings["launch"])
+        return {}
     except InputError as error:
         # Bad input stays bad, and perhaps one rank alone has met it: raising ends the others, which wait
         # for this one, and the note makes the restart that follows end at once.

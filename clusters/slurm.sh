@@ -8,7 +8,8 @@
 #   take down   scancel JOBID
 #
 # Run it from the project's folder on storage that every node sees. A job that is preempted is queued again
-# (--requeue) and goes on from its newest checkpoint. `ray symmetric-run` calls `ray stop` at its end, which stops every
+# (--requeue) and goes on from its newest checkpoint. Three minutes before its time is over, and on
+# `scancel --batch --signal=TERM JOBID`, it saves the step that it is at and ends with 143; submit it again to go on. `ray symmetric-run` calls `ray stop` at its end, which stops every
 # Ray of yours on these nodes: hence --exclusive.
 #SBATCH --job-name=manyview
 #SBATCH --nodes=2
@@ -18,6 +19,7 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=B:TERM@180
 #SBATCH --open-mode=append
 #SBATCH --output=manyview-%j.log
 set -euo pipefail
@@ -39,6 +41,12 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 gpus=${SLURM_GPUS_ON_NODE:-0}
 
+# The driver runs on this node, the first. Told to leave, Slurm's processes on all nodes would end at once: so it alone is.
+driver=$PWD/.manyview-$SLURM_JOB_ID.pid
+trap 'kill -TERM "$(cat "$driver")"' TERM
+trap 'rm -f "$driver"' EXIT
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --disable-usage-stats -- \
-    python -u -m pretrain "$@" cluster.address="$head:$port" cluster.num_workers=$((SLURM_JOB_NUM_NODES * gpus))
+    bash -c 'echo $$ > "$0"; exec python -u -m pretrain "$@"' "$driver" "$@" cluster.address="$head:$port" \
+    cluster.num_workers=$((SLURM_JOB_NUM_NODES * gpus)) &
+wait $! || wait $!  # the first one ends too when this script is told

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from clusters.config import Config, InputError, absolute
+from clusters.config import Config, InputError, Transient, absolute
 from data.cache import CachePlace
 from data.combined import AnyDataset
 from data.images import decode_stored
@@ -176,7 +176,7 @@ def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
             # An error of the process itself comes as "Caught … in DataLoader worker process 0", and stays as it is.
             if not processes or not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise InputError(
+            raise Transient(
                 f"a loader process was killed from outside ({str(error).splitlines()[0].rstrip('.')}), mostly because "
                 "memory or /dev/shm ran out; lower loader.num_processes or loader.prefetch and run the same command"
             ) from None

@@ -6,7 +6,7 @@ Shapes: V views, B samples on this rank, C colours, H and W pixels, G kinds of g
 from functools import partial
 from typing import Any
 
-from clusters import distributed
+from clusters import distributed, termination
 from clusters.checkpoint import Checkpoints
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
@@ -49,7 +49,7 @@ def run_stage(
     # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
     module, begun = build_module(config, number, previous)
     training = Training(config, number, module, total_steps)
-    with Checkpoints(folder, config.checkpoint) as checkpoints:
+    with termination.heeding(), Checkpoints(folder, config.checkpoint) as checkpoints:
         _take_steps(config, number, folder, dataset, samples, training, tracker, checkpoints)
 
     # Encoder for the next stage and for everybody else
@@ -92,11 +92,16 @@ def _take_steps(
         with watch.timing("step"):
             output = training.step(step, views_VBCHW, groups_VBG)
         not_finite.add(step, training.health[1])
-        done = step + 1
-        if done % config.tracking.every_steps == 0 or done == total_steps:
-            saving.look()
+        done, leaves = step + 1, False
+        alone = distributed.world_size() == 1 and termination.notice() is not None
+        if done % config.tracking.every_steps == 0 or done == total_steps or alone:
+            leaves = saving.look()
             not_finite.check()
+        if leaves:
+            saving.save(done)  # before all else: who told us may not wait long
         scores = watch.after_step(done, output)
+        if leaves:
+            saving.leave(done)
         if done == total_steps:
             not_finite.end()
         if saving.due(done, scores):

@@ -10,6 +10,7 @@ import torch
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import Tracker, recipe_name, say
 from clusters.wandb_run import Made
@@ -47,12 +48,13 @@ def pretrain(config: PretrainConfig) -> None:
     run = Folder(config.run)
     began_from = _weights_that_are_gone(config, run)
     identity = check(config if began_from is None else _without_weights(config))
-    remaining = _prepare(config, run, identity, began_from)
-    if remaining:
-        sizes = possible_workers(config)
-        for line in elastic_remarks(config, sizes):
-            say(line)
-        launch(train, config, config.cluster, run, sizes, needs_of(config))
+    with run_lock(run, config.tracking.privacy):
+        remaining = _prepare(config, run, identity, began_from)
+        if remaining:
+            sizes = possible_workers(config)
+            for line in elastic_remarks(config, sizes):
+                say(line)
+            launch(train, config, config.cluster, run, sizes, needs_of(config), heeds=True)
     print(f"encoder: {run / 'encoder'}")
 
 

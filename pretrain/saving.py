@@ -1,6 +1,6 @@
 """The checkpoints of a stage: which steps leave one, what is in it, and what becomes of a rank 0 that cannot save."""
 
-from clusters import distributed
+from clusters import distributed, termination
 from clusters.checkpoint import Checkpoints
 from clusters.config import InputError
 from clusters.tracking import say
@@ -21,6 +21,7 @@ class Saving:
         self._name, self._training, self._not_finite = name, training, not_finite
         self._checkpoints = checkpoints
         self._problem: InputError | None = None
+        self._notices: dict[int, str] = {}
 
     def restore(self) -> int:
         """Go on from the newest intact checkpoint; returns the step that it stands at, 0 where there is none."""
@@ -51,11 +52,26 @@ class Saving:
             state = {**self._training.state(), "not_finite": self._not_finite.state()}
             self._checkpoints.save(done, state, scores)
 
-    def look(self) -> None:
-        """Raise InputError on all ranks where rank 0 could not save. Every rank calls it after the same step."""
-        distributed.stop_together(self._problem or self._checkpoints.problem())
+    def look(self) -> bool:
+        """Whether a rank was told to leave, so that all are to `leave`. Every rank calls it after the same step.
+
+        Raises InputError on all ranks where rank 0 could not save.
+        """
+        told = distributed.gather_objects((self._problem or self._checkpoints.problem(), termination.notice()))
+        for problem, _ in told:
+            if problem is not None:
+                raise problem
+        self._notices = {rank: notice for rank, (_, notice) in enumerate(told) if notice is not None}
+        return bool(self._notices)
 
     def wait(self) -> None:
         """Return once what was saved is on disk, or raise InputError on all ranks. Every rank calls it."""
         self.look()
         self._checkpoints.wait()
+
+    def leave(self, done: int) -> None:
+        """Wait until so many steps are saved and say on whose account the run leaves. Raises Stopped on all ranks."""
+        whom = ", ".join(f"rank {rank}: {notice}" for rank, notice in self._notices.items())
+        self.wait()
+        say(f"{self._name}: told to leave ({whom}); saved at step {done} of {self._training.total_steps}")
+        raise termination.Stopped

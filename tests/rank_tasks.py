@@ -1,5 +1,7 @@
 """What the tests run on one process and on two gloo processes alike."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -7,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusters import distributed, tracking
+from clusters import distributed, termination, tracking
 from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.stopwatch import Stopwatch
 from clusters.storage import Folder
+from clusters.termination import Stopped
 from data.dataset import open_dataset
 from finetune.config import FinetuneConfig
 from finetune.full_config import LossConfig
@@ -184,6 +187,26 @@ def slowed_stage(values: dict[str, Any]) -> str:
         return train(PretrainConfig.model_validate(values))["encoder"]
     finally:
         loop.fed_batches, Training.step = batches_of, step_of  # type: ignore[method-assign]
+
+
+def told_to_leave(values: dict[str, Any]) -> int:
+    """The exit code of a recipe on this rank, of which rank 1 alone is told to leave, from its second step on."""
+    step_of = Training.step
+
+    def step(training: Training, number: int, *batch: Any) -> Output:
+        if (distributed.rank(), number) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of(training, number, *batch)
+
+    Training.step = step  # type: ignore[method-assign, assignment]
+    try:
+        train(PretrainConfig.model_validate(values))
+        return 0
+    except Stopped as stopped:
+        return int(str(stopped.code))
+    finally:
+        Training.step = step_of  # type: ignore[method-assign]
+        termination._notice = None
 
 
 def finetune_work(values: dict[str, Any]) -> None:

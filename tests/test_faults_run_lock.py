@@ -1,0 +1,82 @@
+"""A run folder has one run at a time, and a lock never outlives its holder."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusters.config import InputError
+from clusters.run_lock import LOCK, run_lock
+from clusters.storage import Folder
+
+
+def test_a_second_run_is_refused_with_the_holder_s_name(tmp_path: Path) -> None:
+    run = Folder(tmp_path / "run")
+    with run_lock(run):
+        with pytest.raises(InputError) as caught, run_lock(run):
+            pass
+        assert f"(process {os.getpid()}, host {socket.gethostname()})" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with run_lock(run):
+        assert json.loads((tmp_path / "run" / LOCK).read_text())["process"] == os.getpid()
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_where_privacy_is_strict_no_host_is_named(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    with run_lock(run, "strict"):
+        assert stat.S_IMODE((tmp_path / LOCK).stat().st_mode) == 0o600
+        assert socket.gethostname() not in (tmp_path / LOCK).read_text()
+        with pytest.raises(InputError, match=rf"\(process {os.getpid()}\)"), run_lock(run, "strict"):
+            pass
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, None])
+def test_a_lock_dies_with_its_holder(tmp_path: Path, end: signal.Signals | None) -> None:
+    run, (reader, writer) = Folder(tmp_path), os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with run_lock(run):
+            os.write(writer, b"held")
+            if end is None:
+                os._exit(0)
+            signal.pause()
+    assert os.read(reader, 4) == b"held"
+    if end is not None:
+        with pytest.raises(InputError, match=f"process {holder}"), run_lock(run):
+            pass
+        os.kill(holder, end)
+    os.waitpid(holder, 0)
+    with run_lock(run):
+        pass
+
+
+def test_a_url_has_no_lock() -> None:
+    run = Folder("memory://run-without-lock")
+    with run_lock(run), run_lock(run):
+        assert run.names() == []
+
+
+def test_a_lock_that_was_removed_while_it_was_opened_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder before ends between our opening of its file and our locking of it."""
+    flock, holders_ends = fcntl.flock, [True]
+
+    def flock_late(file: Any, how: int) -> None:
+        if holders_ends.pop() if holders_ends else False:
+            (tmp_path / LOCK).unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    run = Folder(tmp_path)
+    with run_lock(run):
+        assert (tmp_path / LOCK).exists()
+        with pytest.raises(InputError, match="another run is at work"), run_lock(run):
+            pass

@@ -1,0 +1,148 @@
+"""Told to leave, a run saves its step; killed, it leaves no process behind. The same command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from clusters import leaving, termination
+from clusters.checkpoint import CheckpointConfig, Checkpoints
+from clusters.config import InputError
+from clusters.storage import Folder
+from data.dataset import Dataset
+from pretrain.config import PretrainConfig
+from pretrain.run import pretrain
+from tests.fault_runs import ROOT, assert_same_state, last_state, recipe, wait_for
+
+
+def ended(values: dict[str, Any]) -> None:
+    pretrain(PretrainConfig.model_validate(values))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended(recipe(synthetic_dataset, run, num_workers=0, steps=40))
+    return run
+
+
+def start(values: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "pretrain", str(folder / "recipe.yaml")]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_run_that_is_told_to_leave_saves_its_step_and_ends_with_143(
+    synthetic_dataset: Dataset, undisturbed: Path, tmp_path: Path
+) -> None:
+    """`kill PID`, in the middle of steps that leave no checkpoint by themselves."""
+    run = tmp_path / "run"
+    values = recipe(synthetic_dataset, run, num_workers=0, steps=40, checkpoint={"every_s": 1e6})
+    process = start(values, tmp_path)
+    wait_for(lambda: (run / "1-simclr/metrics.jsonl").exists(), "the first record")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 143, said
+    (saved,) = (run / "1-simclr/checkpoints").glob("step-*")
+    step, total = int(saved.name[5:]), values["stages"][0]["steps"]
+    assert 0 < step < total, "it was told too late"
+    assert f"1-simclr: told to leave (rank 0: SIGTERM); saved at step {step} of {total}" in said
+    assert "Traceback" not in said
+    ended(values)
+    assert_same_state(run, undisturbed)
+    steps = [json.loads(line)["step"] for line in (run / "1-simclr/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "a step was repeated"
+
+
+def test_a_killed_run_leaves_no_process_and_no_lock(
+    synthetic_dataset: Dataset, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    values = recipe(synthetic_dataset, run, num_workers=0, steps=40, loader={"num_processes": 1})
+    process = start(values, tmp_path)
+    wait_for(lambda: any((run / "1-simclr/checkpoints").glob("step-*/MANIFEST.json")), "a checkpoint")
+    with pytest.raises(InputError, match=f"another run is at work in this folder .process {process.pid}, host"):
+        ended(values)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family, "there is no loader process"
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not [member for member in alive if member.status() != psutil.STATUS_ZOMBIE]
+    assert last_state(run).step < values["stages"][0]["steps"], "it was killed too late"
+    ended(values)
+    assert_same_state(run, undisturbed)
+
+
+def test_two_ranks_leave_after_the_same_step_where_one_is_told(
+    synthetic_dataset: Dataset, tmp_path: Path, ranks
+) -> None:
+    values = recipe(synthetic_dataset, tmp_path / "run", num_workers=0, checkpoint={"every_s": 1e6}, steps=9)
+    values["tracking"]["every_steps"] = 4
+    assert ranks.run("told_to_leave", values) == [143, 143]
+    assert last_state(tmp_path / "run").step == 4, "the first step at which ranks look together"
+
+
+def test_outside_of_training_sigterm_does_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        monkeypatch.setattr(termination, "_notice", None)
+        with termination.heeding():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.notice() == "SIGTERM" and not heard
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        termination.listen()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2, "listened to, not heeded"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to the workers, whose rank 0 finds it; the second ends the driver."""
+    monkeypatch.setattr(termination, "_notice", None)
+    monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
+    run, before = Folder(tmp_path), signal.getsignal(signal.SIGTERM)
+    leaving.look_for_notices(run, "launch-1")
+
+    def told_twice() -> None:
+        with leaving.passing_on(run, "launch-1", heeded=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: termination.notice() == "SIGTERM", "the note to be found")
+            assert leaving.has_note(run, "launch-1") and not leaving.has_note(run, "launch-2")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(termination.Stopped) as stopped:
+        told_twice()
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    leaving.leave(run, "launch-1")  # returns: all ranks do, and the driver ends
+
+
+def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    with pytest.raises(termination.Stopped), leaving.passing_on(run, "launch-1", heeded=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not leaving.has_note(run, "launch-1")
+    with pytest.raises(KeyboardInterrupt), leaving.passing_on(run, "launch-1", heeded=True):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_stops_at_once(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    values = recipe(synthetic_dataset, tmp_path / "run", num_workers=0, steps=40, checkpoint={"every_s": 1e6})
+    process = start(values, tmp_path)
+    wait_for(lambda: (tmp_path / "run/1-simclr/metrics.jsonl").exists(), "the first record")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on from what is done" in said
+    assert Checkpoints(Folder(tmp_path / "run/1-simclr"), CheckpointConfig()).restore() is None

@@ -1,0 +1,67 @@
+"""W&B that cannot be reached, or whose folder cannot be written, costs a line; the metrics go on."""
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusters.storage import Folder
+from clusters.tracking import Tracker, TrackingConfig, read_metrics
+
+
+@pytest.fixture(params=["refuses", "says nothing"])
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that takes no connection, or takes it and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if request.param == "says nothing":
+            listening.listen(50)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def track(run: Path, mode: str) -> None:
+    tracker = Tracker(Folder(run), TrackingConfig.model_validate({"wandb": mode}), "a run", {})
+    tracker.start_section(Folder(run), "1-simclr")
+    for step in range(1, 4):
+        tracker.log(step, {"loss": 1 / step})
+    tracker.alarm(3, "collapse", "as planned")
+    tracker.close()
+
+
+def assert_unaffected(run: Path, said: str) -> None:
+    assert [record["loss"] for record in read_metrics(Folder(run)) if "loss" in record] == [1, 1 / 2, 1 / 3]
+    assert said.count("W&B is left out from here on") == 1
+
+
+def test_a_server_that_cannot_be_reached(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"BASE_URL": server, "API_KEY": "a" * 40, "INIT_TIMEOUT": "2"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    track(tmp_path / "run", "online")
+    assert_unaffected(tmp_path / "run", capsys.readouterr().out)
+
+
+def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:
+    """No file of W&B's may grow beyond 24 kB, in the middle of a run; a process of its own, whose limit that is."""
+    run, num_steps = tmp_path / "run", 100
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write error, as of a full disk
+        tracker = Tracker(Folder(run), TrackingConfig(wandb="offline"), "a run", {"much": "x" * 100_000})
+        for step in range(num_steps):
+            tracker.log(step, {"loss": 1.0})
+        tracker.close()
+        os._exit(0)
+    until = time.monotonic() + 240
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        assert time.monotonic() < until, "it waits for W&B"
+        time.sleep(0.1)
+    assert max(path.stat().st_size for path in (run / "wandb").rglob("*.wandb")) <= 24_000
+    assert len(read_metrics(Folder(run))) == num_steps
