@@ -5,7 +5,6 @@ and what rests on an assumption says so.
 """
 
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,19 +15,14 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from clusters.config import InputError, absolute
 from data.combined import AnyDataset, open_datasets
-from pretrain.batches import ViewBatches
 from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, Card, cards
 from pretrain.config import PretrainConfig
 from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, Footprint, footprint, usable
 from pretrain.leakage import pretraining_rows
+from pretrain.loading_speed import LOADED_PER_CORE, TIMED_S, measured_per_core
 from pretrain.methods import METHODS
 from pretrain.run import check, check_recipe
-from pretrain.stage import Samples, StageConfig
-
-LOADED_PER_CORE = {"loader": 826.0, "device": 1909.0}
-"""Samples a second and core, 224 px views of 256 px JPEGs, with all augmentation or crops only, as measured
-in tests/benchmarks/README.md."""
-TIMED_S, TIMED_BATCH = 1.0, 32
+from pretrain.stage import StageConfig
 
 
 class PlanConfig(PretrainConfig):
@@ -140,22 +134,7 @@ def _known(config: PlanConfig, number: int, dataset: AnyDataset | None) -> _Stag
         told = (config.num_samples * len(config.stages))[number] if config.num_samples else None
         return _Stage(config, number, told, None)
     samples = METHODS[config.stages[number].method].samples(dataset, pretraining_rows(dataset, config))
-    return _Stage(config, number, len(samples), _measured(config, number, dataset, samples))
-
-
-def _measured(config: PlanConfig, number: int, dataset: AnyDataset, samples: Samples) -> float:
-    """Samples a second and core (CPU time of this thread) over about a second of real loading."""
-    stage, views = config.stages[number], config.stage_views(number)
-    pair = METHODS[stage.method].pairing(stage, dataset, samples)  # type: ignore[arg-type]
-    size = min(TIMED_BATCH, len(samples))
-    augment = config.augment == "loader"
-    batches = ViewBatches(dataset, samples, pair, views, config.seed, number, size, 0, 1, augment=augment)
-    batches(0)
-    step, started, until = 0, time.thread_time(), time.monotonic() + TIMED_S
-    while time.monotonic() < until:
-        step += 1
-        batches(step)
-    return step * size / max(1e-9, time.thread_time() - started)
+    return _Stage(config, number, len(samples), measured_per_core(config, number, dataset, samples))
 
 
 def _needs(stage: _Stage) -> Iterator[str]:
@@ -172,26 +151,26 @@ def _needs(stage: _Stage) -> Iterator[str]:
     yield _fact(
         "parameters", f"encoder {needs.encoder_parameters / 1e6:.1f} M, heads {needs.head_parameters / 1e6:.1f} M"
     )
-    averages = f", averages {_size(needs.averages)}" if needs.averages else ""
+    averages = f", averages {size_text(needs.averages)}" if needs.averages else ""
     yield _fact(
         "memory, always",
-        f"weights {_size(needs.weights)}, gradients {_size(needs.gradients)}, {recipe.optim.name} "
-        f"{_size(needs.optimiser)}{averages}",
+        f"weights {size_text(needs.weights)}, gradients {size_text(needs.gradients)}, {recipe.optim.name} "
+        f"{size_text(needs.optimiser)}{averages}",
     )
     yield _fact(
         "memory, a sample",
-        f"{_size(needs.held(stage.share) / stage.share)} of activations, "
-        f"{_size(needs.peak(stage.share) / stage.share)} at the peak, "
-        f"{_size(needs.input_per_sample)} of uint8 input",
+        f"{size_text(needs.held(stage.share) / stage.share)} of activations, "
+        f"{size_text(needs.peak(stage.share) / stage.share)} at the peak, "
+        f"{size_text(needs.input_per_sample)} of uint8 input",
     )
     if loss := needs.loss(stage.share, stage.workers):
-        yield _fact("memory, loss", _size(loss))
-    yield _fact("one worker", f"{stage.share} samples need {_size(needs.needed(stage.share, stage.workers))}")
+        yield _fact("memory, loss", size_text(loss))
+    yield _fact("one worker", f"{stage.share} samples need {size_text(needs.needed(stage.share, stage.workers))}")
     yield _fact(
         "work, a sample",
-        f"{needs.flops.per_sample / 1e9:.1f} GFLOP, {_size(needs.traffic.per_sample)} of memory traffic",
+        f"{needs.flops.per_sample / 1e9:.1f} GFLOP, {size_text(needs.traffic.per_sample)} of memory traffic",
     )
-    yield _fact("checkpoint", f"{_size(needs.checkpoint)}; {config.checkpoint.keep} are kept")
+    yield _fact("checkpoint", f"{size_text(needs.checkpoint)}; {config.checkpoint.keep} are kept")
 
 
 def _loading(stage: _Stage) -> Iterator[str]:
@@ -205,8 +184,8 @@ def _loading(stage: _Stage) -> Iterator[str]:
     there = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     yield _fact(
         "/dev/shm",
-        f"a batch is {_size(batch)}; each loader process keeps {stage.config.loader.prefetch} ready"
-        + (f"; {_size(there)} here" if there else ""),
+        f"a batch is {size_text(batch)}; each loader process keeps {stage.config.loader.prefetch} ready"
+        + (f"; {size_text(there)} here" if there else ""),
     )
 
 
@@ -277,6 +256,7 @@ def _span(hours: tuple[float, ...]) -> str:
     return "–".join(f"{value:.1f}" if value < 10 else f"{value:,.0f}" for value in hours) + " h"
 
 
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Bytes as a person would say them."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if num_bytes >= u), (1, "B"))
     return f"{num_bytes / unit:.1f} {name}" if num_bytes < 100 * unit else f"{num_bytes / unit:,.0f} {name}"
