@@ -3,7 +3,7 @@ be replayed for clusters that are not there.
 """
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -15,14 +15,14 @@ REFUSED_SHARE = 0.25
 """A shard that found no room is not tried again for so large a part of the time that a read one stays."""
 
 
-def make_room(wanted: int, limit: int, taken: int, idle: Iterable[tuple[float, T, int]]) -> list[T] | None:
+def make_room(wanted: int, limit: int, taken: int, idle: Iterable[tuple[Any, T, int]]) -> list[T] | None:
     """Who leaves so that `wanted` more bytes fit under `limit`: those that were not read for longest.
 
     `taken` bytes are there; `idle` are (time of the last read, name, bytes) of what is not in use. None, and nobody
     has to leave, where all of them together were not enough.
     """
     leaving = []
-    for _, name, size in sorted(idle):  # type: ignore[type-var]
+    for _, name, size in sorted(idle):
         if taken + wanted <= limit:
             break
         leaving.append(name)

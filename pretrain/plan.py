@@ -6,100 +6,15 @@ and what rests on an assumption says so.
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from clusters.config import InputError, absolute
-from data.combined import AnyDataset, open_datasets
-from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, Card, cards
-from pretrain.config import PretrainConfig
-from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, Footprint, footprint, usable
-from pretrain.leakage import pretraining_rows
-from pretrain.loading_speed import LOADED_PER_CORE, TIMED_S, measured_per_core
-from pretrain.methods import METHODS
+from data.combined import open_datasets
+from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, cards
+from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, footprint, usable
+from pretrain.loading_speed import TIMED_S
+from pretrain.planned_stage import PlanConfig, PlannedStage, planned_stage
 from pretrain.run import check, check_recipe
-from pretrain.stage import StageConfig
-
-
-class PlanConfig(PretrainConfig):
-    """A recipe to be planned: its dataset need not be there yet."""
-
-    data: str | list[str] = Field(default="", description="dataset folder; none: see num_samples")
-    run: str = Field(default="", description="not used")
-    num_samples: list[PositiveInt] = Field(
-        default=[], description="without data: samples of each stage, [images,cases]; one number is for all of them"
-    )
-
-    @field_validator("num_samples", mode="before")
-    @classmethod
-    def _listed(cls, counts: Any) -> Any:
-        return [counts] if isinstance(counts, int) else counts
-
-    @model_validator(mode="after")
-    def _one_count_each(self) -> "PlanConfig":
-        if len(self.num_samples) not in (0, 1, len(self.stages)):
-            raise ValueError(f"num_samples: {len(self.num_samples)} for {len(self.stages)} stages; give one for each")
-        return self
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A stage, its samples as far as they are known, and samples/s a core where that was measured here."""
-
-    config: PlanConfig
-    number: int
-    num_samples: int | None
-    measured: float | None
-
-    @property
-    def recipe(self) -> StageConfig:
-        return self.config.stages[self.number]
-
-    @property
-    def size_px(self) -> int:
-        return self.config.stage_views(self.number).size_px
-
-    @property
-    def workers(self) -> int:
-        return max(1, self.config.cluster.num_workers)
-
-    @property
-    def share(self) -> int:
-        """Samples of the global batch on one worker."""
-        return self.recipe.batch_size // self.workers
-
-    @property
-    def steps(self) -> int | None:
-        if self.recipe.steps is None and self.num_samples is None:
-            return None
-        return self.recipe.num_steps(self.num_samples or 0)
-
-    @cached_property
-    def needs(self) -> Footprint:
-        return footprint(self.config, self.number)
-
-    @property
-    def loaded(self) -> float:
-        """Samples a second and core, measured or by the benchmark."""
-        return self.measured or LOADED_PER_CORE["loader" if self.config.augment == "loader" else "device"]
-
-    def speed(self, card: Card) -> tuple[float, float] | None:
-        """Samples a second of all workers, low and high."""
-        one = card.expected(self.needs, self.share)
-        return None if one is None else (self.workers * one[0], self.workers * one[1])
-
-    def hours(self, card: Card) -> tuple[float, float] | None:
-        """Fewest and most; none where steps or speed are not known or the batch does not fit."""
-        speed = self.speed(card)
-        if speed is None or self.steps is None or self.share > self.needs.largest(card.memory, self.workers):
-            return None
-        seconds = (self.steps * self.recipe.batch_size / rate for rate in reversed(speed))
-        fewest, most = (value / 3600 for value in seconds)
-        return fewest, most
 
 
 def plan(config: PlanConfig) -> Iterator[str]:
@@ -113,7 +28,7 @@ def plan(config: PlanConfig) -> Iterator[str]:
         dataset = open_datasets(config.locations, config.weights, config.loader.place)
     else:
         check_recipe(config)
-    stages = [_known(config, number, dataset) for number in range(len(config.stages))]
+    stages = [planned_stage(config, number, dataset) for number in range(len(config.stages))]
     for stage in stages:
         yield from _needs(stage)
         yield from _loading(stage)
@@ -128,16 +43,7 @@ def plan(config: PlanConfig) -> Iterator[str]:
     yield from _how_to_read(stages)
 
 
-def _known(config: PlanConfig, number: int, dataset: AnyDataset | None) -> _Stage:
-    """A stage with what the dataset, else the person, says of it."""
-    if dataset is None:
-        told = (config.num_samples * len(config.stages))[number] if config.num_samples else None
-        return _Stage(config, number, told, None)
-    samples = METHODS[config.stages[number].method].samples(dataset, pretraining_rows(dataset, config))
-    return _Stage(config, number, len(samples), measured_per_core(config, number, dataset, samples))
-
-
-def _needs(stage: _Stage) -> Iterator[str]:
+def _needs(stage: PlannedStage) -> Iterator[str]:
     """What a stage is made of and what one worker holds."""
     needs, recipe = stage.needs, stage.recipe
     length = f"{recipe.epochs:g} epochs" if stage.steps is None else f"{stage.steps:,} steps"
@@ -173,7 +79,7 @@ def _needs(stage: _Stage) -> Iterator[str]:
     yield _fact("checkpoint", f"{size_text(needs.checkpoint)}; {config.checkpoint.keep} are kept")
 
 
-def _loading(stage: _Stage) -> Iterator[str]:
+def _loading(stage: PlannedStage) -> Iterator[str]:
     """How fast a core loads, and what the batches that stand ready take of shared memory."""
     what = "all augmentation" if stage.config.augment == "loader" else "crops only"
     how = f"measured here in {TIMED_S:g} s"
@@ -189,7 +95,7 @@ def _loading(stage: _Stage) -> Iterator[str]:
     )
 
 
-def _by_card(stage: _Stage) -> Iterator[str]:
+def _by_card(stage: PlannedStage) -> Iterator[str]:
     """A line a card: the largest batch, whether this one fits, speed, time and loader cores."""
     needs, fits_all = stage.needs, True
     yield _row("card", "usable", "most a GPU", "this batch", "samples/s", "time", "cores a GPU")
@@ -208,7 +114,7 @@ def _by_card(stage: _Stage) -> Iterator[str]:
         yield from _recomputed(stage)
 
 
-def _recomputed(stage: _Stage) -> Iterator[str]:
+def _recomputed(stage: PlannedStage) -> Iterator[str]:
     """What checkpointed activations would change, where they are not used yet and the network can."""
     try:
         needs = footprint(stage.config, stage.number, recompute=True)
@@ -221,7 +127,7 @@ def _recomputed(stage: _Stage) -> Iterator[str]:
         yield f"  {most}"
 
 
-def _how_to_read(stages: list[_Stage]) -> Iterator[str]:
+def _how_to_read(stages: list[PlannedStage]) -> Iterator[str]:
     yield (
         f"usable: {KEPT_FREE / 1e9:g} GB and {100 * KEPT_FREE_SHARE:.0f} % of a card are left to cuDNN, NCCL and "
         "fragments."

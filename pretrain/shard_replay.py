@@ -4,6 +4,7 @@ A node is replayed as one process that asks for the samples of all its ranks, wi
 which a download takes no time.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,10 +118,11 @@ class NodeCache:
     limit: int
     in_use_s: float = IN_USE_S
     reads: Reads = field(default_factory=Reads)
-    _there: dict[int, float] = field(default_factory=dict)
+    _there: dict[int, tuple[float, int]] = field(default_factory=dict)  # when it was read, and in which order
     _touched: dict[int, float] = field(default_factory=dict)
     _refused: dict[int, float] = field(default_factory=dict)
     _taken: int = 0
+    _nth: Iterator[int] = field(default_factory=itertools.count)
 
     def announce(self, shards: list[int], now: float, wait: bool) -> None:
         """Download these shards. `wait`: who asks is about to read them."""
@@ -135,7 +137,7 @@ class NodeCache:
         here = np.array([shard in self._there for shard in shards.tolist()], dtype=bool)
         for shard in np.unique(shards[here]).tolist():
             if now - self._touched.get(shard, -TOUCH_EVERY_S) >= TOUCH_EVERY_S:
-                self._there[shard] = self._touched[shard] = now
+                self._there[shard], self._touched[shard] = (now, next(self._nth)), now
         self.reads.num_cached += int(here.sum())
         self.reads.num_ranges += int((~here).sum())
         self.reads.range_bytes += int(sizes[~here].sum())
@@ -144,16 +146,16 @@ class NodeCache:
         size = int(self.shard_bytes[shard])
         if size > self.limit:
             return False
-        idle = (
-            (at, name, int(self.shard_bytes[name])) for name, at in self._there.items() if at <= now - self.in_use_s
-        )
+        idle = [
+            (at, name, int(self.shard_bytes[name])) for name, at in self._there.items() if at[0] <= now - self.in_use_s
+        ]
         leaving = make_room(size, self.limit, self._taken, idle)
         if leaving is None:
             return False
         for name in leaving:
             del self._there[name]
             self._taken -= int(self.shard_bytes[name])
-        self._there[shard], self._taken = now, self._taken + size
+        self._there[shard], self._taken = (now, next(self._nth)), self._taken + size
         self.reads.shard_bytes += size
         self.reads.num_shards += 1
         return True

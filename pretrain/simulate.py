@@ -148,8 +148,17 @@ def batch_size(config: SimulateConfig, number: int, gpus: int) -> int:
 
 def _dataset(config: SimulateConfig) -> AnyDataset | DescribedDataset:
     """The one that is there, checked as a run would check it, or the one that is told of."""
-    alone = config.model_copy(update={"cluster": config.cluster.model_copy(update={"num_workers": 0})})
-    alone = alone.model_copy(update={"compute": config.compute.model_copy(update={"batch_norm_group": None})})
+    largest = max(config.gpus)
+    alone = config.model_copy(
+        update={
+            "cluster": config.cluster.model_copy(update={"num_workers": 0}),
+            "compute": config.compute.model_copy(update={"batch_norm_group": None}),
+            "stages": [
+                stage.model_copy(update={"batch_size": batch_size(config, number, largest)})
+                for number, stage in enumerate(config.stages)
+            ],
+        }
+    )
     if config.num_images is not None:
         check_recipe(alone)
         size = round(1000 * config.kb_per_image)

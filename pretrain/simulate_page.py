@@ -48,20 +48,20 @@ def _assumed(config: SimulateConfig, stage: Stage) -> Iterator[str]:
     """Each number that was not counted or replayed, and each thing that is left out."""
     machine, one = config.machine, stage.outcomes[-1]
     yield "assumptions (machine.…=, card=, step_s=)"
-    yield f"  compute: {_compute_from(config)}; kernels take {machine.launch_us:g} µs each to launch, one after another"
+    yield f"  compute: {_compute_from(config)}; kernels take {machine.launch_us:g} µs each to launch, one by one"
     yield (
-        f"  network: {machine.gpus_per_node} GPUs a node; {machine.node_gb_per_s:g} GB/s and {machine.node_hop_us:g} µs a "
-        f"hop within it, {machine.network_gb_per_s:g} GB/s and {machine.network_hop_us:g} µs"
+        f"  network: {machine.gpus_per_node} GPUs a node; {machine.node_gb_per_s:g} GB/s and {machine.node_hop_us:g} "
+        f"µs a hop within it, {machine.network_gb_per_s:g} GB/s and {machine.network_hop_us:g} µs"
     )
     yield (
-        f"    between nodes (a tree's hop {TREE_HOP:g} times that), {START_US:g} µs a call: latencies of NCCL's tuning table, "
-        "its fastest"
+        f"    between nodes (a tree's hop {TREE_HOP:g} times that), {START_US:g} µs a call: latencies of NCCL's tuning "
+        "table, its fastest"
     )
     yield "    protocol, at full bandwidth; rings for gathers, the faster of ring and tree for sums, one after another"
     yield "  ranks are equally fast; probes, checkpoints and memory are left out (memory: python -m pretrain plan)"
     yield (
-        f"  loader: {stage.loaded_per_core:,.0f} samples/s a core ({stage.loaded_from}), {machine.cores_per_gpu:g} cores "
-        "a GPU; loading and reading go on beside the step"
+        f"  loader: {stage.loaded_per_core:,.0f} samples/s a core ({stage.loaded_from}), {machine.cores_per_gpu:g} "
+        "cores a GPU; loading and reading go on beside the step"
     )
     yield (
         f"  storage: {machine.storage_gb_per_s:g} GB/s a node, {machine.storage_total_gb_per_s:g} GB/s in all; "

@@ -114,9 +114,12 @@ class StepTracer:
 
     def _at(self, counted: list[Any], share: int, num_ranks: int) -> Any:
         """A quantity at a size: a + b·samples + c·samples·samples of all ranks."""
-        sizes = np.array([[1, samples, samples * samples * ranks] for samples, ranks in COUNTED_AT], dtype=float)
-        parts = np.linalg.solve(sizes, np.stack([np.asarray(one, dtype=float) for one in counted]))
-        return np.array([1, share, share * share * num_ranks]) @ parts
+        first, second, third = (np.asarray(one, dtype=float) for one in counted)
+        (small, few), (large, _), (_, many) = COUNTED_AT
+        together = (third - second) / (large * large * (many - few))
+        alone = (second - first - together * few * (large * large - small * small)) / (large - small)
+        constant = first - alone * small - together * small * small * few
+        return constant + alone * share + together * share * share * num_ranks
 
     def _record(self, share: int, num_ranks: int, total: Work) -> list[Collective]:
         """What saving, the meter, the health of features and Ray's report exchange once every tracking.every_steps."""
@@ -171,11 +174,15 @@ def _count(config: PretrainConfig, number: int, share: int, num_ranks: int) -> _
 def _recorded(module: Method, config: PretrainConfig, number: int, share: int, num_ranks: int) -> _Count:
     """The step itself, within a mode of fake tensors."""
     optimizer = build_optimizer(module, config.stages[number].optim)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()  # the first one makes its state
+    optimizer.zero_grad(set_to_none=True)
     recorder, ready = _Recorder(), []
     _tell_batch_norm(module, recorder)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: ready.append((p, recorder.work)))
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(lambda p: ready.append((p, recorder.work)))
     with recorder:
         output = _forward(module, config, number, share)
         recorder.kinds = [BATCH_NORM]  # the only ones in backward, besides the gradient's own
