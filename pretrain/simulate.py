@@ -17,6 +17,7 @@ from clusters.storage import Folder
 from data.combined import AnyDataset, open_datasets
 from pretrain.cards import CARDS
 from pretrain.cluster_model import MachineConfig, StepTime, bottleneck, expected_seconds, step_time
+from pretrain.compute import ranks_per_group
 from pretrain.config import PretrainConfig
 from pretrain.leakage import pretraining_rows
 from pretrain.loading_speed import LOADED_PER_CORE, measured_per_core
@@ -143,6 +144,7 @@ def batch_size(config: SimulateConfig, number: int, gpus: int) -> int:
         )
     if size < 2:
         raise InputError(f"samples_per_gpu: a global batch of {size} has no negatives; give 2 or more")
+    ranks_per_group(config.compute.batch_norm_group, size, gpus, f"stages.{number}")
     return size
 
 

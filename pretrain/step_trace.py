@@ -84,13 +84,13 @@ class StepTracer:
     """Counts a stage once, and gives the trace of a step of any size."""
 
     def __init__(self, config: PretrainConfig, number: int) -> None:
-        self._config, self._stage = config, config.stages[number]
-        self._where = f"stages.{number}"
+        self._config, self._where = config, f"stages.{number}"
         self._counts = [_count(config, number, *size) for size in COUNTED_AT]
 
     def trace(self, share: int, num_ranks: int) -> StepTrace:
         """A step of a rank that has `share` samples. Raises InputError where groups of batch norm do not come out."""
-        group = ranks_per_group(self._config.compute.batch_norm_group, share * num_ranks, num_ranks, self._where)
+        samples = self._config.compute.batch_norm_group if num_ranks > 1 else None
+        group = ranks_per_group(samples, share * num_ranks, num_ranks, self._where)
         first, *others = (count.collectives for count in self._counts)
         collectives = [
             replace(

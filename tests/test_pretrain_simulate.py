@@ -53,6 +53,12 @@ def tracer() -> StepTracer:
     return StepTracer(config("num_images=100"), 0)
 
 
+@pytest.fixture
+def counted(tracer: StepTracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of SMALL are counted once for all tests."""
+    monkeypatch.setattr("pretrain.simulate.StepTracer", lambda *_: tracer)
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def some_ranks(request: pytest.FixtureRequest) -> Iterator[tuple[int, Ranks]]:
     """So many real gloo processes."""
@@ -128,12 +134,12 @@ def test_work_of_a_larger_step_is_that_of_small_ones_continued(tracer: StepTrace
 
 
 def test_batch_norm_groups_exchange_among_themselves() -> None:
-    grouped = StepTracer(config("num_images=100", "compute.batch_norm_group=64"), 0).trace(16, 32)
-    statistics = [one for one in grouped.collectives if one.kind == BATCH_NORM]
+    grouped = StepTracer(config("num_images=100", "compute.batch_norm_group=64"), 0)
+    statistics = [one for one in grouped.trace(16, 32).collectives if one.kind == BATCH_NORM]
     assert [one.num_ranks for one in statistics[:-1]] == [4] * (len(statistics) - 1)
     assert statistics[-1].num_ranks == 32  # the running ones, averaged once
     with pytest.raises(InputError, match="batch_norm_group"):
-        StepTracer(config("num_images=100", "compute.batch_norm_group=60"), 0).trace(16, 32)
+        grouped.trace(5, 32)
 
 
 def work(seconds: float) -> Any:
@@ -276,6 +282,7 @@ def _really_read(
     return reads
 
 
+@pytest.mark.usefixtures("counted")
 def test_more_nodes_than_streams_read_shards_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.batches.LOOK_AHEAD_SAMPLES", 4096)
     read = outcomes("num_images=65536", "gpus=[8,512]", "samples_per_gpu=8", "machine.gpus_per_node=4")
@@ -284,6 +291,7 @@ def test_more_nodes_than_streams_read_shards_several_times(monkeypatch: pytest.M
     assert read[1].cached_share == 1
 
 
+@pytest.mark.usefixtures("counted")
 def test_ranges_read_each_image_once_an_epoch() -> None:
     for words in (["remote=false"], ["loader.cache_gb=0"]):
         for one in outcomes(*words, "samples_per_gpu=16"):
@@ -291,6 +299,7 @@ def test_ranges_read_each_image_once_an_epoch() -> None:
             assert one.cached_share == 0
 
 
+@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -306,6 +315,7 @@ def test_the_first_bottleneck_is_the_one_that_was_made(words: Sequence[str], tol
     assert outcomes("samples_per_gpu=64", *words)[-1].bottleneck.startswith(told)
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_known_step_is_taken_as_it_is() -> None:
     given = outcomes("step_s=[0.5,0.25,0.125]", "samples_per_gpu=16", "machine.launch_us=0")
     for one, alone_s in zip(given, (0.5, 0.25, 0.125)):
@@ -337,6 +347,7 @@ def test_the_page_says_all_that_was_assumed(capsys: pytest.CaptureFixture[str], 
     assert stage["assumed"]["machine"]["gpus_per_node"] == 8
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_dataset_that_is_there_gives_its_shards_and_the_loader_s_speed(synthetic_dataset: Dataset) -> None:
     asked = config(f"data={synthetic_dataset.location}", "gpus=[2]", "samples_per_gpu=8")
     (stage,) = simulate(asked)
