@@ -14,6 +14,13 @@ from pretrain.training import Training
 from pretrain.watch import Watch
 
 Calls = Counter[tuple[str, int]]
+CALLS = (
+    ("all_reduce", "all_reduce", 0),
+    ("all_gather", "all_gather", 1),
+    ("all_gather_single", "all_gather", 1),  # of objects, by newer versions of torch
+    ("broadcast", "broadcast", 0),
+)
+"""The function, what it is, and which of its arguments is this rank's own."""
 
 
 def collectives_of_a_run(values: dict[str, Any]) -> tuple[list[Calls], list[Calls]]:
@@ -21,8 +28,8 @@ def collectives_of_a_run(values: dict[str, Any]) -> tuple[list[Calls], list[Call
     noted: dict[str, list[Calls]] = {"step": [], "record": []}
     now: list[Calls] = [Counter()]
 
-    def noting(operation: str, given: int) -> Any:
-        original = getattr(dist, operation)
+    def noting(name: str, operation: str, given: int) -> Any:
+        original = getattr(dist, name)
 
         def call(*tensors: Any, **rest: Any) -> Any:
             tensor: Tensor = tensors[given]
@@ -41,9 +48,10 @@ def collectives_of_a_run(values: dict[str, Any]) -> tuple[list[Calls], list[Call
         return call
 
     patches = [
-        mock.patch.object(place, operation, noting(operation, given))
-        for operation, given in (("all_reduce", 0), ("all_gather", 1), ("broadcast", 0))
+        mock.patch.object(place, name, noting(name, operation, given))
+        for name, operation, given in CALLS
         for place in (dist, dist.distributed_c10d)
+        if hasattr(dist, name)
     ]
     patches += [
         mock.patch.object(Training, "step", within("step", Training.step)),
