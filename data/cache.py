@@ -21,12 +21,10 @@ from typing import TypeVar
 
 from clusters.config import InputError
 from clusters.storage import Folder
+from data.eviction import IN_USE_S, REFUSED_SHARE, TOUCH_EVERY_S, make_room
 
 VARIABLE = "MANYVIEW_CACHE"
 MEND = f"set {VARIABLE} or loader.cache to a folder of yours"
-IN_USE_S = 60.0
-"""A shard that was read so recently is not removed."""
-TOUCH_EVERY_S = 5.0
 NUM_DOWNLOADS = 4
 FREE_SHARE = 0.05
 """Share of the disk that is left free, whatever the bound."""
@@ -181,7 +179,7 @@ class ShardCache:
             with self._downloads:
                 there = self.fetch(name, wait)
             if not there and wait:
-                self._refused[name] = time.monotonic() + self._in_use_s / 4
+                self._refused[name] = time.monotonic() + REFUSED_SHARE * self._in_use_s
             coming.set_result(there)
         except Exception as error:  # for whoever waits for the shard
             coming.set_exception(error)
@@ -227,13 +225,11 @@ class ShardCache:
                             idle.append((status.st_mtime, path, status.st_size))
             disk = shutil.disk_usage(self._folder)
             limit = min(self._limit, taken + disk.free - int(FREE_SHARE * disk.total))
-            for _, path, size in sorted(idle):
-                if taken + wanted <= limit:
-                    break
-                path.unlink(missing_ok=True)
-                taken -= size
-            if taken + wanted > limit:
+            leaving = make_room(wanted, limit, taken, idle)
+            if leaving is None:
                 return None
+            for path in leaving:
+                path.unlink(missing_ok=True)
             part = self._folder / f"{self._path(name).name}.{wanted}.{uuid.uuid4().hex[:8]}.part"
             file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(file, fcntl.LOCK_EX)

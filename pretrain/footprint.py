@@ -108,7 +108,7 @@ def footprint(config: PretrainConfig, number: int, recompute: bool | None = None
     Raises InputError where the encoder does not exist.
     """
     size, stage = config.stage_views(number).size_px, config.stages[number]
-    module = _without_numbers(config, number)
+    module = module_without_numbers(config, number)
     if config.compute.checkpoint_activations if recompute is None else recompute:
         checkpoint_activations(module.encoder, config.encoder.name)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -163,7 +163,7 @@ class _Count:
     traffic: float
 
 
-def _without_numbers(config: PretrainConfig, number: int) -> Method:
+def module_without_numbers(config: PretrainConfig, number: int) -> Method:
     """The stage's module with shapes alone, whatever weights it would start from."""
     structure = {k: v for k, v in config.encoder.model_dump().items() if k != "weights"}
     plain = config.model_copy(update={"encoder": EncoderConfig.model_validate(structure)})

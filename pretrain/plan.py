@@ -5,109 +5,17 @@ and what rests on an assumption says so.
 """
 
 import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from clusters.config import InputError, absolute
-from data.combined import AnyDataset, open_datasets
-from pretrain.batches import ViewBatches
-from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, Card, cards
-from pretrain.config import PretrainConfig
-from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, Footprint, footprint, usable
-from pretrain.leakage import pretraining_rows
-from pretrain.methods import METHODS
+from data.combined import open_datasets
+from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, PESSIMIST, cards
+from pretrain.footprint import KEPT_FREE, KEPT_FREE_SHARE, footprint, usable
+from pretrain.loading_speed import TIMED_S
+from pretrain.planned_stage import PlanConfig, PlannedStage, planned_stage
 from pretrain.run import check, check_recipe
-from pretrain.stage import Samples, StageConfig
 from pretrain.workers import possible_workers
-
-LOADED_PER_CORE = {"loader": 826.0, "device": 1909.0}
-"""Samples a second and core, 224 px views of 256 px JPEGs, with all augmentation or crops only, as measured
-in tests/benchmarks/README.md."""
-TIMED_S, TIMED_BATCH = 1.0, 32
-
-
-class PlanConfig(PretrainConfig):
-    """A recipe to be planned: its dataset need not be there yet."""
-
-    data: str | list[str] = Field(default="", description="dataset folder; none: see num_samples")
-    run: str = Field(default="", description="not used")
-    num_samples: list[PositiveInt] = Field(
-        default=[], description="without data: samples of each stage, [images,cases]; one number is for all of them"
-    )
-
-    @field_validator("num_samples", mode="before")
-    @classmethod
-    def _listed(cls, counts: Any) -> Any:
-        return [counts] if isinstance(counts, int) else counts
-
-    @model_validator(mode="after")
-    def _one_count_each(self) -> "PlanConfig":
-        if len(self.num_samples) not in (0, 1, len(self.stages)):
-            raise ValueError(f"num_samples: {len(self.num_samples)} for {len(self.stages)} stages; give one for each")
-        return self
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A stage, its samples as far as they are known, and samples/s a core where that was measured here."""
-
-    config: PlanConfig
-    number: int
-    num_samples: int | None
-    measured: float | None
-
-    @property
-    def recipe(self) -> StageConfig:
-        return self.config.stages[self.number]
-
-    @property
-    def size_px(self) -> int:
-        return self.config.stage_views(self.number).size_px
-
-    @property
-    def workers(self) -> int:
-        """The most that there may be."""
-        return possible_workers(self.config)[-1]
-
-    @property
-    def share(self) -> int:
-        """Samples of the global batch on one worker."""
-        return self.recipe.batch_size // self.workers
-
-    @property
-    def steps(self) -> int | None:
-        if self.recipe.steps is None and self.num_samples is None:
-            return None
-        return self.recipe.num_steps(self.num_samples or 0)
-
-    @cached_property
-    def needs(self) -> Footprint:
-        return footprint(self.config, self.number)
-
-    @property
-    def loaded(self) -> float:
-        """Samples a second and core, measured or by the benchmark."""
-        return self.measured or LOADED_PER_CORE["loader" if self.config.augment == "loader" else "device"]
-
-    def speed(self, card: Card) -> tuple[float, float] | None:
-        """Samples a second of all workers, low and high."""
-        one = card.expected(self.needs, self.share)
-        return None if one is None else (self.workers * one[0], self.workers * one[1])
-
-    def hours(self, card: Card) -> tuple[float, float] | None:
-        """Fewest and most; none where steps or speed are not known or the batch does not fit."""
-        speed = self.speed(card)
-        if speed is None or self.steps is None or self.share > self.needs.largest(card.memory, self.workers):
-            return None
-        seconds = (self.steps * self.recipe.batch_size / rate for rate in reversed(speed))
-        fewest, most = (value / 3600 for value in seconds)
-        return fewest, most
 
 
 def plan(config: PlanConfig) -> Iterator[str]:
@@ -121,7 +29,7 @@ def plan(config: PlanConfig) -> Iterator[str]:
         dataset = open_datasets(config.locations, config.weights, config.loader.place)
     else:
         check_recipe(config)
-    stages = [_known(config, number, dataset) for number in range(len(config.stages))]
+    stages = [planned_stage(config, number, dataset) for number in range(len(config.stages))]
     for stage in stages:
         yield from _needs(stage)
         yield from _loading(stage)
@@ -136,31 +44,7 @@ def plan(config: PlanConfig) -> Iterator[str]:
     yield from _how_to_read(stages)
 
 
-def _known(config: PlanConfig, number: int, dataset: AnyDataset | None) -> _Stage:
-    """A stage with what the dataset, else the person, says of it."""
-    if dataset is None:
-        told = (config.num_samples * len(config.stages))[number] if config.num_samples else None
-        return _Stage(config, number, told, None)
-    samples = METHODS[config.stages[number].method].samples(dataset, pretraining_rows(dataset, config))
-    return _Stage(config, number, len(samples), _measured(config, number, dataset, samples))
-
-
-def _measured(config: PlanConfig, number: int, dataset: AnyDataset, samples: Samples) -> float:
-    """Samples a second and core (CPU time of this thread) over about a second of real loading."""
-    stage, views = config.stages[number], config.stage_views(number)
-    pair = METHODS[stage.method].pairing(stage, dataset, samples)  # type: ignore[arg-type]
-    size = min(TIMED_BATCH, len(samples))
-    augment = config.augment == "loader"
-    batches = ViewBatches(dataset, samples, pair, views, config.seed, number, size, 0, 1, augment=augment)
-    batches(0)
-    step, started, until = 0, time.thread_time(), time.monotonic() + TIMED_S
-    while time.monotonic() < until:
-        step += 1
-        batches(step)
-    return step * size / max(1e-9, time.thread_time() - started)
-
-
-def _needs(stage: _Stage) -> Iterator[str]:
+def _needs(stage: PlannedStage) -> Iterator[str]:
     """What a stage is made of and what one worker holds."""
     needs, recipe = stage.needs, stage.recipe
     length = f"{recipe.epochs:g} epochs" if stage.steps is None else f"{stage.steps:,} steps"
@@ -174,33 +58,33 @@ def _needs(stage: _Stage) -> Iterator[str]:
     yield _fact(
         "parameters", f"encoder {needs.encoder_parameters / 1e6:.1f} M, heads {needs.head_parameters / 1e6:.1f} M"
     )
-    averages = f", averages {_size(needs.averages)}" if needs.averages else ""
+    averages = f", averages {size_text(needs.averages)}" if needs.averages else ""
     yield _fact(
         "memory, always",
-        f"weights {_size(needs.weights)}, gradients {_size(needs.gradients)}, {recipe.optim.name} "
-        f"{_size(needs.optimiser)}{averages}",
+        f"weights {size_text(needs.weights)}, gradients {size_text(needs.gradients)}, {recipe.optim.name} "
+        f"{size_text(needs.optimiser)}{averages}",
     )
     yield _fact(
         "memory, a sample",
-        f"{_size(needs.held(stage.share) / stage.share)} of activations, "
-        f"{_size(needs.peak(stage.share) / stage.share)} at the peak, "
-        f"{_size(needs.input_per_sample)} of uint8 input",
+        f"{size_text(needs.held(stage.share) / stage.share)} of activations, "
+        f"{size_text(needs.peak(stage.share) / stage.share)} at the peak, "
+        f"{size_text(needs.input_per_sample)} of uint8 input",
     )
     if loss := needs.loss(stage.share, stage.workers):
-        yield _fact("memory, loss", _size(loss))
-    yield _fact("one worker", f"{stage.share} samples need {_size(needs.needed(stage.share, stage.workers))}")
+        yield _fact("memory, loss", size_text(loss))
+    yield _fact("one worker", f"{stage.share} samples need {size_text(needs.needed(stage.share, stage.workers))}")
     if config.cluster.elastic:
         fewest = possible_workers(config)[0]
         share = recipe.batch_size // fewest
-        yield _fact("fewest workers", f"{fewest} x {share} samples need {_size(needs.needed(share, fewest))} each")
+        yield _fact("fewest workers", f"{fewest} x {share} samples need {size_text(needs.needed(share, fewest))} each")
     yield _fact(
         "work, a sample",
-        f"{needs.flops.per_sample / 1e9:.1f} GFLOP, {_size(needs.traffic.per_sample)} of memory traffic",
+        f"{needs.flops.per_sample / 1e9:.1f} GFLOP, {size_text(needs.traffic.per_sample)} of memory traffic",
     )
-    yield _fact("checkpoint", f"{_size(needs.checkpoint)}; {config.checkpoint.keep} are kept")
+    yield _fact("checkpoint", f"{size_text(needs.checkpoint)}; {config.checkpoint.keep} are kept")
 
 
-def _loading(stage: _Stage) -> Iterator[str]:
+def _loading(stage: PlannedStage) -> Iterator[str]:
     """How fast a core loads, and what the batches that stand ready take of shared memory."""
     what = "all augmentation" if stage.config.augment == "loader" else "crops only"
     how = f"measured here in {TIMED_S:g} s"
@@ -211,12 +95,12 @@ def _loading(stage: _Stage) -> Iterator[str]:
     there = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     yield _fact(
         "/dev/shm",
-        f"a batch is {_size(batch)}; each loader process keeps {stage.config.loader.prefetch} ready"
-        + (f"; {_size(there)} here" if there else ""),
+        f"a batch is {size_text(batch)}; each loader process keeps {stage.config.loader.prefetch} ready"
+        + (f"; {size_text(there)} here" if there else ""),
     )
 
 
-def _by_card(stage: _Stage) -> Iterator[str]:
+def _by_card(stage: PlannedStage) -> Iterator[str]:
     """A line a card: the largest batch, whether this one fits, speed, time and loader cores."""
     needs, fits_all = stage.needs, True
     yield _row("card", "usable", "most a GPU", "this batch", "samples/s", "time", "cores a GPU")
@@ -235,7 +119,7 @@ def _by_card(stage: _Stage) -> Iterator[str]:
         yield from _recomputed(stage)
 
 
-def _recomputed(stage: _Stage) -> Iterator[str]:
+def _recomputed(stage: PlannedStage) -> Iterator[str]:
     """What checkpointed activations would change, where they are not used yet and the network can."""
     try:
         needs = footprint(stage.config, stage.number, recompute=True)
@@ -248,7 +132,7 @@ def _recomputed(stage: _Stage) -> Iterator[str]:
         yield f"  {most}"
 
 
-def _how_to_read(stages: list[_Stage]) -> Iterator[str]:
+def _how_to_read(stages: list[PlannedStage]) -> Iterator[str]:
     yield (
         f"usable: {KEPT_FREE / 1e9:g} GB and {100 * KEPT_FREE_SHARE:.0f} % of a card are left to cuDNN, NCCL and "
         "fragments."
@@ -283,6 +167,7 @@ def _span(hours: tuple[float, ...]) -> str:
     return "–".join(f"{value:.1f}" if value < 10 else f"{value:,.0f}" for value in hours) + " h"
 
 
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Bytes as a person would say them."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if num_bytes >= u), (1, "B"))
     return f"{num_bytes / unit:.1f} {name}" if num_bytes < 100 * unit else f"{num_bytes / unit:,.0f} {name}"

@@ -239,7 +239,9 @@ def test_what_a_run_would_refuse_is_one_line_here_too(words: Sequence[str], told
 def test_the_command_line() -> None:
     with pytest.raises(InputError, match=r"stages\.0\.batch_size"):
         _run(["plan", "pretrain/recipes/ham10000.yaml", "stages.0.batch_size=1"])
-    with pytest.raises(InputError, match=r"neither a recipe file nor preview, plan or doctor \(nearest: plan\)"):
+    with pytest.raises(
+        InputError, match=r"neither a recipe file nor preview, plan, simulate or doctor \(nearest: plan\)"
+    ):
         _run(["pln", "pretrain/recipes/ham10000.yaml"])
 
 

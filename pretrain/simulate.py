@@ -1,0 +1,290 @@
+"""What a recipe would do on clusters that are not there: `python -m pretrain simulate RECIPE`.
+
+The order of the samples and the shard cache's decisions are replayed (shard_replay.py), a step's collectives are
+counted from the code itself (step_trace.py), and their time is a model of one page (cluster_model.py).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from clusters.config import InputError, absolute
+from clusters.storage import Folder
+from data.combined import AnyDataset, open_datasets
+from pretrain.cards import CARDS
+from pretrain.cluster_model import MachineConfig, StepTime, bottleneck, expected_seconds, step_time
+from pretrain.compute import ranks_per_group
+from pretrain.config import PretrainConfig
+from pretrain.leakage import pretraining_rows
+from pretrain.loading_speed import LOADED_PER_CORE, measured_per_core
+from pretrain.measured_step import measured_step_s
+from pretrain.methods import METHODS
+from pretrain.run import check, check_recipe
+from pretrain.shard_replay import DescribedDataset, Layout, layout, replay
+from pretrain.step_trace import StepTrace, StepTracer, Work
+
+
+class SimulateConfig(PretrainConfig):
+    """A recipe on clusters of several sizes: neither they nor its dataset need be there."""
+
+    data: str | list[str] = Field(default="", description="dataset folder, path or URL; none: see num_images")
+    run: str = Field(default="", description="not used")
+    gpus: list[PositiveInt] = Field(
+        default=[8, 64, 256, 1024], min_length=1, description="sizes of the clusters, one worker a GPU"
+    )
+    samples_per_gpu: int | None = Field(
+        default=None, ge=1, description="the global batch grows with the GPUs; none: the recipe's batch, divided"
+    )
+    num_images: int | None = Field(default=None, ge=2, description="without data: images of a dataset that is told of")
+    images_per_case: int = Field(default=1, ge=1, description="of that dataset; micle needs two or more")
+    images_per_shard: int = Field(default=8192, ge=1, description="of that dataset")
+    kb_per_image: float = Field(default=100.0, gt=0, description="of that dataset, as stored")
+    remote: bool | None = Field(
+        default=None,
+        description="whether shards come over a network into the cache of each node (loader.cache_gb); none: as data "
+        "is, true for a dataset that is told of; false: a file system that all nodes mount, read image by image",
+    )
+    steps: int = Field(default=2000, ge=1, description="steps that are replayed at most; an epoch where it is shorter")
+    step_s: list[PositiveFloat] = Field(
+        default=[], description="seconds of a step of one worker alone with its share, one for each of gpus"
+    )
+    measure: bool = Field(default=False, description="time such steps here, of each share, on the device at hand")
+    card: Literal["A10", "A100 40 GB", "A100 80 GB", "H100 SXM", "H200 SXM"] = Field(
+        default="A100 80 GB", description="without step_s and measure: whose published rates say how fast a step is"
+    )
+    machine: MachineConfig = Field(default=MachineConfig(), description="the cluster, as it is assumed")
+    out: str = Field(default="", description="JSON file for all figures, not written where none is given")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SimulateConfig":
+        if bool(self.data) == (self.num_images is not None):
+            raise ValueError("give either data=DIR or num_images=N, the dataset to be replayed")
+        if self.step_s and (self.measure or len(self.step_s) != len(self.gpus)):
+            raise ValueError(f"step_s: {len(self.step_s)} for {len(self.gpus)} sizes; one each, and without measure")
+        return self
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is expected of one cluster; seconds and bytes are of one step unless an epoch is named.
+
+    `given` is (calls, bytes that a rank gives) a step of each kind of collective; `read_bytes` of the busiest node,
+    `all_read_bytes` of all; `epoch_node_bytes` a node's mean; `read_times` how often the nodes read the dataset in an
+    epoch; `cached_share` the images that came out of the cache.
+    """
+
+    gpus: int
+    nodes: int
+    batch_size: int
+    share: int
+    step: StepTime
+    given: dict[str, tuple[int, int]]
+    load_s: float
+    read_s: float
+    read_bytes: float
+    all_read_bytes: float
+    first_read_bytes: int
+    epoch_node_bytes: float
+    read_times: float
+    cached_share: float
+    steps_replayed: int
+    bottleneck: str
+
+    @property
+    def seconds(self) -> float:
+        """From step to step: loading and reading go on beside it."""
+        return max(self.step.total, self.load_s, self.read_s)
+
+    @property
+    def samples_per_s(self) -> float:
+        """Of all workers."""
+        return self.batch_size / self.seconds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage on each of the clusters; how fast a core loads, and whence that is known."""
+
+    name: str
+    num_samples: int
+    loaded_per_core: float
+    loaded_from: str
+    outcomes: list[Outcome]
+
+
+def simulate(config: SimulateConfig) -> Iterator[Stage]:
+    """Each stage on each cluster. Raises InputError for what a run of the recipe would refuse."""
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": "none"})})
+    for number in range(len(config.stages)):
+        for gpus in config.gpus:
+            batch_size(config, number, gpus)
+    dataset = _dataset(config)
+    for number in range(len(config.stages)):
+        place = _layout(config, number, dataset)
+        loaded, loaded_from = _loaded(config, number, place)
+        tracer = StepTracer(config, number)
+        outcomes = [_outcome(config, number, gpus, tracer, place, loaded) for gpus in config.gpus]
+        yield Stage(config.stage_name(number), len(place.samples), loaded, loaded_from, outcomes)
+
+
+def batch_size(config: SimulateConfig, number: int, gpus: int) -> int:
+    """The global batch of a stage on so many GPUs. Raises InputError where it cannot be divided."""
+    per_node = config.machine.gpus_per_node
+    if gpus > per_node and gpus % per_node:
+        raise InputError(f"gpus: {gpus} are no whole nodes of {per_node}; choose a multiple, or machine.gpus_per_node")
+    size = config.stages[number].batch_size if config.samples_per_gpu is None else config.samples_per_gpu * gpus
+    if size % gpus:
+        raise InputError(
+            f"stages.{number}.batch_size: {size} cannot be divided equally among {gpus} GPUs; choose a multiple, other "
+            "gpus=[…], or samples_per_gpu=N for a batch that grows with them"
+        )
+    if size < 2:
+        raise InputError(f"samples_per_gpu: a global batch of {size} has no negatives; give 2 or more")
+    ranks_per_group(config.compute.batch_norm_group, size, gpus, f"stages.{number}")
+    return size
+
+
+def _dataset(config: SimulateConfig) -> AnyDataset | DescribedDataset:
+    """The one that is there, checked as a run would check it, or the one that is told of."""
+    largest = max(config.gpus)
+    alone = config.model_copy(
+        update={
+            "cluster": config.cluster.model_copy(update={"num_workers": 0}),
+            "compute": config.compute.model_copy(update={"batch_norm_group": None}),
+            "stages": [
+                stage.model_copy(update={"batch_size": batch_size(config, number, largest)})
+                for number, stage in enumerate(config.stages)
+            ],
+        }
+    )
+    if config.num_images is not None:
+        check_recipe(alone)
+        size = round(1000 * config.kb_per_image)
+        return DescribedDataset(config.num_images, config.images_per_case, config.images_per_shard, size)
+    alone = alone.model_copy(update={"data": [absolute(location) for location in config.locations]})
+    check(alone)
+    return open_datasets(alone.locations, config.weights, config.loader.place)
+
+
+def _layout(config: SimulateConfig, number: int, dataset: AnyDataset | DescribedDataset) -> Layout:
+    """Where the samples of a stage lie. Raises InputError where a batch is more than there are."""
+    stage = config.stages[number]
+    told = isinstance(dataset, DescribedDataset)
+    if told and getattr(stage, "pair_within", None):
+        raise InputError(f"stages.{number}.pair_within: a dataset that is told of has no attributes; give data=DIR")
+    rows = np.arange(dataset.num_images) if told else pretraining_rows(dataset, config)
+    method = METHODS[stage.method]
+    samples = method.samples(dataset, rows)  # type: ignore[arg-type]
+    largest = max(batch_size(config, number, gpus) for gpus in config.gpus)
+    if largest > len(samples):
+        raise InputError(
+            f"stages.{number}: a global batch of {largest} is more than the {len(samples)} samples; a sample would be "
+            "its own negative. Choose a smaller batch, or more samples"
+        )
+    pair = method.pairing(stage, dataset, samples)  # type: ignore[arg-type]
+    remote = config.remote if config.remote is not None else told or dataset.is_remote
+    return layout(dataset, samples, pair, config.seed, number, remote and config.loader.cache_gb > 0)
+
+
+def _loaded(config: SimulateConfig, number: int, place: Layout) -> tuple[float, str]:
+    """Samples a second and core, and whence that is known."""
+    if config.machine.loaded_per_core is not None:
+        return config.machine.loaded_per_core, "as given"
+    if not isinstance(place.dataset, DescribedDataset):
+        return measured_per_core(config, number, place.dataset, place.samples), "measured here"
+    return LOADED_PER_CORE["loader" if config.augment == "loader" else "device"], "by the benchmark"
+
+
+def _outcome(
+    config: SimulateConfig, number: int, gpus: int, tracer: StepTracer, place: Layout, loaded: float
+) -> Outcome:
+    size, machine = batch_size(config, number, gpus), config.machine
+    share, nodes = size // gpus, max(1, gpus // machine.gpus_per_node)
+    trace = tracer.trace(share, gpus)
+    step = step_time(trace, _seconds(config, number, gpus, tracer), machine, config.tracking.every_steps)
+    load_s = share / (loaded * machine.cores_per_gpu)
+
+    # What the nodes read; the rate is that of the second half, when the caches are filled
+    epoch_steps = max(1, len(place.samples) // size)
+    replayed, paced = min(epoch_steps, config.steps), max(step.total, load_s)
+    read, half = np.zeros((replayed + 1, nodes)), replayed // 2
+    for done, reads in enumerate(replay(place, size, nodes, replayed, paced, int(config.loader.cache_gb * 1e9)), 1):
+        read[done] = [one.total_bytes for one in reads]
+    rate = (read[-1] - read[half]) / (replayed - half)
+    epoch = read[-1] + rate * (epoch_steps - replayed)
+    cached, ranges = (sum(getattr(one, name) for one in reads) for name in ("num_cached", "num_ranges"))
+    by_node, by_all = rate.max() / (machine.storage_gb_per_s * 1e9), rate.sum() / (machine.storage_total_gb_per_s * 1e9)
+    needs = {
+        "storage": _storage_is_slow(machine, rate, paced, by_node >= by_all, place.cached),
+        "loader": f"a GPU takes {share / step.total:,.0f} samples/s and {machine.cores_per_gpu:g} cores load "
+        f"{share / load_s:,.0f}",
+    }
+    read_s = max(by_node, by_all)
+    return Outcome(
+        gpus=gpus,
+        nodes=nodes,
+        batch_size=size,
+        share=share,
+        step=step,
+        given=_given(trace),
+        load_s=load_s,
+        read_s=read_s,
+        read_bytes=rate.max(),
+        all_read_bytes=rate.sum(),
+        first_read_bytes=int(read[1].max()),
+        epoch_node_bytes=epoch.mean(),
+        read_times=epoch.sum() / float(place.shard_bytes.sum()),
+        cached_share=cached / (cached + ranges),
+        steps_replayed=replayed,
+        bottleneck=bottleneck(step, load_s, read_s, needs),
+    )
+
+
+def _seconds(config: SimulateConfig, number: int, gpus: int, tracer: StepTracer) -> Callable[[Work], float]:
+    """Seconds of work: by the card's rates, scaled so that a step of one worker alone takes what is known of it."""
+    share = batch_size(config, number, gpus) // gpus
+    card = next(card for card in CARDS if card.name == config.card)
+    expected = expected_seconds(card, config.machine.launch_us)
+    if config.step_s:
+        known = config.step_s[config.gpus.index(gpus)]
+    elif config.measure:
+        known = measured_step_s(config, number, share)
+        share = max(2, share)
+    else:
+        return expected
+    scale = known / expected(tracer.trace(share, 1).total)
+    return lambda work: scale * expected(work)
+
+
+def _given(trace: StepTrace) -> dict[str, tuple[int, int]]:
+    """Calls and bytes of each kind of collective, of one rank; metrics each time that they are recorded."""
+    every = [*trace.collectives, *trace.now_and_then]
+    kinds = dict.fromkeys(one.kind for one in every)
+    return {
+        kind: (sum(one.kind == kind for one in every), sum(one.num_bytes for one in every if one.kind == kind))
+        for kind in kinds
+    }
+
+
+def _storage_is_slow(machine: MachineConfig, rate: np.ndarray, seconds: float, by_node: bool, cached: bool) -> str:
+    if by_node:
+        what = f"the busiest node would read {rate.max() / seconds / 1e9:.3g} GB/s and has {machine.storage_gb_per_s:g}"
+    else:
+        what = f"all nodes would read {rate.sum() / seconds / 1e9:.3g} GB/s of {machine.storage_total_gb_per_s:g}"
+    mend = "a larger loader.cache_gb" if cached else "shards in a cache of each node (an object store, remote=true)"
+    return f"{what}; {mend}, smaller images, or faster storage"
+
+
+def write_json(stages: list[Stage], config: SimulateConfig) -> None:
+    """All figures, with the assumptions, into `out`."""
+    path = Path(absolute(config.out))
+    assumed = {"machine": config.machine.model_dump(mode="json"), "card": config.card, "step_s": config.step_s}
+    values = [{**asdict(stage), "assumed": assumed} for stage in stages]
+    for value, stage in zip(values, stages):
+        for one, outcome in zip(value["outcomes"], stage.outcomes):
+            one |= {"seconds": outcome.seconds, "samples_per_s": outcome.samples_per_s}
+    Folder(path.parent).write_json(path.name, values)

@@ -1,0 +1,120 @@
+"""What `python -m pretrain simulate` expects of 1, 2 and 4 processes of this machine, and what they then take.
+
+The step of one process alone and the link (a latency and a bandwidth, from sums of two sizes between two processes)
+are measured here, the rest is the simulation's own. Each process computes with one thread: where there are fewer cores
+than processes they wait for one another, which the simulation does not know of, and the row says so.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from clusters import distributed
+from pretrain.cluster_model import MachineConfig
+from pretrain.measured_step import COUNTED, UNCOUNTED
+from pretrain.simulate import SimulateConfig, simulate
+from pretrain.training import Training, build_module
+
+SHARE, SIZES = 16, (1, 2, 4)
+SMALL_BYTES, LARGE_BYTES, ROUNDS = 8, 1 << 24, 20
+
+
+def run() -> list[dict[str, Any]]:
+    """Expected and measured steps a second, by the number of processes."""
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"), tempfile.TemporaryDirectory() as folder:
+        torch.set_num_threads(1)
+        hop_us, gb_per_s = _spawned(_link, 2, Path(folder) / "link")
+        print(f"gloo here: {hop_us:.0f} µs a hop, {gb_per_s:.2f} GB/s")
+        (stage,) = simulate(_recipe(hop_us, gb_per_s))
+        rows = []
+        for one in stage.outcomes:
+            real_s = _spawned(_steps, one.gpus, Path(folder) / f"{one.gpus}")
+            rows.append(_row(one.gpus, one.step.total, real_s))
+    return rows
+
+
+def _row(num_processes: int, expected_s: float, real_s: float) -> dict[str, Any]:
+    short = " (more than there are cores)" if num_processes > (os.cpu_count() or 1) else ""
+    return {
+        "name": f"simulated step of {num_processes} processes{short}, ResNet-18, 64 px; peer the real one",
+        "ours": round(1e3 * expected_s, 1),
+        "peer": round(1e3 * real_s, 1),
+        "unit": "ms",
+        "ratio": round(expected_s / real_s, 2),
+        "floor": 0,
+        "goal": 1,
+    }
+
+
+def _recipe(hop_us: float, gb_per_s: float) -> SimulateConfig:
+    machine = MachineConfig(
+        gpus_per_node=max(SIZES), node_gb_per_s=gb_per_s, node_hop_us=hop_us, loaded_per_core=1e6, storage_gb_per_s=1e3
+    )
+    return SimulateConfig(
+        num_images=4096,
+        gpus=list(SIZES),
+        samples_per_gpu=SHARE,
+        measure=True,
+        machine=machine,
+        encoder={"name": "resnet18"},  # type: ignore[arg-type]
+        views={"size_px": 64},  # type: ignore[arg-type]
+        stages=[{"method": "simclr", "steps": 100, "batch_size": SHARE, "projection_hidden": 512}],  # type: ignore[list-item]
+    )
+
+
+def _spawned(task: Any, num_processes: int, folder: Path) -> Any:
+    """What rank 0 finds."""
+    folder.mkdir()
+    torch.multiprocessing.spawn(_rank, (task, num_processes, str(folder)), nprocs=num_processes)  # type: ignore[attr-defined]
+    return json.loads((folder / "found.json").read_text())
+
+
+def _rank(rank: int, task: Any, num_processes: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    if num_processes > 1:
+        dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=num_processes)
+    found = task()
+    if rank == 0:
+        (Path(folder) / "found.json").write_text(json.dumps(found))
+    if num_processes > 1:
+        dist.destroy_process_group()
+
+
+def _link() -> tuple[float, float]:
+    """µs a hop and GB/s of sums between two processes: 2 hops, and as many bytes over the link as there are."""
+    seconds = []
+    for num_bytes in (SMALL_BYTES, LARGE_BYTES):
+        tensor, times = torch.zeros(num_bytes // 4), []
+        for _ in range(ROUNDS):
+            dist.barrier()
+            started = time.perf_counter()
+            dist.all_reduce(tensor)
+            times.append(time.perf_counter() - started)
+        seconds.append(statistics.median(times))
+    return max(0.0, 1e6 * seconds[0] / 2), LARGE_BYTES / (seconds[1] - seconds[0]) / 1e9
+
+
+def _steps() -> float:
+    """Seconds of a step on fixed random views; the median."""
+    config = _recipe(0.0, 1.0)
+    world_size = distributed.world_size()
+    stage = config.stages[0].model_copy(update={"batch_size": SHARE * world_size})
+    config = config.model_copy(update={"stages": [stage]})
+    training = Training(config, 0, build_module(config, 0, None)[0], UNCOUNTED + COUNTED)
+    size = config.views.size_px
+    views_NCHW = torch.randn(2 * SHARE, 3, size, size).contiguous(memory_format=torch.channels_last)
+    groups_VBG = (torch.arange(SHARE) + SHARE * distributed.rank()).expand(2, SHARE)[:, :, None]
+    seconds = []
+    for step in range(UNCOUNTED + COUNTED):
+        started = time.perf_counter()
+        training.step(step, views_NCHW.unflatten(0, (2, SHARE)), groups_VBG)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[UNCOUNTED:])
