@@ -20,14 +20,14 @@ from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
 from data.loader import evaluation_batches, training_batches
 from finetune.bootstrap import Floats
-from finetune.cohort import Cohort, Rows
+from finetune.cohort import Cohort, Rows, case_auroc
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, load
 from finetune.full_batches import FullBatches
 from finetune.heads import Classifier, pool_images
 from finetune.learner import Training
-from finetune.linear import case_auroc
 from finetune.parameters import choose_trained, drawn_by, plain_weights
+from finetune.tasks import Task, score_key
 from pretrain.encoder_folder import EncoderCard
 from pretrain.views import ViewConfig, normalise
 
@@ -90,13 +90,13 @@ def train_full(
             report(metrics)
         if validating:
             score = case_auroc(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
-            tracker.log(done, {"val_auroc": score})
+            tracker.log(done, {score_key(cohort.task): score})
             if score > best["score"] or not best["weights"]:
                 best = {"epoch": done // steps_per_epoch, "score": score, "weights": plain_weights(model)}
         if saving:
             checkpoints.save(done, {**training.state(), "best": best})
 
-    _finish(best, settings.epochs, title, folder)
+    _finish(best, settings.epochs, title, folder, cohort.task)
     return _with_best_weights(_build(contender, cohort, config)[0], folder), card
 
 
@@ -105,12 +105,12 @@ def _is_stopped(best: dict[str, Any], done: int, steps_per_epoch: int, patience:
     return patience is not None and bool(best["weights"]) and done // steps_per_epoch - best["epoch"] >= patience
 
 
-def _finish(best: dict[str, Any], epochs: int, title: str, folder: Folder) -> None:
+def _finish(best: dict[str, Any], epochs: int, title: str, folder: Folder, task: Task) -> None:
     """The best epoch's weights, for everybody."""
-    say(f"{title}: epoch {best['epoch']} of {epochs}, validation AUROC {best['score']:.4f}")
+    say(f"{title}: epoch {best['epoch']} of {epochs}, validation {task.score_name} {best['score']:.4f}")
     if distributed.is_main():
         folder.write(WEIGHTS, safetensors.torch.save(best["weights"]))
-        chosen = {"epoch": best["epoch"], "of": epochs, "val_auroc": best["score"]}
+        chosen = {"epoch": best["epoch"], "of": epochs, score_key(task): best["score"]}
         folder.write_json(FINISHED, {"chosen": chosen, "weights_sha256": _weights_hash(folder)})
     distributed.barrier()
 

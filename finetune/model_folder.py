@@ -1,7 +1,7 @@
 """`model/` in a results folder: all that is needed to use the fine-tuned model, and nothing that runs code.
 
 encoder.safetensors   the encoder, fine-tuned or as it was pretrained
-head.safetensors      weight (K, D) and bias (K): logits = features · weightᵀ + bias
+head.safetensors      weight (K, D) and bias (K): logits = features · weightᵀ + bias; with attention, its weights too
 model.json            task, labels, input, thresholds, temperature, and where it comes from; written last
 
 Shapes: I images, N cases, B batch, D features, K labels, H and W pixels.
@@ -187,7 +187,7 @@ def write_model(
         "classes": list(task.class_names),
         "thresholds": judged.label_thresholds or {},
         "temperature": judged.temperature,
-        "pooling": POOLING[config.full.pooling if choice is None else "none"],
+        "pooling": POOLING[config.pooling],
         "encoder": card.config.structure(),
         "projection": card.projection,
         "input": {
@@ -233,7 +233,7 @@ def _trained(training: Folder) -> dict[str, dict[str, Tensor]]:
 
 def _with_head(encoder: nn.Module, choice: Choice) -> dict[str, dict[str, Tensor]]:
     """The encoder as it was pretrained, and the linear head that was fitted on it."""
-    head = {"weight": torch.from_numpy(choice.head.weight_KD), "bias": torch.from_numpy(choice.head.bias_K)}
+    head = {name: torch.from_numpy(values) for name, values in choice.head.weights().items()}
     return {"encoder": {n: t.contiguous() for n, t in encoder.state_dict().items()}, "head": head}
 
 

@@ -30,6 +30,7 @@ class Regression:
     """
 
     kind = "regression"
+    score_name = "R²"
     class_names: tuple[str, ...] = ()
 
     def __init__(self, names: Sequence[str], mean_K: Sequence[float] = (), scale_K: Sequence[float] = ()) -> None:

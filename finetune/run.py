@@ -111,7 +111,10 @@ def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder
     choice = fit_linear(
         cohort, of(cohort.train), of(cohort.val), config.class_weighting, config.linear, entrant.name, config.seed
     )  # fmt: skip
-    probabilities = [cohort.task.probabilities(choice.head.logits(of(some))) for some in (cohort.val, cohort.test)]
+    probabilities = [
+        cohort.task.probabilities(choice.head.logits(of(some), dataset.case_of[some]))
+        for some in (cohort.val, cohort.test)
+    ]
     return Outcome(entrant, choice.chosen, choice.tried, *probabilities), choice
 
 

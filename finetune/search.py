@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from clusters.config import Config, InputError, absolute, describe, load_config
 from clusters.launch import launch
@@ -56,6 +56,12 @@ class SearchConfig(FinetuneConfig):
     """A recipe of fine-tuning, and the grid around it. Baselines are left out: each would need its own search."""
 
     grid: GridConfig = Field(default=GridConfig(), description="learning rates and weight decays")
+
+    @model_validator(mode="after")
+    def _linear_trials_go_by_images(self) -> "SearchConfig":
+        if self.head == "linear" and self.linear.pooling != "none":
+            raise ValueError("linear.pooling: a search trains linear heads by SGD, image by image; set it to none")
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """The settings that determine a trial: more pairs and seeds may be asked for later."""
