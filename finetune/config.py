@@ -12,7 +12,7 @@ from data.loader import LoaderConfig
 from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
 from finetune.full_config import FullConfig, Pooling, UntrainedConfig
-from finetune.label_names import LABEL_SETS
+from finetune.label_map import LABEL_SETS
 from finetune.thresholds import OperatingConfig
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -18,6 +18,7 @@ from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
 from finetune.bootstrap import Floats
+from finetune.claims import claim
 from finetune.cohort import Cohort, Rows, case_score, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, contenders
@@ -26,8 +27,8 @@ from finetune.efficiency_page import FILES, write_outputs
 from finetune.evaluate import frozen_temperature
 from finetune.labels_saved import labels_saved, summary
 from finetune.linear import fit_linear
-from finetune.run import LEDGER, finetune, numbers_of, work
-from finetune.sweeps import claim
+from finetune.results import LEDGER
+from finetune.run import finetune, numbers_of, work
 from finetune.tasks import AUROC
 
 RESULTS = "efficiency.json"

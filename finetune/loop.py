@@ -59,12 +59,8 @@ def train_full(
 
     # Newest intact checkpoint
     checkpoints = Checkpoints(folder, config.checkpoint)
-    restored = checkpoints.restore()
-    first_step = restored.step if restored else 0
-    best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
-    if restored:
-        best = restored.state.pop("best")
-        training.restore(restored.state)
+    first_step, best = _resumed(training, checkpoints)
+    if first_step:
         say(f"{title}: resumed at step {first_step} of {total_steps}")
     tracker.start_section(folder, contender.name)
     tracker.rewind(first_step)
@@ -91,13 +87,29 @@ def train_full(
         if validating:
             score = case_auroc(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
             tracker.log(done, {score_key(cohort.task): score})
-            if score > best["score"] or not best["weights"]:
-                best = {"epoch": done // steps_per_epoch, "score": score, "weights": plain_weights(model)}
+            best = _better(best, done // steps_per_epoch, score, model)
         if saving:
             checkpoints.save(done, {**training.state(), "best": best})
 
     _finish(best, settings.epochs, title, folder, cohort.task)
     return _with_best_weights(_build(contender, cohort, config)[0], folder), card
+
+
+def _resumed(training: Training, checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:
+    """The step to go on from, with the training restored to it, and the best epoch until then."""
+    restored = checkpoints.restore()
+    if restored is None:
+        return 0, {"epoch": 0, "score": -math.inf, "weights": {}}
+    best = restored.state.pop("best")
+    training.restore(restored.state)
+    return restored.step, best
+
+
+def _better(best: dict[str, Any], epoch: int, score: float, model: Classifier) -> dict[str, Any]:
+    """This epoch if it is better than the best, the first of equal ones; the first one whatever its score."""
+    if score > best["score"] or not best["weights"]:
+        return {"epoch": epoch, "score": score, "weights": plain_weights(model)}
+    return best
 
 
 def _is_stopped(best: dict[str, Any], done: int, steps_per_epoch: int, patience: int | None) -> bool:

@@ -112,8 +112,11 @@ class Model(nn.Module):
 
     def pool(self, case_I: Integers, logits_IK: Floats) -> tuple[Integers, Floats]:
         """Each case's number, (N,) ascending, and its probabilities, (N, K), at the frozen temperature."""
-        logits_IK = pool_images(logits_IK, case_I, POOLINGS[self.card.pooling])
-        return pool_cases(case_I, self.task.probabilities(self._at_temperature(logits_IK)))
+        return pool_cases(case_I, self.probabilities(self.pooled(case_I, logits_IK)))
+
+    def pooled(self, case_I: Integers, logits_IK: Floats) -> Floats:
+        """Logits of each image's case, (I, K), or of the image itself where a case's answer is the mean of those."""
+        return pool_images(logits_IK, case_I, POOLINGS[self.card.pooling])
 
     def _at_temperature(self, logits_IK: Floats) -> Floats:
         """Logits divided by the temperature; numbers, which have none, as they are."""

@@ -107,6 +107,11 @@ class ScoredNumbers:
     patient_N: Integers
     names: tuple[str, ...]
 
+    @property
+    def num_known(self) -> dict[str, int]:
+        """How many cases have each number."""
+        return dict.fromkeys(self.names, len(self.truth_NK))
+
 
 def score_numbers(task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: Integers) -> ScoredNumbers | None:
     """The numbers among the columns of a task, ready for figures; None where it has none."""

@@ -19,12 +19,13 @@ from clusters.search import one_ray, run_trials
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
 from data.dataset import open_dataset
+from finetune.claims import SWEEP, claim
 from finetune.cohort import choose_cohort, find_leaks
 from finetune.config import FinetuneConfig, SgdConfig, Strength
 from finetune.contenders import contenders
-from finetune.run import LEDGER, finetune, numbers_of, work
+from finetune.results import LEDGER
+from finetune.run import finetune, numbers_of, work
 from finetune.search_page import score_of, search_page, summary
-from finetune.sweeps import SWEEP, claim
 
 RESULTS, PAGE, TRIAL = "search.json", "search.html", "trial.json"
 SCHEMA_VERSION = 1
