@@ -101,7 +101,7 @@ def efficiency(config: EfficiencyConfig) -> None:
 def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: str, count: Callable[[], None]) -> Point:
     """One model: chosen on validation, then evaluated on test, which `count` is told before."""
     choice = fit_linear(
-        cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title
+        cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title, config.seed
     )
 
     def probabilities(rows: Rows) -> Floats:

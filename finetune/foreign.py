@@ -23,7 +23,7 @@ from finetune.ood import Reference, energy, told_apart
 
 if TYPE_CHECKING:
     from finetune.external import EvaluateConfig
-    from finetune.model_folder import Model
+    from finetune.model import Model
     from finetune.trained import Trained
 
 MOST_REFERENCE_IMAGES = 5000

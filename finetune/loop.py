@@ -106,7 +106,7 @@ def _resumed(training: Training, checkpoints: Checkpoints) -> tuple[int, dict[st
 
 
 def _better(best: dict[str, Any], epoch: int, score: float, model: Classifier) -> dict[str, Any]:
-    """This epoch if it is better than the best, the first of equal ones; the first one whatever its score."""
+    """The best epoch until now: a later one only if it is better, the first one whatever its score."""
     if score > best["score"] or not best["weights"]:
         return {"epoch": epoch, "score": score, "weights": plain_weights(model)}
     return best

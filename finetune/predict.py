@@ -32,7 +32,7 @@ from finetune.image_batches import Part, Reading, batches_of
 from finetune.image_list import CASE, ImageList, list_images
 
 if TYPE_CHECKING:
-    from finetune.model_folder import Model
+    from finetune.model import Model
 
 PART_IMAGES = 512
 RECORD, PARTS, PREDICTIONS, CASES = "predict.json", "parts", "predictions", "cases"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from finetune.bootstrap import BootstrapConfig, Key, bootstrap, patient_strata
-from finetune.intervals import Spread, student_difference
+from finetune.interval_forms import Spread, student_difference
 from finetune.metrics import DecisionFigures, RankFigures, ScoredCases
 from finetune.reported import Reported
 

@@ -12,7 +12,7 @@ from finetune.results import RESULTS, SCHEMA_VERSION
 from finetune.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from finetune.model_folder import Model
+    from finetune.model import Model
 
 
 @dataclass(frozen=True)

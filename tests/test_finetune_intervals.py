@@ -11,7 +11,8 @@ from scipy.stats import kstest, norm
 from finetune.bootstrap import bootstrap, patient_strata
 from finetune.comparisons import comparisons, holm
 from finetune.coverage import DIFFERENCE, NAIVE, SETTINGS, CoverageConfig, Setting, draw_study, measure, run
-from finetune.intervals import Intervals, hanley_variance
+from finetune.interval_forms import hanley_variance
+from finetune.intervals import Intervals
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
 from finetune.reported import Reported
 
