@@ -23,7 +23,7 @@ def map_parts(
         return
     with connected() as started_here:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         there = ray.cluster_resources()
         room = int(there.get("CPU", 0.0) // cpus_per_actor)
@@ -36,6 +36,8 @@ def map_parts(
                 if row["problem"]:
                     raise InputError(row["problem"])
                 yield int(row["done"])
+        except RayTaskError:  # what a part itself has raised
+            raise
         except RayError as error:
             told = " ".join(str(error).split())[-300:]
             raise InputError(
