@@ -168,13 +168,10 @@ def _evaluate(
         return
     begin(out, identity, config.model_dump(mode="json"))
     numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
-    foreign = None
-    if config.foreign:
-        reference = training_features(trained, out, config)
-        if reference is None:
-            warnings.append("the training dataset is not where it was (training_data=DIR): foreign images not scored")
-        else:
-            foreign = scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
+    reference = training_features(trained, out, config) if config.foreign else None
+    foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
+    if config.foreign and foreign is None:
+        warnings.append("the training dataset is not where it was (training_data=DIR): foreign images not scored")
     logits_IK = numbers[:, : -num_features_of(trained.model)]
     results = results_of(trained, dataset, matched, rows, logits_IK, config)
     out.write(PREDICTIONS, predictions_of(trained, dataset, matched, rows, logits_IK, foreign))
