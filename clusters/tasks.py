@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from clusters import security
@@ -23,39 +24,54 @@ def map_tasks(
     connected is used as it is. `function` stands at the top level of a module, and running it twice must do no
     harm. Raises what a task raises, and InputError where the cluster cannot be reached or tasks keep dying.
     """
+    with connected():
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        remote = ray.remote(num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=RETRIES)(function)
+        waiting: list[Any] = []
+        remaining = iter(tasks)
+        try:
+            while True:
+                ahead = max(8, round(TASKS_PER_CORE * ray.cluster_resources().get("CPU", 0)))
+                while len(waiting) < ahead and (task := next(remaining, None)) is not None:
+                    waiting.append(remote.remote(task))
+                if not waiting:
+                    return
+                ready, waiting = ray.wait(waiting, num_returns=1)
+                yield ray.get(ready[0])
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except RayError as error:
+            told = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"Ray tasks died {RETRIES + 1} times, most likely for want of memory on their node ({told}); "
+                "give the cluster more memory a core, then the same command again"
+            ) from None
+        finally:
+            for task in waiting:
+                ray.cancel(task, force=True)
+
+
+@contextmanager
+def connected() -> Iterator[bool]:
+    """A Ray to use within: one that is connected already, else that of RAY_ADDRESS, else a local one.
+
+    Yields whether a local one was started here, which ends with it.
+    """
     from clusters.launch import set_environment
 
-    set_environment(local=(os.environ.get("RAY_ADDRESS") or "local") == "local")
+    local = (os.environ.get("RAY_ADDRESS") or "local") == "local"
+    set_environment(local)
     import ray
-    from ray.exceptions import RayError, RayTaskError
 
-    started_here = not ray.is_initialized()
-    if started_here:
+    before = ray.is_initialized()
+    if not before:
         _connect()
-    remote = ray.remote(num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=RETRIES)(function)
-    waiting: list[Any] = []
-    remaining = iter(tasks)
     try:
-        while True:
-            ahead = max(8, round(TASKS_PER_CORE * ray.cluster_resources().get("CPU", 0)))
-            while len(waiting) < ahead and (task := next(remaining, None)) is not None:
-                waiting.append(remote.remote(task))
-            if not waiting:
-                return
-            ready, waiting = ray.wait(waiting, num_returns=1)
-            yield ray.get(ready[0])
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from None
-    except RayError as error:
-        told = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"Ray tasks died {RETRIES + 1} times, most likely for want of memory on their node ({told}); "
-            "give the cluster more memory a core, then the same command again"
-        ) from None
+        yield local and not before
     finally:
-        for task in waiting:
-            ray.cancel(task, force=True)
-        if started_here:
+        if not before:
             ray.shutdown()
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data.page import EMPTY, Content, Html, figure, join, polyline, shape, svg, tag, text
 
-NUM_STYLES, NUM_MARKS = 4, 8
+NUM_STYLES, NUM_SHAPES, NUM_MARKS = 8, 4, 8
 MAX_POINTS = 200
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 180, 44, 10, 10, 22
 MAP_WIDTH, MAP_HEIGHT = 480, 360
@@ -151,14 +151,14 @@ def _drawn(segment: list[tuple[float, float]], number: int) -> Html:
 
 def _mark(x: float, y: float, group: int) -> Html:
     """Groups differ in shape and colour, the later ones are hollow."""
-    kind = f"mark-{group % NUM_STYLES}" + (" hollow" if group >= NUM_STYLES else "")
+    kind = f"mark-{group % NUM_SHAPES}" + (" hollow" if group >= NUM_SHAPES else "")
     size = 3.2
-    if group % NUM_STYLES == 0:
+    if group % NUM_SHAPES == 0:
         return shape("circle", {"cx": x, "cy": y, "r": size, "class": kind})
     corners = {
         1: [(-size, -size), (size, -size), (size, size), (-size, size)],
         2: [(0, -1.3 * size), (1.2 * size, size), (-1.2 * size, size)],
         3: [(0, -1.4 * size), (1.4 * size, 0), (0, 1.4 * size), (-1.4 * size, 0)],
-    }[group % NUM_STYLES]
+    }[group % NUM_SHAPES]
     path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return shape("polygon", {"points": path, "class": kind})

@@ -13,7 +13,7 @@ from finetune.image_list import CASE, ImageList
 
 if TYPE_CHECKING:
     from finetune.bootstrap import Floats
-    from finetune.model_folder import Model
+    from finetune.model import Model
 
 NUMBER, ERROR = "number.", "error"
 NOT_FINITE = "the model's answer is not finite"

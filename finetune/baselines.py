@@ -15,10 +15,10 @@ from threadpoolctl import threadpool_limits
 from clusters.config import InputError
 from clusters.tracking import say
 from finetune.bootstrap import Floats
-from finetune.cohort import Cohort, Rows
+from finetune.cohort import Cohort, Rows, case_auroc
 from finetune.config import FinetuneConfig
 from finetune.contenders import ORB_KEYPOINTS, ORB_SIZE_PX, ORB_WORDS, PCA_COMPONENTS, PCA_SIZE_PX, Contender
-from finetune.linear import NEVER, case_auroc, fit_linear
+from finetune.linear import NEVER, fit_linear
 from finetune.tasks import Task
 
 ORB_BYTES = 32
@@ -106,7 +106,8 @@ def _fit_pca(cohort: Cohort, of: Of, config: FinetuneConfig) -> Fitted:
         return pca.transform(pixels.astype(np.float32))
 
     train, val = transform(of(cohort.train)), transform(of(cohort.val))
-    choice = fit_linear(cohort, train, val, config.class_weighting, config.linear, "pca")
+    by_image = config.linear.model_copy(update={"pooling": "none"})
+    choice = fit_linear(cohort, train, val, config.class_weighting, by_image, "pca")
     return Fitted(lambda pixels: choice.head.logits(transform(pixels)), choice.chosen, choice.tried)
 
 

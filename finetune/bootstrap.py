@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import ndtri
 
 from clusters.config import Config
 from data.config import num_cores
@@ -22,6 +23,10 @@ Integers = NDArray[np.integer]
 Key = tuple[str, ...]
 Figures = Callable[[NDArray[np.float32]], dict[Key, NDArray[np.float64]]]
 
+SIZE_STEP = np.float32(0.1)
+"""Relative change of a stratum's size from which slopes are taken."""
+ROUNDING = 1e-5
+"""Smaller slopes are those of sums in single precision."""
 BLOCK_RESAMPLES = 256
 """Resamples computed together; part of what the draws depend on."""
 
@@ -52,8 +57,12 @@ def patient_strata(truth_NK: Floats, patient_N: Integers) -> Integers:
 def bootstrap(figures: Figures, strata_P: Integers, num_resamples: int, seed: int) -> dict[Key, NDArray[np.float64]]:
     """Every figure on every resample, {key: (R,)}.
 
-    `figures` takes how often each patient was drawn, float32 (P, R). Give it several models' figures at
+    `figures` takes how often each patient counts, float32 (P, R). Give it several models' figures at
     once to compare them on the same draws. Depends on the seed alone, whatever the number of cores.
+
+    Patients are drawn within strata, and then the sizes of the strata too, as they would differ from study to study:
+    AUPRC, F1, accuracy and Brier score depend on how common a disease is among those who happened to come. That part is
+    added to first order, figure + Σ slope · deviation, since a rare class would vanish from draws without strata.
     """
     starts = range(0, num_resamples, BLOCK_RESAMPLES)
 
@@ -63,7 +72,26 @@ def bootstrap(figures: Figures, strata_P: Integers, num_resamples: int, seed: in
 
     with ThreadPoolExecutor(num_cores()) as threads:
         blocks = list(threads.map(block, starts))
-    return {key: np.concatenate([values[key] for values in blocks]) for key in blocks[0]}
+    slopes = _slopes(figures, strata_P)
+    deviation_SR = _size_deviations(strata_P, num_resamples, seed)
+    return {key: np.concatenate([b[key] for b in blocks]) + slopes[key] @ deviation_SR for key in blocks[0]}
+
+
+def _slopes(figures: Figures, strata_P: Integers) -> dict[Key, NDArray[np.float64]]:
+    """By how much each figure changes with the relative size of each stratum, {key: (S,)}; 0 where undefined."""
+    inside_PS = (strata_P[:, None] == np.unique(strata_P)).astype(np.float32)
+    found = figures(np.concatenate([1 + SIZE_STEP * inside_PS, 1 - SIZE_STEP * inside_PS], axis=1))
+    larger_smaller = {key: np.split(values, 2) for key, values in found.items()}
+    slopes = {key: np.nan_to_num((up_S - down_S) / (2 * SIZE_STEP)) for key, (up_S, down_S) in larger_smaller.items()}
+    return {key: np.where(np.abs(slope_S) > ROUNDING, slope_S, 0.0) for key, slope_S in slopes.items()}
+
+
+def _size_deviations(strata_P: Integers, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Relative deviations of the strata's sizes, (S, R): of counts that are drawn independently, as people come."""
+    sizes_S = np.unique(strata_P, return_counts=True)[1]
+    raw = keyed_generator("sizes of strata", seed).random_raw(len(sizes_S) * num_resamples)
+    uniform_SR = ((raw >> 11).astype(np.float64) + 0.5) / (1 << 53)
+    return ndtri(uniform_SR).reshape(len(sizes_S), num_resamples) / np.sqrt(sizes_S)[:, None]
 
 
 def draw_patients(strata_P: Integers, num_resamples: int, *key: int | str) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
 from finetune.study import study_of
 from finetune.study_checks import check_classes, check_fraction, class_members, classified, notes_on
-from finetune.tasks import Task
+from finetune.tasks import Task, pool_cases
 from finetune.two_heads import TwoHeads
 from pretrain.encoder_folder import encoder_folder, read_card, read_seen
 from pretrain.export import ids_scheme
@@ -84,6 +84,19 @@ class Cohort:
             "patients": len(np.unique(self.patient_of[rows])),
             "cases_per_class": {name: int(members[name].sum()) for name in names if name in members},
         }
+
+
+def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
+    """What models are chosen by: the task's score over cases, a case's probability being the mean of its images'."""
+    return case_score(cohort, rows, cohort.task.probabilities(logits_IK))
+
+
+def case_score(cohort: Cohort, rows: Integers, probabilities_IK: Floats) -> float:
+    """The task's score over cases, from probabilities of images."""
+    cases, scores = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
+    _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
+    assert len(cases) == len(first)
+    return cohort.task.score(cohort.truth[rows[first]], scores)
 
 
 def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from clusters.checkpoint import CheckpointConfig
 from clusters.config import Config
@@ -11,8 +11,8 @@ from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
 from data.uncertain import Policy
 from finetune.bootstrap import BootstrapConfig
-from finetune.full_config import FullConfig, UntrainedConfig
-from finetune.label_names import LABEL_SETS
+from finetune.full_config import FullConfig, Pooling, UntrainedConfig
+from finetune.label_map import LABEL_SETS
 from finetune.thresholds import OperatingConfig
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -39,6 +39,18 @@ class LinearConfig(Config):
     sgd: SgdConfig | None = Field(
         default=None, description="train this way, with one learning rate and decay; none: each C to convergence"
     )
+    pooling: Pooling = Field(
+        default="none",
+        description="none: images are learned one by one, and a case's probability is the mean of its images'; mean or "
+        "max of its images' logits, or attention over its images (Ilse et al., 2018): a case is learned as a whole. "
+        "Encoders only: pca, orb and knn go by images",
+    )
+
+    @model_validator(mode="after")
+    def _sgd_goes_by_images(self) -> "LinearConfig":
+        if self.sgd and self.pooling != "none":
+            raise ValueError("linear.sgd learns images one by one; set linear.pooling to none, or leave linear.sgd out")
+        return self
 
 
 class FinetuneConfig(Config):
@@ -128,6 +140,11 @@ class FinetuneConfig(Config):
         if isinstance(chosen, list) and (not chosen or len(set(map(str, chosen))) < len(chosen)):
             raise ValueError("give at least one name, and each name once")
         return chosen
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the head in use makes a case's answer of its images'."""
+        return self.full.pooling if self.head == "full" else self.linear.pooling
 
     def recipe(self) -> dict[str, Any]:
         """The settings that determine the result: no location, and of the two heads only the one used."""

@@ -2,7 +2,9 @@
 
 Patients are made up whose images resemble each other, a study of them is evaluated as any other is, and it is counted
 in how many of many studies the interval holds the figure that a study without end would find. 95 % intervals should
-in 93 to 97 % of them. Beside it DeLong's interval that takes every image for a patient of its own.
+in 93 to 97 % of them. They take the number of patients of each class as drawn, as it is where patients come by chance;
+where a study fixes it, AUPRC, F1 and Brier score vary somewhat less than they say. Beside it DeLong's interval that
+takes every image for a patient of its own.
 Shapes: N cases (here one image each), C classes, P patients.
 """
 

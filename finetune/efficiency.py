@@ -19,16 +19,18 @@ from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
 from finetune.bootstrap import Floats
-from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
+from finetune.claims import claim
+from finetune.cohort import Cohort, Rows, case_score, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, contenders
 from finetune.efficiency_config import EfficiencyConfig
 from finetune.efficiency_page import FILES, write_outputs
 from finetune.evaluate import frozen_temperature
 from finetune.labels_saved import labels_saved, summary
-from finetune.linear import case_score, fit_linear
-from finetune.run import LEDGER, finetune, numbers_of, work
-from finetune.sweeps import claim
+from finetune.linear import fit_linear
+from finetune.results import LEDGER
+from finetune.run import finetune, numbers_of, work
+from finetune.tasks import AUROC
 
 RESULTS = "efficiency.json"
 SCHEMA_VERSION = 1
@@ -102,11 +104,11 @@ def efficiency(config: EfficiencyConfig) -> None:
 def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: str, count: Callable[[], None]) -> Point:
     """One model: chosen on validation, then evaluated on test, which `count` is told before."""
     choice = fit_linear(
-        cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title
+        cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title, config.seed
     )
 
     def probabilities(rows: Rows) -> Floats:
-        return cohort.task.probabilities(choice.head.logits(numbers(rows)))
+        return cohort.task.probabilities(choice.head.logits(numbers(rows), cohort.dataset.case_of[rows]))
 
     _, warmed = frozen_temperature(cohort, probabilities(cohort.val))
     count()
@@ -208,10 +210,9 @@ def _results(
         {"fraction": share, "draws": [cohorts[key].counts()["train"] for key in cohorts if key[0] == share]}
         for share in shares
     ]
-    kind = whole.task.kind
-    figure = {"regression": "R²", "two_heads": "mean of AUROC and R²"}.get(
-        kind, "AUROC" if len(whole.task.label_names) == 1 else "macro AUROC"
-    )
+    figure = whole.task.score_name
+    if figure == AUROC and len(whole.task.label_names) > 1:
+        figure = f"macro {AUROC}"
     manifest = whole.dataset.manifest
     return {
         "schema_version": SCHEMA_VERSION,

@@ -11,7 +11,9 @@ from data.page import Html, Section, figure, folded, join, note, page, pairs, pa
 from finetune.labels_saved import told
 
 FILES = ("efficiency.html", "efficiency.svg", "efficiency.png", "efficiency.csv")
-COLOURS, MARKS = ("#0b6e75", "#9a5b13", "#6b4fa0", "#4d6b1f"), ("o", "s", "^", "D")
+COLOURS = ("#0b6e75", "#9a5b13", "#6b4fa0", "#4d6b1f", "#b0346d", "#1f5fae", "#7a3b1e", "#3d4650")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""The page's colours, and marks that tell the curves apart without them."""
 
 
 def write_outputs(out: Folder, results: dict[str, Any]) -> None:

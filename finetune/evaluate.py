@@ -102,7 +102,7 @@ def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judge
         test_probabilities=test_probabilities,
         test_as_trained=_cases(cohort, cohort.test, outcome.test_probabilities, None).scores_NK,
         number_figures=NumberFigures(numbers) if numbers else None,
-        num_known=dict.fromkeys(numbers.names, len(numbers.truth_NK)) if numbers else None,
+        num_known=numbers.num_known if numbers else None,
     )
 
 

@@ -24,7 +24,7 @@ from clusters.storage import Folder
 if TYPE_CHECKING:
     from torch import nn
 
-    from finetune.model_folder import Model
+    from finetune.model import Model
 
 CARD = "model.json"
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}

@@ -7,25 +7,27 @@ Shapes: I images, N cases, K labels, D features.
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clusters.config import Config, InputError, absolute, describe, differences, load_config
+from clusters.config import Config, InputError, absolute, describe, load_config
 from clusters.storage import Folder
 from clusters.tracking import TrackingConfig, say
 from data.dataset import Dataset, open_dataset
 from data.loader import LoaderConfig
 from data.splits import SPLITS
 from finetune.bootstrap import BootstrapConfig
+from finetune.claims import begin, is_begun
 from finetune.external_results import predictions_of, results_of
 from finetune.foreign import answers, num_features_of, scores_of, training_features
-from finetune.label_match import Matched, match_labels
+from finetune.label_map import Matched, match_labels
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
-from finetune.run import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
+from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import seen_in_file
 from pretrain.export import ids_scheme
@@ -88,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
     chosen = []
     for location in config.data:
         dataset = open_dataset(location, config.loader.place)
-        matched = match_labels(dataset, trained.model.card.labels, trained.exclusive, config.label_map)
+        matched = truth_of(dataset, trained, config.label_map)
         rows = _rows(dataset, matched, config)
         chosen.append((dataset, matched, rows, _leaks(trained, dataset, rows, config)))
     if len({dataset.fingerprint for dataset, *_ in chosen}) < len(chosen):
@@ -97,12 +99,31 @@ def run(argv: Sequence[str]) -> None:
         _evaluate(trained, dataset, matched, rows, warnings, config)
 
 
+def truth_of(dataset: Dataset, trained: Trained, label_map: dict[str, str]) -> Matched:
+    """The truth of a dataset in a model's labels, and its numbers of the same names beside them.
+
+    As in training, a case with labels is evaluated where the numbers that the dataset has are known too, so that all
+    figures are of the same patients. Raises InputError as `match_labels`.
+    """
+    model, there = trained.model, dataset.number_names
+    matched = match_labels(dataset, model.yes_or_no, model.one_of_several, label_map)
+    names, nothing = model.task.number_names, np.full(len(matched.truth), np.nan)
+    numbers = [dataset.column(f"number.{name}") if name in there else nothing for name in names]
+    known = [np.isfinite(values) for name, values in zip(names, numbers) if name in there]
+    return replace(
+        matched,
+        truth=np.column_stack([matched.truth, *numbers]),
+        known=np.all([matched.known, *known], axis=0),
+        absent=(*matched.absent, *(name for name in names if name not in there)),
+    )
+
+
 def _rows(dataset: Dataset, matched: Matched, config: EvaluateConfig) -> Rows:
     """The images that are looked at: with some known label, or of an unseen condition."""
     there = [split for split, counts in dataset.manifest.splits.items() if counts.images]
     rows = dataset.rows([split for split in config.splits if split in there])
-    used = np.isfinite(matched.truth_IK).any(axis=1) | matched.unseen_I
-    if not np.isfinite(matched.truth_IK[rows]).any():
+    used = matched.known | matched.unseen
+    if not matched.known[rows].any():
         raise InputError(
             f"{dataset.location}: no image with a label of the model in splits {', '.join(config.splits)}; "
             "import labels for it, or see label_map"
@@ -143,18 +164,15 @@ def _evaluate(
         "label_map": matched.label_map,
         "settings": config.model_dump(mode="json", include={"splits", "foreign", "seed", "bootstrap"}),
     }
-    if _is_finished(out, identity):
+    if is_begun(out, identity) and all(out.exists(name) for name in (RESULTS, PREDICTIONS, REPORT)):
         print(f"reused: these results were finished earlier: {out.file(RESULTS)}")
         return
-    out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
+    begin(out, identity, config.model_dump(mode="json"))
     numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
-    foreign = None
-    if config.foreign:
-        reference = training_features(trained, out, config)
-        if reference is None:
-            warnings.append("the training dataset is not where it was (training_data=DIR): foreign images not scored")
-        else:
-            foreign = scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
+    reference = training_features(trained, out, config) if config.foreign else None
+    foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
+    if config.foreign and foreign is None:
+        warnings.append("the training dataset is not where it was (training_data=DIR): foreign images not scored")
     logits_IK = numbers[:, : -num_features_of(trained.model)]
     results = results_of(trained, dataset, matched, rows, logits_IK, config)
     out.write(PREDICTIONS, predictions_of(trained, dataset, matched, rows, logits_IK, foreign))
@@ -184,14 +202,3 @@ def _absent(matched: Matched) -> list[str]:
     if not matched.absent:
         return []
     return [f"the dataset says nothing of {', '.join(matched.absent)}: undefined, and left out of means"]
-
-
-def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
-    if not out.exists("config.json"):
-        return False
-    changed = differences(out.read_json("config.json")["identity"], identity)
-    if changed:
-        raise InputError(
-            f"{out}: made with other settings ({'; '.join(changed[:3])}); give another out=, or remove this folder"
-        )
-    return all(out.exists(name) for name in (RESULTS, PREDICTIONS, REPORT))

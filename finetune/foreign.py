@@ -18,12 +18,12 @@ from finetune.bootstrap import Floats, Integers
 from finetune.cohort import choose_cohort
 from finetune.config import FinetuneConfig
 from finetune.features import cache_name, compute_parts, read_parts
-from finetune.label_match import Matched
+from finetune.label_map import Matched
 from finetune.ood import Reference, energy, told_apart
 
 if TYPE_CHECKING:
     from finetune.external import EvaluateConfig
-    from finetune.model_folder import Model
+    from finetune.model import Model
     from finetune.trained import Trained
 
 MOST_REFERENCE_IMAGES = 5000
@@ -112,7 +112,7 @@ def scores_of(
     scores = _scores(model, numbers, training.reference)
     case_I = dataset.case_of[rows]
     cases, first = np.unique(case_I, return_index=True)
-    unseen_N, patient_N = matched.unseen_I[rows[first]], dataset.patient_of[rows[first]].astype(np.int64)
+    unseen_N, patient_N = matched.unseen[rows[first]], dataset.patient_of[rows[first]].astype(np.int64)
     apart_N = patient_N + 1 + int(training.test_patient_N.max(initial=0))
     figures = {}
     for name, values in scores.items():
@@ -146,10 +146,8 @@ def by_case(case_I: Integers, values_I: Floats) -> Floats:
 def _scores(model: "Model", numbers: Floats, reference: Reference) -> dict[str, Floats]:
     """Energy, nearest neighbours and Mahalanobis, of images."""
     features = numbers[:, -num_features_of(model) :]
-    logits = numbers[:, : len(model.card.labels)]
-    exclusive = len(model.card.classes) == len(model.card.labels)
     return {
-        "energy": energy(logits, exclusive),
+        "energy": energy(numbers[:, : len(model.yes_or_no)], model.one_of_several),
         "knn": reference.knn(features),
         "mahalanobis": reference.mahalanobis(features),
     }

@@ -83,22 +83,29 @@ def pool_views(numbers_VBM: Tensor, pooling: Pooling) -> Tensor:
     return (share_VB1 * numbers_VBM[..., :-1]).sum(0)
 
 
+def pool_cases_of(numbers_NM: Tensor, place_N: Tensor, num_cases: int, pooling: Pooling) -> Tensor:
+    """Logits (B, K) of cases of any number of images; `place_N` is the case of each image, 0 to B - 1."""
+
+    def largest(values_NM: Tensor) -> Tensor:
+        place_NM = place_N[:, None].expand_as(values_NM)
+        empty = values_NM.new_full((num_cases, values_NM.shape[1]), -torch.inf)
+        return empty.scatter_reduce(0, place_NM, values_NM, "amax")
+
+    if pooling == "max":
+        return largest(numbers_NM)
+    logits_NK, share_N1 = numbers_NM, torch.ones_like(numbers_NM[:, :1])
+    if pooling == "attention":
+        logits_NK, score_N1 = numbers_NM[:, :-1], numbers_NM[:, -1:]
+        share_N1 = (score_N1 - largest(score_N1.detach())[place_N]).exp()
+    sums_BK = logits_NK.new_zeros(num_cases, logits_NK.shape[1]).index_add(0, place_N, share_N1 * logits_NK)
+    return sums_BK / share_N1.new_zeros(num_cases, 1).index_add(0, place_N, share_N1)
+
+
 def pool_images(numbers_NM: Numbers, case_N: NDArray[np.integer], pooling: Pooling) -> Numbers:
     """Logits (N, K) of each image's case, the same for all images of a case; `none`: the image's own."""
     if pooling == "none":
         return numbers_NM
-    _, place_N = np.unique(case_N, return_inverse=True)
-    num_cases = int(place_N.max(initial=-1)) + 1
-    if pooling == "max":
-        largest = np.full((num_cases, numbers_NM.shape[1]), -np.inf)
-        np.maximum.at(largest, place_N, numbers_NM)
-        return largest[place_N].astype(numbers_NM.dtype)
-    logits_NK, share_N = numbers_NM, np.ones(len(numbers_NM))
-    if pooling == "attention":
-        logits_NK, score_N = numbers_NM[:, :-1], numbers_NM[:, -1].astype(np.float64)
-        top = np.full(num_cases, -np.inf)
-        np.maximum.at(top, place_N, score_N)
-        share_N = np.exp(score_N - top[place_N])
-    sums, total = np.zeros((num_cases, logits_NK.shape[1])), np.bincount(place_N, share_N, num_cases)
-    np.add.at(sums, place_N, share_N[:, None] * logits_NK)
-    return (sums / total[:, None])[place_N].astype(numbers_NM.dtype)
+    cases, place_N = np.unique(case_N, return_inverse=True)
+    numbers = torch.from_numpy(np.asarray(numbers_NM, dtype=np.float64))
+    pooled_BK = pool_cases_of(numbers, torch.from_numpy(place_N), len(cases), pooling)
+    return pooled_BK.numpy()[place_N].astype(numbers_NM.dtype)

@@ -134,6 +134,9 @@ def _of_csv(folder: Folder, name: str) -> ImageList:
         told = ", ".join(str(column) for column in rows[0]) if rows else "no rows"
         raise InputError(f"{where}: no column '{IMAGE}' with the paths of the images; it has {told}")
     columns = {CASE: tuple(row[CASE] or "" for row in rows)} if CASE in rows[0] else {}
+    if "" in columns.get(CASE, ()):
+        place = columns[CASE].index("") + 1
+        raise InputError(f"{where}: row {place} names no case; name one for each image, or take the column out")
     return _of_files(folder.location, [row[IMAGE] or "" for row in rows], columns)
 
 

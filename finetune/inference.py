@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clusters.storage import Folder
-from finetune.model_folder import Model, load_model, record_latency
+from finetune.model import Model
+from finetune.model_folder import load_model, record_latency
 
 WARM_UP, TIMED = 3, 15
 

@@ -1,9 +1,9 @@
 """The linear head: frozen features to labels or numbers, its strength of regularisation chosen on validation.
 
-Shapes: I images, D features, K labels of the task or of a part of it, S strengths.
+Shapes: I images, N cases, D features, K labels of the task or of a part of it, S strengths.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,32 +11,22 @@ from numpy.typing import NDArray
 
 from clusters.config import InputError
 from clusters.tracking import say
-from finetune.bootstrap import Floats, Integers
-from finetune.cohort import Cohort
+from finetune.bootstrap import Floats
+from finetune.case_heads import CaseImages, train_case_head
+from finetune.cohort import Cohort, case_auroc
 from finetune.config import LinearConfig
 from finetune.head_problems import Loss
+from finetune.linear_head import LinearHead
 from finetune.row_blocks import F32, F64, standardised
 from finetune.sgd_head import train_head
 from finetune.solver import fit_heads
-from finetune.tasks import Task, pool_cases
+from finetune.tasks import Task, pool_cases, score_key
 
 NEVER = -1e4
 """Logit of a class that training has no case of."""
 LOSSES: dict[str, Loss] = {
     "multiclass": "softmax", "binary": "sigmoid", "multilabel": "sigmoid", "regression": "squared",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """logits = features · weightᵀ + bias, on the features as the encoder gives them."""
-
-    weight_KD: NDArray[np.float32]
-    bias_K: NDArray[np.float32]
-
-    def logits(self, features_ID: Floats) -> Floats:
-        """(I, K)."""
-        return np.asarray(features_ID, dtype=np.float64) @ self.weight_KD.T.astype(np.float64) + self.bias_K
 
 
 @dataclass(frozen=True)
@@ -59,52 +49,59 @@ def fit_linear(
 ) -> Choice:
     """Fit one head per strength and keep the one with the best case-level score on validation.
 
-    With `config.sgd` there is one head, trained in an order that the seed decides. Of equally good ones the most
-    regularised. The features are standardised, and that is folded into the head that is returned. Labels may be soft,
-    and unknown for some images. Raises InputError for features that are not finite.
+    With `config.sgd` there is one head, trained in an order that the seed decides; with `config.pooling` a case is
+    learned as a whole (`finetune.case_heads`). Of equally good ones the most regularised. The features are
+    standardised, and that is folded into the head that is returned. Labels may be soft, and unknown for some images.
+    Raises InputError for features that are not finite.
     """
-    weight_I = cohort.training_weights(class_weighting)
-    scaled_ID, mean_D, scale_D = standardised(train_ID, weight_I)
+    samples, values_ID = (cohort, train_ID) if config.pooling == "none" else _whole_cases(cohort, train_ID)
+    weight_I = samples.training_weights(class_weighting)
+    scaled_ID, mean_D, scale_D = standardised(values_ID, weight_I)
+    _check_finite(mean_D, cohort, train_ID, title)
+    strengths = [0.0] if config.sgd else sorted(config.strengths)
+    weight_SDK, bias_SK, converged_S = _fit_parts(samples, scaled_ID, weight_I, strengths, config, seed)
+    heads = [LinearHead(weight_DK.T, bias_K, config.pooling) for weight_DK, bias_K in zip(weight_SDK, bias_SK)]
+    tried: list[dict[str, Any]] = [{"C": strength} for strength in strengths]
+    if config.sgd:
+        told = {"epoch": config.sgd.epochs, "of": config.sgd.epochs}
+        tried = [{**told, "lr": config.sgd.lr, "weight_decay": config.sgd.weight_decay}]
+    if config.pooling in ("max", "attention"):
+        images = CaseImages.of(cohort, _scaled(train_ID, mean_D, scale_D), weight_I)
+        scaled_val_ID = _scaled(val_ID, mean_D, scale_D)
+        for number, strength in enumerate(strengths):
+            heads[number], steps = train_case_head(heads[number], images, cohort, scaled_val_ID, strength, seed)
+            tried[number] |= steps
+    heads = [head.unscaled(mean_D, scale_D) for head in heads]
+    key, name = score_key(cohort.task), cohort.task.score_name
+    val_ID = np.asarray(val_ID, dtype=np.float64)  # once for all strengths
+    case_I = cohort.dataset.case_of[cohort.val]
+    scores = [case_auroc(cohort, cohort.val, head.logits(val_ID, case_I)) for head in heads]
+    best = int(np.argmax(np.round(scores, 9)))
+    for row, score, done in zip(tried, scores, converged_S):
+        row |= {key: score} if config.sgd else {key: score, "converged": bool(done)}
+    if not config.sgd:
+        say(f"{title}: C {strengths[best]:g} of {len(tried)}, validation {name} {scores[best]:.4f}")
+    return Choice(heads[best], tried[best], tried)
+
+
+def _whole_cases(cohort: Cohort, train_ID: Floats) -> tuple[Cohort, Floats]:
+    """Each training case as one image, the first of it, and the mean features of its images, (N, D)."""
+    case_I = cohort.dataset.case_of[cohort.train]
+    first = np.unique(case_I, return_index=True)[1]
+    return replace(cohort, train=cohort.train[first]), pool_cases(case_I, train_ID)[1].astype(np.float32)
+
+
+def _scaled(values_ID: Floats, mean_D: F64, scale_D: F64) -> F32:
+    return ((values_ID - mean_D) / scale_D).astype(np.float32)
+
+
+def _check_finite(mean_D: F64, cohort: Cohort, train_ID: Floats, title: str) -> None:
     if not np.isfinite(mean_D).all():
         bad = int(cohort.train[~np.isfinite(train_ID).all(axis=1)][0])
         raise InputError(
             f"{title}: image {bad} of the dataset has features that are not finite; the encoder's weights or its input "
             "scale are broken"
         )
-    strengths = [0.0] if config.sgd else sorted(config.strengths)
-    weight_SDK, bias_SK, converged_S = _fit_parts(cohort, scaled_ID, weight_I, strengths, config, seed)
-    weight_SDK = weight_SDK / scale_D[:, None]
-    bias_SK = bias_SK - np.einsum("d,sdk->sk", mean_D, weight_SDK)
-    heads = [
-        LinearHead(np.ascontiguousarray(weight_DK.T, dtype=np.float32), bias_K.astype(np.float32))
-        for weight_DK, bias_K in zip(weight_SDK, bias_SK)
-    ]
-    val_ID = np.asarray(val_ID, dtype=np.float64)  # once for all strengths
-    scores = [case_auroc(cohort, cohort.val, head.logits(val_ID)) for head in heads]
-    if config.sgd:
-        how = {"epoch": config.sgd.epochs, "of": config.sgd.epochs}
-        how |= {"lr": config.sgd.lr, "weight_decay": config.sgd.weight_decay, "val_auroc": scores[0]}
-        return Choice(heads[0], how, [how])
-    tried = [
-        {"C": strength, "val_auroc": score, "converged": bool(done)}
-        for strength, score, done in zip(strengths, scores, converged_S)
-    ]
-    best = int(np.argmax(np.round(scores, 9)))
-    say(f"{title}: C {strengths[best]:g} of {len(tried)}, validation AUROC {scores[best]:.4f}")
-    return Choice(heads[best], tried[best], tried)
-
-
-def case_auroc(cohort: Cohort, rows: Integers, logits_IK: Floats) -> float:
-    """What models are chosen by: the task's score over cases, a case's probability being the mean of its images'."""
-    return case_score(cohort, rows, cohort.task.probabilities(logits_IK))
-
-
-def case_score(cohort: Cohort, rows: Integers, probabilities_IK: Floats) -> float:
-    """The task's score over cases, from probabilities of images."""
-    cases, scores = pool_cases(cohort.dataset.case_of[rows], probabilities_IK)
-    _, first = np.unique(cohort.dataset.case_of[rows], return_index=True)
-    assert len(cases) == len(first)
-    return cohort.task.score(cohort.truth[rows[first]], scores)
 
 
 def _fit_parts(

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from clusters import distributed
+from clusters import distributed, termination
 from clusters.checkpoint import Checkpoints
 from clusters.config import InputError
 from clusters.launch import report
@@ -20,14 +20,14 @@ from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
 from data.loader import evaluation_batches, training_batches
 from finetune.bootstrap import Floats
-from finetune.cohort import Cohort, Rows
+from finetune.cohort import Cohort, Rows, case_auroc
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender, load
 from finetune.full_batches import FullBatches
 from finetune.heads import Classifier, pool_images
 from finetune.learner import Training
-from finetune.linear import case_auroc
 from finetune.parameters import choose_trained, drawn_by, plain_weights
+from finetune.tasks import Task, score_key
 from pretrain.encoder_folder import EncoderCard
 from pretrain.views import ViewConfig, normalise
 
@@ -41,7 +41,7 @@ def train_full(
 
     The best epoch is that of the highest figure on validation (`case_auroc`), the first of equal ones; it ends early
     by `full.patience`. Leaves the weights and, last, `finished.json`; where that is there, nothing is trained. On
-    every rank.
+    every rank. Raises Stopped on all of them, with the step saved, where one is told to leave.
     """
     settings, title = config.full, f"{contender.name}, full"
     model, card, views = _build(contender, cohort, config)
@@ -52,11 +52,11 @@ def train_full(
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
     tracker.start_section(folder, contender.name)
-    with Checkpoints(folder, config.checkpoint) as checkpoints:
+    with termination.heeding(), Checkpoints(folder, config.checkpoint) as checkpoints:
         best = _take_steps(
             training, FullBatches(cohort, views, config), title, card, cohort, config, tracker, checkpoints
         )
-    _finish(best, settings.epochs, title, folder)
+    _finish(best, settings.epochs, title, folder, cohort.task)
     return _with_best_weights(_build(contender, cohort, config)[0], folder), card
 
 
@@ -76,12 +76,8 @@ def _take_steps(
     total_steps = settings.epochs * steps_per_epoch
 
     # Newest intact checkpoint
-    restored = checkpoints.restore()
-    first_step = restored.step if restored else 0
-    best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
-    if restored:
-        best = restored.state.pop("best")
-        training.restore(restored.state)
+    first_step, best = _resumed(training, checkpoints)
+    if first_step:
         say(f"{title}: resumed at step {first_step} of {total_steps}")
     tracker.rewind(first_step)
     batches = training_batches(make_batch, first_step, total_steps, config.loader)
@@ -96,7 +92,9 @@ def _take_steps(
         logging = done % config.tracking.every_steps == 0 or done == total_steps
         validating = done % steps_per_epoch == 0
         # Rank 0 decides when it is time, so that all ranks look at the loss together
-        saving = done == total_steps or distributed.broadcast_object(checkpoints.due(done))
+        told = distributed.gather_objects((checkpoints.due(done), termination.notice()))
+        leaves = [notice for _, notice in told if notice is not None]
+        saving = done == total_steps or told[0][0] or bool(leaves)
         mean_loss = _finite_loss(losses, model, title, done) if logging or validating or saving else 0.0
         if logging:
             metrics = {"loss": mean_loss, "lr": rate, "epoch": done / steps_per_epoch}
@@ -106,13 +104,33 @@ def _take_steps(
             report(metrics)
         if validating:
             score = case_auroc(cohort, cohort.val, predict(model, cohort, cohort.val, card, config))
-            tracker.log(done, {"val_auroc": score})
-            if score > best["score"] or not best["weights"]:
-                best = {"epoch": done // steps_per_epoch, "score": score, "weights": plain_weights(model)}
+            tracker.log(done, {score_key(cohort.task): score})
+            best = _better(best, done // steps_per_epoch, score, model)
         if saving:
             distributed.stop_together(checkpoints.problem())
             checkpoints.save(done, {**training.state(), "best": best})
+        if leaves and done < total_steps:
+            checkpoints.wait()
+            say(f"{title}: told to leave ({leaves[0]}); saved at step {done} of {total_steps}")
+            raise termination.Stopped
     checkpoints.wait()
+    return best
+
+
+def _resumed(training: Training, checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:
+    """The step to go on from, with the training restored to it, and the best epoch until then."""
+    restored = checkpoints.restore()
+    if restored is None:
+        return 0, {"epoch": 0, "score": -math.inf, "weights": {}}
+    best = restored.state.pop("best")
+    training.restore(restored.state)
+    return restored.step, best
+
+
+def _better(best: dict[str, Any], epoch: int, score: float, model: Classifier) -> dict[str, Any]:
+    """The best epoch until now: a later one only if it is better, the first one whatever its score."""
+    if score > best["score"] or not best["weights"]:
+        return {"epoch": epoch, "score": score, "weights": plain_weights(model)}
     return best
 
 
@@ -121,12 +139,12 @@ def _is_stopped(best: dict[str, Any], done: int, steps_per_epoch: int, patience:
     return patience is not None and bool(best["weights"]) and done // steps_per_epoch - best["epoch"] >= patience
 
 
-def _finish(best: dict[str, Any], epochs: int, title: str, folder: Folder) -> None:
+def _finish(best: dict[str, Any], epochs: int, title: str, folder: Folder, task: Task) -> None:
     """The best epoch's weights, for everybody."""
-    say(f"{title}: epoch {best['epoch']} of {epochs}, validation AUROC {best['score']:.4f}")
+    say(f"{title}: epoch {best['epoch']} of {epochs}, validation {task.score_name} {best['score']:.4f}")
     if distributed.is_main():
         folder.write(WEIGHTS, safetensors.torch.save(best["weights"]))
-        chosen = {"epoch": best["epoch"], "of": epochs, "val_auroc": best["score"]}
+        chosen = {"epoch": best["epoch"], "of": epochs, score_key(task): best["score"]}
         folder.write_json(FINISHED, {"chosen": chosen, "weights_sha256": _weights_hash(folder)})
     distributed.barrier()
 

@@ -9,40 +9,32 @@ cases.parquet, .csv         the same for cases, where cases are known
 predict.json                which model, how many images; with its counts, the mark that all is there
 
 The images are cut into parts that are written as they are done: the same command goes on after the last one.
-Shapes: B batch, S side in px.
 """
 
 import io
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from clusters.config import Config, InputError, absolute, describe, load_config
+from clusters.ray_data import map_parts
 from clusters.storage import Folder
-from clusters.tasks import map_tasks
 from clusters.tracking import Progress, TrackingConfig
-from data.config import num_cores
-from data.dataset import Dataset, open_dataset
-from data.images import BadImage
 from data.privacy import quiet_libraries
 from finetune.answers import ERROR, case_rows, image_rows, without_numbers
-from finetune.image_list import CASE, ImageList, Read, input_pixels, list_images
+from finetune.image_batches import Part, Reading, batches_of
+from finetune.image_list import CASE, ImageList, list_images
 
 if TYPE_CHECKING:
-    from finetune.model_folder import Model
+    from finetune.model import Model
 
 PART_IMAGES = 512
-BATCHES_AHEAD = 2
 RECORD, PARTS, PREDICTIONS, CASES = "predict.json", "parts", "predictions", "cases"
 
 
@@ -56,27 +48,14 @@ class PredictConfig(Config):
     num_threads: int = Field(default=0, ge=0, description="threads that read and decode images; 0: one per core")
     max_pixels: int = Field(default=200_000_000, ge=1, description="px; a larger image is not read")
     on_ray: bool = Field(
-        default=False, description="each part as a task on the Ray cluster of RAY_ADDRESS, or on a local Ray"
+        default=False, description="the parts by Ray Data on the Ray cluster of RAY_ADDRESS, or on a local Ray"
     )
-    gpus_per_task: float = Field(default=0.0, ge=0, description="with on_ray: GPUs of each task, 0.25 say; 0: on CPUs")
+    gpus_per_task: float = Field(default=0.0, ge=0, description="with on_ray: GPUs of each actor, 0.25 say; 0: on CPUs")
 
     @field_validator("model", "images", "out")
     @classmethod
     def _absolute(cls, location: str) -> str:
         return absolute(location)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some images, in the order of the whole list."""
-
-    number: int
-    images: ImageList
-
-    @property
-    def file(self) -> str:
-        """Where its rows stand until all are there."""
-        return f"part-{self.number:06d}.parquet"
 
 
 def usage() -> str:
@@ -118,15 +97,6 @@ def predict(config: PredictConfig) -> None:
     print(f"{out.file(PREDICTIONS)}.parquet and .csv: {read:,} of {counts['images']:,} images predicted{left}")
 
 
-def predict_part(task: tuple[PredictConfig, Part]) -> int:
-    """Compute one part and write it, on a machine of a cluster; returns how many images it has."""
-    config, part = task
-    with quiet_libraries():
-        for _ in _written([part], config, Folder(config.out), _ready(config.model)):
-            pass
-    return len(part.images)
-
-
 def _finished(out: Folder, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The counts of these predictions if they are all there. Raises InputError where others are."""
     if not out.exists(RECORD):
@@ -144,34 +114,41 @@ def _finished(out: Folder, identity: dict[str, Any]) -> dict[str, Any] | None:
 def _compute(config: PredictConfig, images: ImageList, out: Folder, model: "Model") -> None:
     """Write the parts that are not there yet."""
     there = set((out / PARTS).names())
-    parts = [
-        Part(number, images.part(start, start + PART_IMAGES))
-        for number, start in enumerate(range(0, len(images), PART_IMAGES))
-    ]
+    parts = [_part(images, number, PART_IMAGES) for number in range(-(-len(images) // PART_IMAGES))]
     missing = [part for part in parts if part.file not in there]
     done = len(images) - sum(len(part.images) for part in missing)
     progress = Progress("predict: images", len(images), TrackingConfig(), done)
     if done:
         print(f"{done:,} of {len(images):,} images are there already", flush=True)
     if config.on_ray:
-        tasks = [(config, part) for part in missing]
-        numbers = map_tasks(predict_part, tasks, gpus_per_task=config.gpus_per_task)
-        for number in numbers:
-            done += number
-            progress.line(done, {})
-        return
+        make = partial(part_writer, config, images, PART_IMAGES)
+        steps = map_parts(make, [part.number for part in missing], gpus_per_actor=config.gpus_per_task)
+    else:
+        steps = _written(missing, config, _for_answers(model))
     with quiet_libraries():
-        for number in _written(missing, config, out, _for_answers(model)):
+        for number in steps:
             done += number
             progress.line(done, {})
 
 
-@lru_cache(1)
-def _ready(location: str) -> "Model":
-    """The model, once a process."""
+def _part(images: ImageList, number: int, num_images: int) -> Part:
+    return Part(number, images.part(number * num_images, (number + 1) * num_images))
+
+
+def part_writer(config: PredictConfig, images: ImageList, num_images: int) -> Callable[[int], int]:
+    """For an actor of a cluster: loads the model, and gives what computes a part, writes it and says how many it has.
+
+    The parts have `num_images` images.
+    """
     from finetune.model_folder import load_model
 
-    return _for_answers(load_model(location))
+    model = _for_answers(load_model(config.model))
+
+    def write(number: int) -> int:
+        with quiet_libraries():
+            return sum(_written([_part(images, number, num_images)], config, model))
+
+    return write
 
 
 def _for_answers(model: "Model") -> "Model":
@@ -181,54 +158,16 @@ def _for_answers(model: "Model") -> "Model":
     return for_inference(model).to(distributed.device())
 
 
-def _written(parts: Sequence[Part], config: PredictConfig, out: Folder, model: "Model") -> Iterator[int]:
+def _written(parts: Sequence[Part], config: PredictConfig, model: "Model") -> Iterator[int]:
     """Write each part when its last batch is through; yields the number of images of each batch."""
-    waiting: list[pa.Table] = []
-    for part, images, pixels, reasons in _batches(parts, config, model):
+    card, waiting = model.card, list[pa.Table]()
+    reading = Reading(config.batch_size, config.num_threads, card.size_px, config.max_pixels, card.processing)
+    for part, images, pixels, reasons in batches_of(parts, reading):
         waiting.append(image_rows(images, model.logits(pixels), reasons, model))
         if sum(map(len, waiting)) == len(part.images):
-            (out / PARTS).write(part.file, _parquet(pa.concat_tables(waiting)))
+            (Folder(config.out) / PARTS).write(part.file, _parquet(pa.concat_tables(waiting)))
             waiting.clear()
         yield len(images)
-
-
-def _batches(
-    parts: Sequence[Part], config: PredictConfig, model: "Model"
-) -> Iterator[tuple[Part, ImageList, NDArray[np.uint8], list[str]]]:
-    """Batches of decoded images, (B, 3, S, S), none across two parts, prepared ahead by threads."""
-    opened = open_dataset(config.images) if parts and parts[0].images.dataset else None
-    cuts = deque(
-        (part, part.images.part(start, start + config.batch_size))
-        for part in parts
-        for start in range(0, len(part.images), config.batch_size)
-    )
-    ahead: deque[tuple[Part, ImageList, NDArray[np.uint8], list[Future[str]]]] = deque()
-    with ThreadPoolExecutor(config.num_threads or num_cores()) as pool:
-        while cuts or ahead:
-            while cuts and len(ahead) <= BATCHES_AHEAD:
-                part, images = cuts.popleft()
-                ahead.append((part, images, *_begun(pool, images, opened, model, config.max_pixels)))
-            part, images, pixels, futures = ahead.popleft()
-            yield part, images, pixels.transpose(0, 3, 1, 2), [future.result() for future in futures]
-
-
-def _begun(
-    pool: ThreadPoolExecutor, images: ImageList, opened: Dataset | None, model: "Model", max_pixels: int
-) -> tuple[NDArray[np.uint8], list[Future[str]]]:
-    """The pixels of a batch, (B, S, S, 3), to be filled by threads, and of each image why it could not be, or ""."""
-    size_px, processing = model.card.size_px, model.card.processing
-    pixels = np.zeros((len(images), size_px, size_px, 3), dtype=np.uint8)
-
-    def fill(place: int, read: Read) -> str:
-        try:
-            pixels[place] = input_pixels(read(), opened is not None, processing, size_px, max_pixels)
-        except BadImage as error:
-            return error.reason
-        except MemoryError:
-            return "too large"
-        return ""
-
-    return pixels, [pool.submit(fill, place, read) for place, read in enumerate(images.readers(opened))]
 
 
 def _join(out: Folder, images: ImageList, model: "Model") -> dict[str, Any]:

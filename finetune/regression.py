@@ -30,6 +30,7 @@ class Regression:
     """
 
     kind = "regression"
+    score_name = "R²"
     class_names: tuple[str, ...] = ()
 
     def __init__(self, names: Sequence[str], mean_K: Sequence[float] = (), scale_K: Sequence[float] = ()) -> None:
@@ -105,6 +106,11 @@ class ScoredNumbers:
     predicted_NK: Floats
     patient_N: Integers
     names: tuple[str, ...]
+
+    @property
+    def num_known(self) -> dict[str, int]:
+        """How many cases have each number."""
+        return dict.fromkeys(self.names, len(self.truth_NK))
 
 
 def score_numbers(task: Task, truth_NK: Floats, scores_NK: Floats, patient_N: Integers) -> ScoredNumbers | None:

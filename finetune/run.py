@@ -1,36 +1,29 @@
 """A fine-tuning run from end to end: what is reused, what is computed, and the results at the end."""
 
-import io
 import time
 from typing import Any
 
 import numpy as np
 
 from clusters import distributed
-from clusters.config import InputError, absolute, differences
+from clusters.config import InputError, absolute
 from clusters.launch import launch
 from clusters.preflight import Needs, needed_bytes
 from clusters.storage import Folder
-from clusters.tracking import say
 from data.dataset import open_dataset
 from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
 from finetune.checks import check_full
+from finetune.claims import begin, is_begun
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load
-from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
+from finetune.evaluate import Outcome
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.heads import pool_images
 from finetune.lineage import tell_lineage, tracker_of
-from finetune.linear import Choice, fit_linear
-from finetune.model_folder import MODEL_FILES, write_model
-from pretrain.encoder_folder import SEEN, WEIGHTS, Seen, encoder_folder, read_seen
-from pretrain.export import seen_in, seen_table
-
-RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
-REPORT, MODEL = "report.html", "model"
-OUTPUTS = (RESULTS, LEDGER, PREDICTIONS, REPORT, SEEN, *(f"{MODEL}/{name}" for name in MODEL_FILES))
-SCHEMA_VERSION = 2
+from finetune.linear import fit_linear
+from finetune.results import REPORT, Fitted, is_whole, write_results
+from pretrain.encoder_folder import WEIGHTS, encoder_folder
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -56,15 +49,15 @@ def finetune(config: FinetuneConfig) -> None:
         if entrant.kind == "encoder"
         for warning in find_leaks(cohort, entrant.location, config.on_leak)
     ]
-    if _is_finished(out, identity):
+    if is_begun(out, identity) and is_whole(out):
         print(f"reused: these results were finished earlier: {out.file(REPORT)}")
         return
-    out.write_json("config.json", {"identity": identity, "config": config.model_dump(mode="json")})
+    begin(out, identity, config.model_dump(mode="json"))
 
     started = time.time()
-    launch(work, config, config.cluster, out, sizes, _needs(config, entrants))
-    heads = {entrant.name: _fit(entrant, cohort, config, out) for entrant in entrants}
-    _finish(config, out, cohort, identity, heads, warnings, started)
+    launch(work, config, config.cluster, out, sizes, _needs(config, entrants), heeds=config.head == "full")
+    fitted = [_fit(entrant, cohort, config, out) for entrant in entrants]
+    write_results(out, config, cohort, identity, fitted, warnings, started)
 
 
 def work(config: FinetuneConfig) -> dict[str, Any]:
@@ -91,7 +84,7 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
     return {}
 
 
-def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Outcome, Choice | None]:
+def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> Fitted:
     """The contender's answers to validation and test images; for a linear one the head is fitted here."""
     folder, rows = _cache(entrant, cohort, config, out)
     numbers, dataset = read_parts(folder, rows), cohort.dataset
@@ -113,94 +106,11 @@ def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder
     choice = fit_linear(
         cohort, of(cohort.train), of(cohort.val), config.class_weighting, config.linear, entrant.name, config.seed
     )  # fmt: skip
-    probabilities = [cohort.task.probabilities(choice.head.logits(of(some))) for some in (cohort.val, cohort.test)]
+    probabilities = [
+        cohort.task.probabilities(choice.head.logits(of(some), dataset.case_of[some]))
+        for some in (cohort.val, cohort.test)
+    ]
     return Outcome(entrant, choice.chosen, choice.tried, *probabilities), choice
-
-
-def _finish(
-    config: FinetuneConfig,
-    out: Folder,
-    cohort: Cohort,
-    identity: dict[str, Any],
-    heads: dict[str, tuple[Outcome, Choice | None]],
-    warnings: list[str],
-    started: float,
-) -> None:
-    """Evaluate on test, which is counted before it is looked at, and write everything; results.json last."""
-    from finetune.inference import measure_latency
-    from finetune.report.page import Beside, model_of, write_report
-    from finetune.report.words import shown
-
-    judged = [judge(cohort, outcome, config.operating) for outcome, _ in heads.values()]
-    evaluations = 1 + _evaluations_so_far(out)
-    out.write_json(LEDGER, {"count": evaluations})
-    manifest = cohort.dataset.manifest
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "finetune",
-        "identity": identity,
-        "test_evaluations": evaluations,
-        "warnings": [*warnings, *one_sided(judged[0])],
-        "task": cohort.task.kind,
-        "labels": list(cohort.task.label_names),
-        "classes": list(cohort.task.class_names),
-        "dataset": {
-            "name": manifest.name,
-            "source": manifest.source,
-            "licence": manifest.licence,
-            "citation": manifest.citation,
-            "fingerprint": cohort.dataset.fingerprint,
-        },
-        "cohort": cohort.counts(),
-        **compare(cohort, judged, config.bootstrap, config.operating, config.seed),
-        "versions": versions(),
-        "seconds": round(time.time() - started, 1),
-    }
-    out.write(PREDICTIONS, predictions_table(cohort, judged))
-    out.write(SEEN, seen_table(_seen_by(judged[0].outcome.contender, cohort)))
-    write_model(out / MODEL, judged[0], heads[judged[0].outcome.contender.name][1], cohort, config, out)
-    measure_latency(out / MODEL)
-    write_report(out, results, cohort.dataset, Beside(*model_of(out)))
-    out.write_json(RESULTS, results)
-    for item in judged:
-        test = results["models"][item.outcome.contender.name]["test"]
-        say(f"{item.outcome.contender.name}: test AUROC {shown(test['auroc'])}")
-    print(f"report: {out.file(REPORT)}")
-
-
-def _seen_by(contender: Contender, cohort: Cohort) -> Seen:
-    """Whom the fine-tuned model has seen: in pretraining, in training, and in validation, where it was chosen."""
-    before = read_seen(contender.location) if contender.kind == "encoder" else None
-    return seen_in(cohort.dataset, np.union1d(cohort.all_train, cohort.val), before)
-
-
-def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
-    """predictions.parquet: one row per model and validation or test image, each image once per model.
-
-    Probabilities are those at the model's temperature; a case's is the mean over its rows (column `key`).
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables = []
-    for item in judged:
-        outcome = item.outcome
-        for split, probabilities in (("val", item.val_probabilities), ("test", item.test_probabilities)):
-            rows = cohort.rows(split)
-            columns: dict[str, Any] = {
-                "model": pa.array([outcome.contender.name] * len(rows)),
-                "split": pa.array([split] * len(rows)),
-            }
-            for name in ("key", "patient", "member"):
-                columns[name] = pa.array(cohort.dataset.column(name)[rows].astype(str))
-            for k, label in enumerate(cohort.task.label_names):
-                is_number = label in cohort.task.number_names
-                columns[f"{'number' if is_number else 'label'}.{label}"] = cohort.truth[rows, k]
-                columns[f"{'predicted' if is_number else 'probability'}.{label}"] = probabilities[:, k]
-            tables.append(pa.table(columns))
-    buffer = io.BytesIO()
-    pq.write_table(pa.concat_tables(tables), buffer)
-    return buffer.getvalue()
 
 
 def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Folder, Rows]:
@@ -218,29 +128,6 @@ def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Fold
     rows = np.unique(rows)
     folder = Folder(config.features or f"{out}/features") / cache_name(title, cohort.dataset, rows, *what)
     return folder, rows
-
-
-def _is_finished(out: Folder, identity: dict[str, Any]) -> bool:
-    """Whether these very results are there, each file of them. Raises InputError where others are."""
-    if not out.exists("config.json"):
-        return False
-    changed = differences(out.read_json("config.json")["identity"], identity)
-    if changed:
-        raise InputError(
-            f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
-        )
-    if not out.exists(RESULTS):
-        return False
-    missing = [name for name in OUTPUTS if not out.exists(name)]
-    if missing:
-        say(f"{out.file(missing[0])} is missing; the results are made again from what was trained")
-    return not missing
-
-
-def _evaluations_so_far(out: Folder) -> int:
-    """How often test was evaluated: the ledger's word or, should it have been removed, that of the results."""
-    told = [(LEDGER, "count"), (RESULTS, "test_evaluations")]
-    return max((out.read_json(name)[key] for name, key in told if out.exists(name)), default=0)
 
 
 def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
@@ -268,16 +155,6 @@ def _possible_workers(config: FinetuneConfig) -> list[int]:
             )
 
     return config.cluster.sizes_that_pass(check)
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that figures depend on."""
-    import sklearn
-    import timm
-    import torch
-
-    modules = {"torch": torch, "timm": timm, "scikit-learn": sklearn, "numpy": np}
-    return {name: str(module.__version__) for name, module in modules.items()}
 
 
 def numbers_of(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Rows, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from clusters.config import Config, InputError, absolute, describe, load_config
 from clusters.launch import launch
@@ -20,13 +20,14 @@ from clusters.search import one_ray, run_trials
 from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import open_dataset
+from finetune.claims import SWEEP, claim
 from finetune.cohort import choose_cohort, find_leaks
 from finetune.config import FinetuneConfig, SgdConfig, Strength
 from finetune.contenders import contenders
 from finetune.lineage import tracker_of
-from finetune.run import LEDGER, finetune, numbers_of, work
+from finetune.results import LEDGER
+from finetune.run import finetune, numbers_of, work
 from finetune.search_page import score_of, search_page, summary
-from finetune.sweeps import SWEEP, claim
 
 RESULTS, PAGE, TRIAL = "search.json", "search.html", "trial.json"
 SCHEMA_VERSION = 1
@@ -58,6 +59,12 @@ class SearchConfig(FinetuneConfig):
     """A recipe of fine-tuning, and the grid around it. Baselines are left out: each would need its own search."""
 
     grid: GridConfig = Field(default=GridConfig(), description="learning rates and weight decays")
+
+    @model_validator(mode="after")
+    def _linear_trials_go_by_images(self) -> "SearchConfig":
+        if self.head == "linear" and self.linear.pooling != "none":
+            raise ValueError("linear.pooling: a search trains linear heads by SGD, image by image; set it to none")
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """The settings that determine a trial: more pairs and seeds may be asked for later."""

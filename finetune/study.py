@@ -12,7 +12,7 @@ from data.dataset import Dataset
 from data.uncertain import Policy, labels_under_policy, no_such_label
 from finetune.bootstrap import Floats
 from finetune.config import FinetuneConfig
-from finetune.label_names import label_names, mapped_truth, theirs
+from finetune.label_map import label_names, likeliest, mapped_truth, theirs
 from finetune.regression import Regression
 from finetune.tasks import TASKS, Binary, Task
 from finetune.two_heads import TwoHeads
@@ -73,9 +73,8 @@ def _one_label(dataset: Dataset, config: FinetuneConfig) -> tuple[Task, Floats]:
     if name not in dataset.label_names and name not in config.label_map.values():
         raise InputError(f"label: {no_such_label(dataset, name)}")
     truth = _decided(dataset, config, [name])
-    if dataset.task == "multiclass":  # a soft label is one class: the likeliest, the first of equal ones
-        known = np.isfinite(truth).all(axis=1)
-        truth[known] = np.eye(truth.shape[1], dtype=truth.dtype)[truth[known].argmax(axis=1)]
+    if dataset.task == "multiclass":  # a soft label is one class
+        truth = likeliest(truth)
     return Binary([name]), mapped_truth(dataset, truth, [name], config.label_map, exclusive=False)
 
 

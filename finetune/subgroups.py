@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from finetune.bootstrap import BootstrapConfig, Key, bootstrap, patient_strata
-from finetune.intervals import Spread, student_difference
+from finetune.interval_forms import Spread, student_difference
 from finetune.metrics import DecisionFigures, RankFigures, ScoredCases
 from finetune.reported import Reported
 
@@ -21,6 +21,10 @@ FEWEST_PATIENTS = 10
 UNKNOWN, MIXED = "unknown", "mixed"
 FIGURES = ("auroc", "sensitivity", "specificity")
 PREFIX = "attr."
+GAP = (
+    "the best and the worst group are found in these very patients, so that by chance alone a gap is above 0 and its "
+    "interval too high: a gap to act on is one that two groups named beforehand show in new patients"
+)
 
 
 def case_attributes(dataset: Dataset, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -67,6 +71,7 @@ def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, s
         "groups": {name: _row(one) for name, one in reported.items()},
         "hidden_groups": len(names) - len(shown),
         "macro_over": list(common),
+        "gaps_are": GAP,
         "gaps": {
             **{figure: _gap(reported, (figure,)) for figure in FIGURES},
             "labels": {

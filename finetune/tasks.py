@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+AUROC = "AUROC"
+
+
 class Task(Protocol):
     """What the rest of the room asks of a task.
 
@@ -22,6 +25,7 @@ class Task(Protocol):
     """
 
     kind: str
+    score_name: str  # what `score` is
     label_names: tuple[str, ...]
     class_names: tuple[str, ...]  # none where labels do not exclude each other
     number_names: tuple[str, ...]  # the labels that are numbers: the last columns
@@ -72,6 +76,7 @@ class _Labels:
     """What tasks on labels of yes and no share."""
 
     kind: str
+    score_name = AUROC
     label_names: tuple[str, ...]
     class_names: tuple[str, ...]
     number_names: tuple[str, ...] = ()
@@ -200,6 +205,11 @@ class Binary(MultiLabel):
     def decide(self, scores_NK: Floats, threshold: float | None) -> Integers:
         """1 from the threshold on."""
         return (scores_NK[:, 0] >= (0.5 if threshold is None else threshold)).astype(np.int64)
+
+
+def score_key(task: Task) -> str:
+    """What the score on validation is called in results and logs."""
+    return "val_auroc" if task.score_name == AUROC else "val_score"
 
 
 TASKS = {"multiclass": MultiClass, "binary": Binary, "multilabel": MultiLabel}

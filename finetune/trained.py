@@ -8,11 +8,11 @@ import numpy as np
 from clusters.config import InputError
 from clusters.storage import Folder
 from finetune.bootstrap import Floats
-from finetune.run import RESULTS, SCHEMA_VERSION
+from finetune.results import RESULTS, SCHEMA_VERSION
 from finetune.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from finetune.model_folder import Model
+    from finetune.model import Model
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,9 @@ class Trained:
         """What the results say of the model."""
         return self.results["models"][self.name]
 
-    @property
-    def exclusive(self) -> bool:
-        """Whether its labels are classes of which a case has one."""
-        return len(self.model.card.classes) == len(self.model.card.labels)
-
     def frozen(self) -> Thresholds:
         """The thresholds that validation chose, as the results tell them."""
-        labels = self.model.card.labels
+        labels = self.model.yes_or_no
 
         def at(name: str) -> Floats:
             found = [self.entry["test"]["per_class"][label][name] for label in labels]
@@ -60,7 +55,4 @@ def open_trained(location: str) -> Trained:
     results = folder.read_json(RESULTS)
     if results.get("schema_version") != SCHEMA_VERSION or results.get("kind") != "finetune":
         raise InputError(f"{folder.file(RESULTS)}: of another version or kind; run the fine-tuning again")
-    model = load_model(location)
-    if model.card.task not in ("multiclass", "binary", "multilabel"):
-        raise InputError(f"{location}: its task is '{model.card.task}'; evaluate takes models of classes and labels")
-    return Trained(folder, model, results, next(iter(results["models"])))
+    return Trained(folder, load_model(location), results, next(iter(results["models"])))

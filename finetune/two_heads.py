@@ -23,6 +23,7 @@ class TwoHeads:
     """
 
     kind = "two_heads"
+    score_name = "mean of AUROC and R²"
 
     def __init__(self, labels: Task, numbers: Regression) -> None:
         self._labels, self._numbers = labels, numbers

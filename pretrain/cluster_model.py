@@ -6,7 +6,7 @@ NCCL communicator, beside the work until somebody waits for them.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,16 +92,16 @@ def step_time(
     trace: StepTrace, seconds: Callable[[Work], float], machine: MachineConfig, metrics_every: int
 ) -> StepTime:
     """Replay a step: collectives follow one another, gradients beside backward, all others while the rank waits."""
-    exposed: Counter[str] = Counter()
+    exposed: defaultdict[str, float] = defaultdict(float)
     free = 0.0  # when the last collective that was begun has ended
     for one in trace.collectives:
-        now = seconds(one.before) + exposed.total()
+        now = seconds(one.before) + sum(exposed.values())
         begins = max(now, free)
         free = begins + machine.seconds(one)
         if one.blocking:
             exposed[GRADIENT] += begins - now  # nothing else runs beside the work
             exposed[one.kind] += free - begins
-    exposed[GRADIENT] += max(0.0, free - seconds(trace.backward) - exposed.total())
+    exposed[GRADIENT] += max(0.0, free - seconds(trace.backward) - sum(exposed.values()))
     exposed[METRICS] = sum(map(machine.seconds, trace.now_and_then)) / metrics_every
     return StepTime(seconds(trace.total), dict(exposed))
 

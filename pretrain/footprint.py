@@ -132,7 +132,7 @@ def footprint(config: PretrainConfig, number: int, recompute: bool | None = None
 
 def checkpoint_bytes(config: PretrainConfig, number: int) -> int:
     """`Footprint.checkpoint` of a stage, without counting a step."""
-    module, stage = _without_numbers(config, number), config.stages[number]
+    module, stage = module_without_numbers(config, number), config.stages[number]
     with FakeTensorMode(allow_non_fake_inputs=True):
         optimizer = _stepped(module, stage)
     weights = num_bytes([*module.parameters(), *module.buffers()])

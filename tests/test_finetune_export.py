@@ -63,7 +63,7 @@ def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned
 
     from finetune.export import _card, _torch, _with_probabilities
     from finetune.heads import Head
-    from finetune.model_folder import Decision, Model
+    from finetune.model import Decision, Model
     from finetune.tasks import Binary
 
     plain = load_model(finetuned.out)

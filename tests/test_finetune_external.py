@@ -15,8 +15,10 @@ from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from finetune.external import run
 from finetune.run import finetune
-from tests import drawn_cases
+from tests import drawn_cases, miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.importers import imported
+from tests.test_finetune_recipes import ECHO
 
 RESAMPLES = "bootstrap.resamples=50"
 
@@ -95,7 +97,7 @@ def test_another_hospital_s_dataset_is_evaluated_without_training(trained, elsew
     capsys.readouterr()
     run(words)
     assert "reused" in capsys.readouterr().out
-    with pytest.raises(InputError, match="made with other settings"):
+    with pytest.raises(InputError, match="made with another config"):
         run([*words, "seed=3"])
 
 
@@ -122,6 +124,39 @@ def test_the_test_split_again_gives_the_figures_of_the_training_run(trained, syn
         assert results["trained_on_test"][figure] == before[figure]
     assert after["calibration"]["after"]["nll"] == pytest.approx(before["calibration"]["after"]["nll"], abs=1e-4)
     assert results["out_of_distribution"] is None
+
+
+def test_numbers_beside_labels_have_figures_elsewhere_too(tmp_path):
+    """As in the run that trained them; where a dataset lacks the number its labels are still judged, and it is said."""
+    table = miniatures.echo_table(tmp_path / "raw")
+    here = imported("table", table, tmp_path / "here", *ECHO)
+    encoder = write_encoder(tmp_path / "encoder", here)
+    config = recipe(here, encoder, tmp_path / "run", head="linear", full={}, numbers=["EF"])
+    finetune(config)
+    lines = table.read_text().splitlines()
+    lines[-1] = ",".join([*lines[-1].split(",")[:3], "", "test"])  # of one test case the number is not known
+    table.write_text("\n".join(lines) + "\n")
+    some = imported("table", table, tmp_path / "some", *ECHO)
+    without = imported("table", table, tmp_path / "without", *(word for word in ECHO if not word.startswith("numbers")))
+    locations = [dataset.location for dataset in (here, some, without)]
+    run([config.out, f"data=[{','.join(locations)}]", f"out={tmp_path / 'out'}", RESAMPLES, "splits=[test]"])
+    found = {result["dataset"]["fingerprint"]: result for result in results_in(tmp_path / "out")}
+    before = json.loads((tmp_path / "run" / "results.json").read_text())["models"]["pretrained"]["test"]
+    same, fewer, none = (found[d.fingerprint]["models"]["pretrained"]["test"] for d in (here, some, without))
+    assert same["auroc"]["value"] == pytest.approx(before["auroc"]["value"])
+    for figure in ("mae", "rmse", "pearson", "spearman"):
+        told, expected = same["numbers"]["EF"][figure], before["numbers"]["EF"][figure]
+        assert told["value"] == pytest.approx(expected["value"], abs=1e-4)
+        assert told["low"] < told["value"] < told["high"]
+    assert fewer["numbers"]["EF"]["cases"] == same["numbers"]["EF"]["cases"] - 1
+    assert "numbers" not in none
+    assert none["auroc"]["value"] == pytest.approx(before["auroc"]["value"])
+    assert any("says nothing of EF" in warning for warning in found[without.fingerprint]["warnings"])
+    (folder,) = (tmp_path / "out").glob(f"*-{here.fingerprint[:8]}")
+    assert "Estimated numbers" in (folder / "report.html").read_text()
+    frame = pq.read_table(folder / "predictions.parquet").to_pandas()
+    mae = np.abs(frame["number.EF"] - frame["predicted.EF"]).mean()
+    assert same["numbers"]["EF"]["mae"]["value"] == pytest.approx(mae)
 
 
 def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, tmp_path):
@@ -151,9 +186,9 @@ def test_bad_input_is_said_in_one_line(trained, synthetic_dataset, elsewhere, tm
             run([*words, f"out={tmp_path / 'out'}", RESAMPLES])
         assert "\n" not in str(caught.value)
 
-    refused("labels do not match", trained, f"data=[{elsewhere}]")
+    refused("do not match the model's. Wanted: ", trained, f"data=[{elsewhere}]")
     refused("no results.json here", str(tmp_path), f"data=[{elsewhere}]")
-    refused("is no label of theirs", trained, f"data=[{elsewhere}]", "label_map={nothing: unseen}")
+    refused("label_map: 'nothing' is not known", trained, f"data=[{elsewhere}]", "label_map={nothing: unseen}")
     test_twice = f"data=[{synthetic_dataset.location},{synthetic_dataset.location}]"
     refused("same dataset twice", trained, test_twice, "splits=[test]")
     assert not (tmp_path / "out").exists()

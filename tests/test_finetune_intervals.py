@@ -11,7 +11,8 @@ from scipy.stats import kstest, norm
 from finetune.bootstrap import bootstrap, patient_strata
 from finetune.comparisons import comparisons, holm
 from finetune.coverage import DIFFERENCE, NAIVE, SETTINGS, CoverageConfig, Setting, draw_study, measure, run
-from finetune.intervals import Intervals, hanley_variance
+from finetune.interval_forms import hanley_variance
+from finetune.intervals import Intervals
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
 from finetune.reported import Reported
 
@@ -45,6 +46,15 @@ def test_intervals_hold_where_fifteen_patients_have_the_disease():
     found = measure(SETTINGS[1], CoverageConfig(draws=200, resamples=100))
     for key in (("auroc",), ("auprc",), ("sensitivity",), ("balanced_accuracy",), DIFFERENCE):
         assert 0.90 <= found[key][1] <= 1.0, key
+
+
+def test_the_sizes_of_strata_are_drawn_as_patients_come():
+    """The spread is that of draws from all patients alike: figures that depend on prevalence know that it varies."""
+    cases, _ = draw_study(SETTINGS[3], 300, np.random.default_rng(0))
+    figures, strata = CaseFigures(cases), patient_strata(cases.truth_NK, cases.patient_N)
+    found, alike = bootstrap(figures, strata, 2000, 0), bootstrap(figures, np.zeros_like(strata), 2000, 1)
+    for key in (("auprc",), ("f1",), ("brier",), ("top1",), ("auroc",), ("sensitivity",)):
+        assert found[key].std() == pytest.approx(alike[key].std(), rel=0.1), key
 
 
 def test_the_simulation_is_printed(capsys, monkeypatch):

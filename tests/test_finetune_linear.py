@@ -5,9 +5,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from clusters.config import InputError
-from finetune.cohort import Cohort, choose_cohort
+from finetune.cohort import Cohort, case_auroc, choose_cohort
 from finetune.config import FinetuneConfig, LinearConfig
-from finetune.linear import NEVER, case_auroc, fit_linear
+from finetune.linear import NEVER, fit_linear
 from finetune.tasks import Binary, MultiClass
 
 

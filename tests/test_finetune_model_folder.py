@@ -14,7 +14,8 @@ from clusters.storage import Folder
 from data.loader import evaluation_batches
 from finetune.config import FinetuneConfig
 from finetune.heads import Head
-from finetune.model_folder import Decision, Model, load_model, record_latency
+from finetune.model import Decision, Model
+from finetune.model_folder import load_model, record_latency
 from finetune.run import finetune
 from finetune.tasks import Binary
 from tests.finetune_runs import recipe

@@ -191,6 +191,8 @@ def test_bad_input_is_said_in_one_line(finetuned, raw, tmp_path):
     refused("has no images among its 1 files", model, f"{tmp_path}/text", out)
     (tmp_path / "list.csv").write_text("path,label\na.png,1\n")
     refused("no column 'image' with the paths of the images; it has path, label", model, f"{tmp_path}/list.csv", out)
+    (tmp_path / "cases.csv").write_text("image,case\na.png,p1\nb.png,\n")
+    refused("cases.csv: row 2 names no case; name one for each image", model, f"{tmp_path}/cases.csv", out)
     refused("gone.csv: no such file", model, f"{tmp_path}/gone.csv", out)
     assert not (tmp_path / "out").exists()
     run([model, str(raw / "grey.png"), out])

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from clusters.config import load_config
 from data.dataset import Dataset
 from finetune.config import FinetuneConfig
-from finetune.label_names import LABEL_SETS
+from finetune.label_map import LABEL_SETS
 from finetune.run import finetune, work
 from pretrain.views import ViewConfig, draw
 from tests import miniatures

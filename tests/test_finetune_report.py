@@ -22,8 +22,9 @@ from data.dataset import Dataset
 from finetune.__main__ import COMMANDS
 from finetune.config import FinetuneConfig
 from finetune.report.command import run as make_page
-from finetune.report.drawings import precision_recall_drawing, reliability_drawing, roc_drawing, slug
+from finetune.report.drawings import curve_drawing, precision_recall_drawing, reliability_drawing, roc_drawing, slug
 from finetune.report.evidence import Evidence, decisions, read_evidence
+from finetune.report.figure_files import standalone
 from finetune.report.page import Beside, write_report
 from finetune.report.pictures import mistakes, overlaid, pictures_of
 from finetune.report.reproduce import command
@@ -80,6 +81,24 @@ def page(finished: Made, synthetic_dataset: Dataset, tmp_path_factory: pytest.Te
     beside = Beside(Looking("test_resnet", 5), SIZE_PX, EFFICIENCY, [external(told)])
     write_report(Folder(folder), told, synthetic_dataset, beside)
     return folder
+
+
+def test_eight_lines_differ_in_colour_and_in_dash() -> None:
+    """So that they are told apart on a screen, in grey print, and by who sees colours otherwise."""
+    curves = {
+        f"model {n}": [{"x": x, "value": 0.5 + n / 20, "low": None, "high": None} for x in (0.1, 1)] for n in range(8)
+    }
+    drawing = curve_drawing("efficiency", "eight", curves, "share", "AUROC")
+    assert drawing is not None
+    svg = standalone(drawing)
+    seen: set[str] = set()
+    for number in range(8):
+        assert len(re.findall(rf'class="series-{number}"', svg)) == 2, "a line, and its key"
+        (rule,) = re.findall(rf"\.series-{number}{{(stroke:[^}}]*)}}", svg)
+        told = dict(part.split(":") for part in rule.split(";"))
+        for what in (told["stroke"], told.get("stroke-dasharray", "solid")):
+            assert what not in seen
+            seen.add(what)
 
 
 SECTIONS = [

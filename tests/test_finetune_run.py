@@ -20,9 +20,13 @@ from data.shards import write_dataset
 from data.sources import read_raw, table
 from finetune.config import FinetuneConfig
 from finetune.run import finetune
+from finetune.table import run as run_table
 from pretrain.encoder import EncoderConfig, create_encoder
+from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.importers import imported
 from tests.test_data_page import Outline
+from tests.test_finetune_recipes import ECHO
 
 RECIPES = Path(__file__).resolve().parents[1] / "finetune" / "recipes"
 
@@ -212,6 +216,24 @@ def test_a_binary_label_has_a_threshold_from_validation(binary_dataset, tmp_path
     assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["thresholds"] == {
         "dark": model["threshold"]
     }
+
+
+def test_a_figure_that_rests_on_one_patient_is_told_without_an_interval(tmp_path, capsys):
+    """One patient of the test split has the disease: an AUROC, of which nobody knows how sure it is."""
+    path = miniatures.echo_table(tmp_path / "raw")
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    lines = [[*row[:2], str(int(row[1] == "p030")), *row[3:]] if row[4] == "test" else row for row in lines]
+    path.write_text("\n".join(",".join(row) for row in lines) + "\n")
+    dataset = imported("table", path, tmp_path / "dataset", *ECHO)
+    config = recipe(dataset, write_encoder(tmp_path / "encoder", dataset), tmp_path / "out", head="linear")
+    finetune(config)
+    auroc = results_of(config)["models"]["pretrained"]["test"]["auroc"]
+    assert auroc["value"] is not None and auroc["low"] is None and auroc["high"] is None
+    assert f"test AUROC {auroc['value']:.3f} (no interval)" in capsys.readouterr().out
+    assert "(no interval)" in (tmp_path / "out" / "report.html").read_text()
+    assert any("one patient of 'reduced_ef'" in warning for warning in results_of(config)["warnings"])
+    run_table([config.out])
+    assert f"{auroc['value']:.3f}" in capsys.readouterr().out
 
 
 def test_bad_input_is_said_in_one_line(linear, synthetic_dataset, tmp_path):

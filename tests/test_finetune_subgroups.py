@@ -41,6 +41,7 @@ def test_a_planted_gap_is_found_with_its_groups_and_interval():
         assert row["auroc"]["value"] == row["labels"]["x"]["auroc"]["value"] == pytest.approx(expected)
         assert row["auroc"]["low"] < expected < row["auroc"]["high"]
     gap = table["gaps"]["auroc"]
+    assert "by chance alone a gap is above 0" in table["gaps_are"]
     values = [table["groups"][name]["auroc"]["value"] for name in ("light", "dark")]
     assert gap["value"] == pytest.approx(values[0] - values[1])
     assert (gap["best"], gap["worst"]) == ("light", "dark")

@@ -87,11 +87,12 @@ def _differences(rows: list[dict[str, Any]], results: Results) -> Html:
 def _chosen(chosen: dict[str, Any]) -> str:
     """What the validation split chose, whatever the head calls it."""
     told = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
-            if key not in ("val_auroc", "converged", "of")]  # fmt: skip
+            if key not in ("val_auroc", "val_score", "converged", "of")]  # fmt: skip
     if "of" in chosen:
         told.append(f"of {chosen['of']}")
-    if isinstance(chosen.get("val_auroc"), float):
-        told.append(f"validation AUROC {chosen['val_auroc']:.3f}")
+    for key, name in (("val_auroc", "AUROC"), ("val_score", "score")):
+        if isinstance(chosen.get(key), float):
+            told.append(f"validation {name} {chosen[key]:.3f}")
     if not chosen.get("converged", True):
         told.append("not converged: raise linear.max_iterations")
     return ", ".join(told)

@@ -128,7 +128,12 @@ def _gaps(gaps: dict[str, Any], attribute: str) -> Html:
         for name in JUDGED
         if (gap := gaps.get(name)) and gap["value"] is not None
     ]
-    return paragraph(f"Gap between the best and the worst group of {attribute}: {'; '.join(told)}.") if told else EMPTY
+    if not told:
+        return EMPTY
+    return paragraph(
+        f"Gap between the best and the worst group of {attribute}: {'; '.join(told)}. The two were found in these very "
+        "patients, so that chance alone makes gaps, and the interval is too high."
+    )
 
 
 def _group_table(groups: dict[str, Any], attribute: str) -> Html:

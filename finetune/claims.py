@@ -1,0 +1,39 @@
+"""Whose results a folder holds: what they are made with is written before anything is computed."""
+
+from typing import Any
+
+from clusters.config import InputError, differences
+from clusters.storage import Folder
+
+CONFIG, SWEEP = "config.json", "sweep.json"
+"""What one model of a folder was made with, and what all models of one that holds many have in common."""
+
+
+def is_begun(out: Folder, identity: dict[str, Any]) -> bool:
+    """Whether a model was begun here with this identity; False in a new folder. Raises InputError for another's."""
+    if not out.exists(CONFIG):
+        return False
+    _refuse_others(out, out.read_json(CONFIG)["identity"], identity)
+    return True
+
+
+def begin(out: Folder, identity: dict[str, Any], config: dict[str, Any]) -> None:
+    """Make the folder that of this model."""
+    out.write_json(CONFIG, {"identity": identity, "config": config})
+
+
+def claim(out: Folder, identity: dict[str, Any]) -> None:
+    """Make the folder that of these models. Raises InputError where it is that of others."""
+    if out.exists(SWEEP):
+        _refuse_others(out, out.read_json(SWEEP), identity)
+    elif out.exists(CONFIG):
+        raise InputError(f"{out}: holds the results of another command; give another out=")
+    out.write_json(SWEEP, identity)
+
+
+def _refuse_others(out: Folder, before: dict[str, Any], identity: dict[str, Any]) -> None:
+    changed = differences(before, identity)
+    if changed:
+        raise InputError(
+            f"{out}: made with another config ({'; '.join(changed[:3])}); give another out=, or remove this folder"
+        )

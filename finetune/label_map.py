@@ -1,0 +1,193 @@
+"""Which labels a study or a model is about, and which of a dataset's labels mean them.
+
+Labels of one name are the same; a `label_map` tells {theirs: ours}, and several of theirs may mean one of ours.
+Shapes: N images, L labels of the dataset, K labels of ours.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusters.config import InputError, nearest
+from data.dataset import Dataset
+from data.sources.chestxray14 import FINDINGS as NIH14
+from finetune.bootstrap import Floats
+
+LABEL_SETS: dict[str, tuple[str, ...]] = {
+    # The five findings on which the CheXpert competition was judged (Irvin et al., 2019).
+    "chexpert5": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
+    "nih14": NIH14,
+}
+UNSEEN, IGNORE = "unseen", "ignore"
+"""In evaluation, what else a label of theirs can be: a condition that the model never learned; left out."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The truth of each image in a model's labels, NaN where unknown, and which show a condition it never learned.
+
+    `known`: images that it can be evaluated on; `absent`: labels of the model that the dataset says nothing of.
+    """
+
+    truth: Floats
+    known: NDArray[np.bool_]
+    unseen: NDArray[np.bool_]
+    label_map: dict[str, str]
+    absent: tuple[str, ...]
+
+
+def label_names(dataset: Dataset, labels: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names that `labels` means: those of a set, those given, or all of the dataset."""
+    if labels is None:
+        return tuple(dataset.label_names)
+    return LABEL_SETS[labels] if isinstance(labels, str) else tuple(labels)
+
+
+def theirs(dataset: Dataset, names: Sequence[str], label_map: Mapping[str, str]) -> dict[str, list[str]]:
+    """For a study: the dataset's labels for each of ours, of which none may be missing.
+
+    Raises InputError where the names do not match, with both lists and the map to write.
+    """
+    there, lists = dataset.label_names, _lists(dataset, names)
+    _check_map(label_map, there, names, lists)
+    found = _groups(there, names, label_map)
+    missing = [ours for ours, others in found.items() if not others]
+    if missing:
+        free = [other for other in there if other not in label_map and other not in names]
+        likely = {other: ours for ours in missing if (other := _likely(ours, free))}
+        mend = f"Write label_map={_as_yaml({**label_map, **likely})} {{theirs: ours}}, if they mean the same"
+        without = ", ".join(ours for ours in missing if ours not in likely.values())
+        leave = f"eave {without} out of labels="
+        mend = f"{mend}; l{leave}" if likely and without else mend if likely else f"L{leave}"
+        raise InputError(f"labels: {dataset.location} has no {', '.join(missing)}. {lists}. {mend}")
+    return found
+
+
+def mapped_truth(
+    dataset: Dataset, truth_NL: Floats, names: Sequence[str], label_map: Mapping[str, str], exclusive: bool
+) -> Floats:
+    """For a study: the truth (N, K) of our labels from that of the dataset's. Raises InputError as `theirs`."""
+    return _joined(truth_NL, dataset.label_names, theirs(dataset, names, label_map), exclusive)
+
+
+def match_labels(dataset: Dataset, names: Sequence[str], exclusive: bool, label_map: Mapping[str, str]) -> Matched:
+    """For a model that is evaluated: the truth of a dataset in its labels, of which some may be missing.
+
+    `label_map`: theirs → ours, `unseen` or `ignore`. Raises InputError, with both lists and the map to write, where a
+    class of theirs has no counterpart among exclusive classes of ours, or where a label of ours might be one of theirs
+    by another name.
+    """
+    there, where, lists = list(dataset.label_names), dataset.location, _lists(dataset, names)
+    _check_map(label_map, there, (*names, UNSEEN, IGNORE), lists)
+    groups = _groups(there, names, label_map)
+    meant = {other: ours for ours, others in groups.items() for other in others} | dict(label_map)
+    meant = {other: meant[other] for other in there if other in meant}
+    absent = tuple(ours for ours, others in groups.items() if not others)
+    if exclusive and dataset.task != "multiclass":
+        raise InputError(
+            f"{where}: its task is '{dataset.task}', the model's is one of {len(names)} classes; evaluate a "
+            "model of one label (label=NAME when fine-tuning) on it"
+        )
+    left = [other for other in there if other not in meant]
+    if len(absent) == len(names) or (left and (exclusive or (absent and not label_map))):
+        raise InputError(f"labels of {where} do not match the model's. {lists}. {_mend(left, absent, label_map)}")
+    truth_NL = np.asarray(dataset.labels, dtype=np.float64)
+    said_NL = likeliest(truth_NL) if dataset.task == "multiclass" else truth_NL
+    unseen_N, ignored_N = (
+        np.asarray((said_NL[:, [meant.get(other) == what for other in there]] >= 0.5).any(axis=1))
+        for what in (UNSEEN, IGNORE)
+    )
+    truth_NK = _joined(truth_NL if exclusive else said_NL, there, groups, exclusive)
+    if dataset.task == "multiclass":
+        truth_NK[unseen_N | ignored_N] = np.nan
+    return Matched(truth_NK, np.asarray(np.isfinite(truth_NK).any(axis=1)), unseen_N, meant, absent)
+
+
+def likeliest(truth_NL: Floats) -> Floats:
+    """1 for the likeliest class of each row, the first of equal ones, else 0; unknown rows stay unknown."""
+    known_N = np.isfinite(truth_NL).all(axis=1)
+    hard_NL = np.full(truth_NL.shape, np.nan, dtype=truth_NL.dtype)
+    hard_NL[known_N] = np.eye(truth_NL.shape[1])[truth_NL[known_N].argmax(axis=1)]
+    return hard_NL
+
+
+def _joined(truth_NL: Floats, there: Sequence[str], groups: Mapping[str, Sequence[str]], exclusive: bool) -> Floats:
+    """The truth (N, K) of our labels, NaN where unknown or of no counterpart.
+
+    Several of theirs for one of ours: any of them. Where labels exclude each other, a row whose likeliest class is none
+    of ours is unknown altogether, and the shares of ours are made to sum to 1.
+    """
+    columns = dict(zip(there, truth_NL.T))
+    empty = np.full(len(truth_NL), 0.0 if exclusive else np.nan)
+    found = [[columns[other] for other in others] for others in groups.values()]
+    truth_NK = np.stack([np.sum(g, axis=0) if g and exclusive else _any(g) if g else empty for g in found], axis=1)
+    if exclusive:
+        used = [column for group in found for column in group]
+        ours = {other for others in groups.values() for other in others}
+        left = [column for other, column in columns.items() if other not in ours]
+        outside_N = np.max(left, axis=0) > np.max(used, axis=0) if left else np.zeros(len(truth_NL), dtype=bool)
+        total_N1 = truth_NK.sum(axis=1, keepdims=True)
+        truth_NK = np.where(outside_N[:, None], np.nan, truth_NK / np.where(total_N1 > 0, total_N1, np.nan))
+    return truth_NK.astype(np.float32)
+
+
+def _any(columns: Sequence[Floats]) -> Floats:
+    """The largest; unknown where one is unknown and none of the others says yes."""
+    known = np.where(np.isfinite(columns), columns, -np.inf).max(axis=0)
+    unknown = np.isnan(columns).any(axis=0) & (known < 0.5)
+    return np.where(unknown, np.nan, known)
+
+
+def _groups(there: Sequence[str], names: Sequence[str], label_map: Mapping[str, str]) -> dict[str, list[str]]:
+    return {ours: [other for other in there if label_map.get(other, other) == ours] for ours in names}
+
+
+def _check_map(label_map: Mapping[str, str], there: Sequence[str], ours: Sequence[str], lists: str) -> None:
+    for other, meant in label_map.items():
+        for name, known in ((other, there), (meant, ours)):
+            if name not in known:
+                hint = nearest(name, known)
+                raise InputError(f"label_map: '{name}'{hint} is not known; it says {{theirs: ours}}. {lists}")
+
+
+def _lists(dataset: Dataset, names: Sequence[str]) -> str:
+    return f"Wanted: {', '.join(names)}. The dataset has: {', '.join(dataset.label_names) or 'none'}"
+
+
+def _mend(left: Sequence[str], absent: Sequence[str], label_map: Mapping[str, str]) -> str:
+    """The map to write for labels of theirs without a counterpart."""
+    if not left:
+        return "Import labels for it, or evaluate another dataset"
+    proposed = {**label_map, **{other: _likely(other, absent) or UNSEEN for other in left}}
+    return (
+        f"Write label_map={_as_yaml(proposed)}, if that is what they mean: each is a label of the model, '{UNSEEN}' (a "
+        f"condition that it never learned) or '{IGNORE}'"
+    )
+
+
+def _likely(name: str, there: Sequence[str]) -> str | None:
+    """The name that most likely means the same."""
+    plain = {_plain(other): other for other in there}
+    if _plain(name) in plain:
+        return plain[_plain(name)]
+    within = [other for key, other in plain.items() if set(key.split()) & set(_plain(name).split())]
+    close = get_close_matches(_plain(name), plain, n=1, cutoff=0.7)
+    return plain[close[0]] if close else within[0] if within else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\W_]+", name.lower())).strip()
+
+
+def _as_yaml(found: Mapping[str, str]) -> str:
+    """As it is typed on a command line or written in a recipe."""
+    return "{" + ", ".join(f"{_word(other)}: {_word(ours)}" for other, ours in found.items()) + "}"
+
+
+def _word(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z][\w ()-]*", name) else json.dumps(name)
