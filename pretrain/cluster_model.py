@@ -112,7 +112,7 @@ def bottleneck(step: StepTime, load_s: float, read_s: float, facts: dict[str, st
     if slowest == read_s and read_s > step.total:
         return f"storage: {facts['storage']}"
     if slowest == load_s and load_s > step.total:
-        return f"loader: {facts['loader']}; more cores a GPU, augment=device, or images imported at a smaller size"
+        return f"loader: {facts['loader']}; more cores a GPU, augment=device, or smaller images"
     waits = sum(step.exposed.values())
     if waits < MUCH * step.total:
         return "compute: nothing else holds it up"
@@ -122,7 +122,7 @@ def bottleneck(step: StepTime, load_s: float, read_s: float, facts: dict[str, st
 
 MENDS = {
     GRADIENT: "more samples a GPU, or a faster network",
-    BATCH_NORM: "compute.batch_norm_group of one node's samples, an encoder without batch norm, or more samples a GPU",
+    BATCH_NORM: "compute.batch_norm_group of a node's samples, or more samples a GPU",
     LOSS: "a narrower projection_dim, or a smaller global batch",
     METRICS: "a larger tracking.every_steps",
 }

@@ -275,7 +275,7 @@ def _storage_is_slow(machine: MachineConfig, rate: np.ndarray, seconds: float, b
         what = f"the busiest node would read {rate.max() / seconds / 1e9:.3g} GB/s and has {machine.storage_gb_per_s:g}"
     else:
         what = f"all nodes would read {rate.sum() / seconds / 1e9:.3g} GB/s of {machine.storage_total_gb_per_s:g}"
-    mend = "a larger loader.cache_gb" if cached else "shards in a cache of each node (an object store, remote=true)"
+    mend = "a larger loader.cache_gb" if cached else "remote=true (a cache on each node)"
     return f"{what}; {mend}, smaller images, or faster storage"
 
 
