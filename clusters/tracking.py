@@ -40,9 +40,10 @@ class TrackingConfig(Config):
     every_s: float = Field(default=10.0, gt=0, description="seconds between progress lines")
 
     def apply_privacy(self) -> None:
-        """What `strict` asks of this process, before libraries are imported that might call somebody."""
+        """What `strict` asks of this process, before anything is written or a library imported that might call out."""
         if self.privacy == "strict":
             privacy.go_offline()
+            os.umask(0o077)
 
     @model_validator(mode="after")
     def _strict_is_offline(self) -> "TrackingConfig":
