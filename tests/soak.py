@@ -161,8 +161,9 @@ def report(kept: int, step_s: float, wall_s: float, recoveries: list[float], mea
     share = kept * step_s / wall_s
     print(f"{len(recoveries)} kills in {duration(wall_s)}; {kept} steps kept")
     print(f"effective training time: {share:.3f} (goal {GOAL})")
-    cuts = statistics.quantiles(recoveries, n=20, method="inclusive") if len(recoveries) > 1 else recoveries * 19
-    print(f"recovery: p50 {cuts[9]:.1f} s, p95 {cuts[18]:.1f} s")
+    if recoveries:
+        cuts = statistics.quantiles(recoveries * 2, n=20, method="inclusive")  # twice: it takes no single number
+        print(f"recovery: p50 {cuts[9]:.1f} s, p95 {cuts[18]:.1f} s")
     for place, name in enumerate(MEASURES):
         print(f"{name}: {measured[0][place]:.0f} at the first step, {measured[-1][place]:.0f} at the end")
     return 0 if share >= GOAL else 1
