@@ -12,6 +12,9 @@ from clusters.storage import Folder
 SYSTEM = ("time/", "samples_per_s")
 """How metrics begin that tell of the machines rather than of what is learned."""
 
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 60.0, 120.0
+"""By default W&B waits for a server that does not answer at the end without limit."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -103,6 +106,8 @@ class WandbRun:
             # Console output and source code may hold names of patients: they stay here.
             settings=wandb.Settings(
                 silent=True,
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
                 console="off",
                 disable_git=True,
                 disable_code=True,
@@ -118,10 +123,10 @@ class WandbRun:
         try:
             call()
         except Exception as error:
-            print(
-                f"W&B is left out from here on ({type(error).__name__}: {error}); metrics.jsonl goes on",
-                flush=True,
-            )
+            from clusters.tracking import say  # which knows this file
+
+            told = " ".join(str(error).split())
+            say(f"W&B is left out from here on ({type(error).__name__}: {told}); metrics.jsonl goes on")
             self._failed = True
 
 

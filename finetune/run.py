@@ -9,6 +9,7 @@ from clusters import distributed
 from clusters.config import InputError, absolute
 from clusters.launch import launch
 from clusters.preflight import Needs, needed_bytes
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
@@ -52,12 +53,12 @@ def finetune(config: FinetuneConfig) -> None:
     if is_begun(out, identity) and is_whole(out):
         print(f"reused: these results were finished earlier: {out.file(REPORT)}")
         return
-    begin(out, identity, config.model_dump(mode="json"))
-
-    started = time.time()
-    launch(work, config, config.cluster, out, sizes, _needs(config, entrants), heeds=config.head == "full")
-    fitted = [_fit(entrant, cohort, config, out) for entrant in entrants]
-    write_results(out, config, cohort, identity, fitted, warnings, started)
+    with run_lock(out, config.tracking.privacy):
+        begin(out, identity, config.model_dump(mode="json"))
+        started = time.time()
+        launch(work, config, config.cluster, out, sizes, _needs(config, entrants), heeds=config.head == "full")
+        fitted = [_fit(entrant, cohort, config, out) for entrant in entrants]
+        write_results(out, config, cohort, identity, fitted, warnings, started)
 
 
 def work(config: FinetuneConfig) -> dict[str, Any]:
