@@ -76,6 +76,7 @@ def test_a_notice_is_heeded_by_the_next_checkpoint(tmp_path: Path) -> None:
     notice.give()
     assert checkpoints.due(2)
     checkpoints.save(2, {"step": 2})
+    checkpoints.wait()
     assert not notice.is_given()
     assert not checkpoints.due(3)
 

@@ -25,7 +25,7 @@ import yaml
 
 from clusters import distributed
 from clusters.config import InputError
-from clusters.launch import QUIET_RAY, ClusterConfig, launch
+from clusters.launch import LEAN_RAY, QUIET_RAY, ClusterConfig, launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
@@ -169,7 +169,7 @@ def meet_a_bad_image(_: PretrainConfig) -> dict[str, Any]:
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray cluster of two nodes with one core each, connected to."""
-    for name, value in {**QUIET_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
+    for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     import ray
     from ray.cluster_utils import Cluster

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clusters.launch import QUIET_RAY, launch
+from clusters.launch import LEAN_RAY, QUIET_RAY, launch
 from clusters.scaling import largest
 from clusters.storage import Folder
 from clusters.workers import ClusterConfig
@@ -46,7 +46,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.timeout(600)  # three times Ray has to start workers, which takes most of a minute on a busy machine
 def test_two_workers_then_one_then_two_count_each_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**QUIET_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
+    for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     import ray
     from ray.cluster_utils import Cluster

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clusters.config import Config, InputError
-from clusters.launch import QUIET_RAY, ClusterConfig
+from clusters.launch import LEAN_RAY, QUIET_RAY, ClusterConfig
 from clusters.ray_data import map_parts
 from clusters.search import run_trials
 from clusters.storage import Folder
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)
 def two_cores() -> Iterator[None]:
     """A local Ray with two cores, connected to."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**QUIET_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         import ray
 

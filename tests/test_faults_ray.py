@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from clusters.config import InputError
-from clusters.launch import QUIET_RAY, launch
+from clusters.launch import LEAN_RAY, QUIET_RAY, launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
@@ -172,7 +172,7 @@ def test_drivers_and_workers_that_are_killed_or_told_to_leave(
 @pytest.fixture
 def spare_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster with one node more than two workers need, connected to."""
-    for name, value in {**QUIET_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
+    for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     import ray
     from ray.cluster_utils import Cluster
