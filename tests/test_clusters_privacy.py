@@ -136,9 +136,12 @@ def test_a_strict_run_sends_nothing_and_keeps_no_key_path_host_or_user(
 def _collect_argvs(process: subprocess.Popen, argvs: set[str]) -> None:
     """The command lines of a process and of all that it starts, until it ends."""
     while process.poll() is None:
+        family: list[psutil.Process] = []
         with suppress(psutil.Error):
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            argvs |= {" ".join(member.cmdline()) for member in family}
+        for member in family:
+            with suppress(psutil.Error):  # one that has just ended
+                argvs.add(" ".join(member.cmdline()))
         time.sleep(0.05)
 
 
