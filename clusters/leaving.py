@@ -119,6 +119,6 @@ def leave(run: Folder, launch: str) -> None:
         return
     if termination.notice() is not None:
         os._exit(termination.EXIT_CODE)
-    # An error of this rank, which lives, would count as a failure where Ray knows the other one's as a preemption
+    # The other one's end is one of cluster.max_failures; an error of this rank could be a second one
     time.sleep(PATIENCE_S)
     raise RuntimeError("another rank was told to leave and is still there")

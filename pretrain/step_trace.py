@@ -26,6 +26,7 @@ from pretrain.config import PretrainConfig
 from pretrain.footprint import module_without_numbers
 from pretrain.health import MAX_ROWS
 from pretrain.ledger import Ledger, num_bytes
+from pretrain.meter import TIMES
 from pretrain.methods.method import Method, Output
 from pretrain.nonfinite import norm_of_gradients
 from pretrain.optim import build_optimizer
@@ -38,6 +39,8 @@ BUCKET_BYTES = (1 << 20, 25 << 20)
 """The first and the other buckets in which DistributedDataParallel averages gradients, by its defaults."""
 SMALL_OBJECT_BYTES = 4
 """None or a bool, pickled, as the ranks tell each other."""
+LOOK_BYTES = 16
+"""What each rank tells the others when it looks, pickled: no problem, and no notice to leave."""
 GRADIENT, BATCH_NORM, LOSS, METRICS = "gradient", "batch norm", "loss", "metrics"
 
 
@@ -127,7 +130,8 @@ class StepTracer:
         features, projected = self._counts[0].widths
         exchanged = [
             ("all_gather", 8),  # of an object first the size
-            ("all_gather", SMALL_OBJECT_BYTES),
+            ("all_gather", LOOK_BYTES),
+            ("all_gather", 4 * len(TIMES)),  # whose steps are slow
             ("all_reduce", 4),
             ("all_gather", 4 * rows * features),
             ("all_gather", 4 * rows * projected),

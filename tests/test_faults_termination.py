@@ -131,11 +131,15 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
 
 def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:
     run = Folder(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or the shell may have it ignored
     with pytest.raises(termination.Stopped), leaving.passing_on(run, "launch-1", heeded=False):
         os.kill(os.getpid(), signal.SIGTERM)
     assert not leaving.has_note(run, "launch-1")
-    with pytest.raises(KeyboardInterrupt), leaving.passing_on(run, "launch-1", heeded=True):
-        os.kill(os.getpid(), signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt), leaving.passing_on(run, "launch-1", heeded=True):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_stops_at_once(synthetic_dataset: Dataset, tmp_path: Path) -> None:

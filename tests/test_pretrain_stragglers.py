@@ -73,5 +73,5 @@ def test_one_of_two_real_processes_that_is_slowed_is_named(
     host = f" on {socket.gethostname()}" if privacy == "normal" else ""
     cause = {"data_wait": "data wait", "compute": "compute"}[slow]
     assert reason.startswith(f"rank 1{host} is slow and the others wait for it: {cause} ")
-    assert records[-1]["time/waiting_for_slowest"] >= 0
+    assert all(record["time/waiting_for_slowest"] >= 0 for record in records if "loss" in record)
     assert privacy == "normal" or not any(socket.gethostname() in line for line in lines)

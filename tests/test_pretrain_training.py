@@ -271,7 +271,9 @@ def test_a_resume_goes_on_counting_steps_that_were_left_out(tmp_path: Path) -> N
     training = tiny_training({"network": "one_layer"})
     before = watched(tmp_path, "skip", [1] + [0] * 9)
     before.check()
-    Saving("1-simclr", training, before, Checkpoints(Folder(tmp_path), CheckpointConfig())).save(4)
+    saving = Saving("1-simclr", training, before, Checkpoints(Folder(tmp_path), CheckpointConfig()))
+    saving.save(4)
+    saving.wait()
     resumed = watched(tmp_path, "skip", [0])
     assert Saving("1-simclr", training, resumed, Checkpoints(Folder(tmp_path), CheckpointConfig())).restore() == 4
     with pytest.raises(InputError, match="nor were the 9 before it"):
@@ -287,7 +289,8 @@ def test_a_restored_training_goes_on_to_the_bit(tmp_path: Path, optimizer: str) 
     training = tiny_training(values)
     for step in range(2):
         take(training, step)
-    Checkpoints(Folder(tmp_path), CheckpointConfig()).save(2, training.state())
+    with Checkpoints(Folder(tmp_path), CheckpointConfig()) as checkpoints:
+        checkpoints.save(2, training.state())
     restored = Checkpoints(Folder(tmp_path), CheckpointConfig()).restore()
     assert restored is not None
     resumed = tiny_training({**values, "seed": 1})
