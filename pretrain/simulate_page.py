@@ -48,7 +48,7 @@ def _assumed(config: SimulateConfig, stage: Stage) -> Iterator[str]:
     """Each number that was not counted or replayed, and each thing that is left out."""
     machine, one = config.machine, stage.outcomes[-1]
     yield "assumptions (machine.…=, card=, step_s=)"
-    yield f"  compute: {_compute_from(config)}; kernels take {machine.launch_us:g} µs each to launch, one by one"
+    yield f"  compute: {_compute_from(config)}; {machine.launch_us:g} µs to launch each kernel"
     yield (
         f"  network: {machine.gpus_per_node} GPUs a node; {machine.node_gb_per_s:g} GB/s and {machine.node_hop_us:g} "
         f"µs a hop within it, {machine.network_gb_per_s:g} GB/s and {machine.network_hop_us:g} µs"
