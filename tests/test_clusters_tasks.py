@@ -149,6 +149,7 @@ class Begins:
         return work
 
 
+@pytest.mark.faults  # Ray Data's driver has been seen to crash, which would take the other tests with it
 def test_parts_go_to_few_actors_and_those_of_one_that_dies_are_done_again(two_cores: None, tmp_path: Path) -> None:
     assert sorted(map_parts(Begins(str(tmp_path)), range(12))) == list(range(0, 120, 10))
     assert (tmp_path / "died").exists()
@@ -158,6 +159,7 @@ def test_parts_go_to_few_actors_and_those_of_one_that_dies_are_done_again(two_co
     assert list(map_parts(Begins(str(tmp_path)), [])) == []
 
 
+@pytest.mark.faults  # Ray Data's driver has been seen to crash, which would take the other tests with it
 def test_predictions_by_ray_data_are_those_of_one_process(
     two_cores: None,
     finetuned: FinetuneConfig,
