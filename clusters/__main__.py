@@ -4,7 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from clusters.config import InputError, nearest, run_main
+from clusters.command import run_main
+from clusters.config import InputError, nearest
 
 COMMANDS = {"check": "clusters.check", "runs": "clusters.runs"}
 

@@ -7,16 +7,14 @@ Unknown keys are refused with their path and the nearest name that exists.
 
 import difflib
 import os
-import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 
@@ -41,30 +39,6 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
-
-
-def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]) -> None:
-    """Run a command line: help on request, one clear line and exit code 2 on bad input."""
-    try:
-        if not argv or argv[0] in ("--help", "-h", "help") or "--help" in argv:
-            print(help_text(), flush=True)
-            sys.exit(0 if argv else 2)
-        command(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain once more at its end
-        sys.exit(141)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; check that the place exists and is yours to use", file=sys.stderr
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is done", file=sys.stderr)
-        sys.exit(130)
 
 
 def load_config(kind: type[C], argv: Sequence[str]) -> C:
@@ -119,73 +93,6 @@ def absolute(location: str) -> str:
     return str(path.absolute())
 
 
-def describe(kind: type[Config], prefix: str = "") -> str:
-    """Every field as `key  default  meaning`, nested sections included: the body of `--help`.
-
-    What all kinds of a section have (the stages of all methods) stands once, before what each has of its own; a
-    section that a whole run has too (views) is described there and only pointed to within.
-    """
-    return "\n".join(_described(kind, prefix, frozenset(), {}))
-
-
-def _described(kind: type[Config], prefix: str, left_out: frozenset[str], places: dict[type[Config], str]) -> list[str]:
-    """`left_out`: fields told already. `places`: where each section of the top was described, by its class."""
-    lines, sections = [], []
-    for name, field in kind.model_fields.items():
-        key = f"{prefix}{name}"
-        variants = _config_classes(field.annotation)
-        if name in left_out:
-            continue
-        if not variants:
-            default = "required" if field.is_required() else _short(field.get_default(call_default_factory=True))
-            lines.append(f"  {key:<34} {default:<16} {_meaning(field)}".rstrip())
-        elif len(variants) == 1 and variants[0] in places:
-            sections.append(f"\n  {key}: {field.description}; its keys are those of {places[variants[0]]}.")
-        else:
-            in_list = typing.get_origin(field.annotation) in (list, tuple)
-            path = f"{key}.i" if in_list else key
-            sections += _described_section(path, key + "[i]" * in_list, field, variants, places)
-            if not prefix and not in_list:
-                places[variants[0]] = key
-    return lines + sections  # what stands under a section's title belongs to it
-
-
-def _described_section(
-    path: str, title: str, field: FieldInfo, variants: list[type[Config]], places: dict[type[Config], str]
-) -> list[str]:
-    shared = _shared_fields(variants)
-    lines = []
-    if shared:
-        lines.append(f"\n  {title}: {field.description}")
-        others = frozenset(variants[0].model_fields) - shared
-        lines += _described(variants[0], f"{path}.", others, places)
-    for variant in variants:
-        lines.append(f"\n  {title}: {(variant.__doc__ or '').strip().splitlines()[0]}")
-        lines += _described(variant, f"{path}.", shared, places)
-    return lines
-
-
-def _shared_fields(variants: list[type[Config]]) -> frozenset[str]:
-    """The fields that several classes have with the same type, default and meaning; none of one class alone."""
-    first, *others = variants
-    same = (
-        name
-        for name, field in first.model_fields.items()
-        if others and all(repr(other.model_fields.get(name)) == repr(field) for other in others)
-    )
-    return frozenset(same)
-
-
-def _meaning(field: FieldInfo) -> str:
-    """A field's description, with the choices that it does not name itself."""
-    text = field.description or ""
-    choices = [str(choice) for choice in typing.get_args(field.annotation) if isinstance(choice, str)]
-    default = field.get_default(call_default_factory=True)
-    if any(choice not in text for choice in choices if choice != default):
-        return f"{text} ({' | '.join(choices)})"
-    return text
-
-
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: old -> new` for every leaf in which two plain config dumps differ."""
     found = []
@@ -235,7 +142,7 @@ def _alternatives(kind: type[Config], path: list[str]) -> list[str]:
     sections, names = [kind], [part for part in path[:-1] if not part.isdigit()]
     for name in names:
         fields = [section.model_fields[name] for section in sections if name in section.model_fields]
-        sections = [found for field in fields for found in _config_classes(field.annotation)]
+        sections = [found for field in fields for found in config_classes(field.annotation)]
     groups = {section.alternatives for section in sections if path[-1] in section.alternatives}
     return [".".join([*path[:-1], other]) for group in groups for other in group if other != path[-1]]
 
@@ -249,7 +156,7 @@ def _takes_text(kind: type[Config], path: list[str], listed: bool) -> bool:
     if field is None or (len(path) > 1 and path[1].isdigit()):
         return False
     if len(path) > 1:
-        return any(_takes_text(section, path[1:], listed) for section in _config_classes(field.annotation))
+        return any(_takes_text(section, path[1:], listed) for section in config_classes(field.annotation))
     return field.annotation is str or (field.annotation == str | list[str] and not listed)
 
 
@@ -306,7 +213,7 @@ def _explain(
         there = f"there is no {told['discriminator'].strip(chr(39))} '{told['tag']}'; there are {told['expected_tags']}"
         return f"'{key}' in {source}: {there}"
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first.get("input"), dict) else f" (got {_short(first.get('input'))})"
+    got = "" if isinstance(first.get("input"), dict) else f" (got {short(first.get('input'))})"
     return f"'{key}' in {source}: {message}{got}"
 
 
@@ -328,21 +235,22 @@ def _known_keys(kind: type[Config]) -> set[str]:
     keys: set[str] = set()
     for name, field in kind.model_fields.items():
         keys.add(name)
-        for variant in _config_classes(field.annotation):
+        for variant in config_classes(field.annotation):
             keys |= _known_keys(variant)
     return keys
 
 
-def _config_classes(annotation: Any) -> list[type[Config]]:
+def config_classes(annotation: Any) -> list[type[Config]]:
     """The Config classes named in a field's type, through lists, unions and Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, typing.Annotated):
-        return [found for part in typing.get_args(annotation) for found in _config_classes(part)]
+        return [found for part in typing.get_args(annotation) for found in config_classes(part)]
     return []
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value on one line of at most 60 characters."""
     if value is PydanticUndefined or value is None:
         return "none"
     text = repr(value) if isinstance(value, str) else str(value)

@@ -163,36 +163,15 @@ def _train(
     sizes: Sequence[int],
     heeds: bool,
 ) -> dict[str, Any]:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
     # A fresh name each time: what an earlier Ray run left behind must not decide anything.
     name = f"launch-{uuid.uuid4().hex[:8]}"
-    trainer_class = scaling.elastic_trainer(sizes) if cluster.elastic else TorchTrainer
-    trainer = trainer_class(
-        _worker,
-        train_loop_config={"function": function, "config": config, "run": run.location, "launch": name},
-        torch_config=leaving.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
-        scaling_config=ScalingConfig(
-            num_workers=(sizes[0], sizes[-1]) if cluster.elastic else sizes[0],
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=f"{run.location}/.ray",
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": "1"}},
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    # Ctrl-C stays KeyboardInterrupt: after Ray's own handler a run would end as if all were well
-    trainer._register_sigint_handler = lambda controller: None
+    settings = {"function": function, "config": config, "run": run.location, "launch": name}
     told = False
     try:
         with leaving.passing_on(run, name, heeds):
-            result = trainer.fit()
+            result = _trainer(settings, cluster, use_gpu, sizes).fit()
     except TrainingFailedError as error:
         problem = _input_error(run, name)
         raise (InputError(problem) if problem else _plain(error)) from error
@@ -206,6 +185,33 @@ def _train(
         raise Stopped
     assert result.return_value is not None
     return result.return_value
+
+
+def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, sizes: Sequence[int]) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer = (scaling.elastic_trainer(sizes) if cluster.elastic else TorchTrainer)(
+        _worker,
+        train_loop_config=settings,
+        torch_config=leaving.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=(sizes[0], sizes[-1]) if cluster.elastic else sizes[0],
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=settings["launch"],
+            storage_path=f"{settings['run']}/.ray",
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": "1"}},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    # Ctrl-C stays KeyboardInterrupt: after Ray's own handler a run would end as if all were well
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer
 
 
 def _tidy(run: Folder, launch_name: str) -> None:

@@ -18,6 +18,16 @@ def elastic_trainer(sizes: Sequence[int]) -> type[Any]:
     have been dead for up to 20 s, and keeps a core busy while it waits for nodes. Its callbacks cannot mend that.
     """
     from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            settings["scaling_policy"] = _policy(sizes)(self.scaling_config)
+            return super()._initialize_and_run_controller(**settings)
+
+    return Trainer
+
+
+def _policy(sizes: Sequence[int]) -> type[Any]:
     from ray.train.v2._internal.execution.scaling_policy import (
         ElasticScalingPolicy,
         NoopDecision,
@@ -57,12 +67,7 @@ def elastic_trainer(sizes: Sequence[int]) -> type[Any]:
             self._announced = None
             return decision
 
-    class Trainer(TorchTrainer):
-        def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            settings["scaling_policy"] = Policy(self.scaling_config)
-            return super()._initialize_and_run_controller(**settings)
-
-    return Trainer
+    return Policy
 
 
 def largest(sizes: Sequence[int], room: int) -> int:

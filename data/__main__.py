@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from clusters.config import InputError, absolute, describe, load_config, nearest, run_main
+from clusters.command import describe, run_main
+from clusters.config import InputError, absolute, load_config, nearest
 from data.config import ImportConfig, SourceChoice
 
 

@@ -68,7 +68,18 @@ def read_labels(
         # 1 and 1.0 are one value.
         found, values = {case: NUMBERS.get(value, value) for case, value in found.items()}, numbers
         positive = NUMBERS.get(positive, positive)
-    known = classes or tuple(sorted(values))
+    return _classes(table, groups, column, found, classes or tuple(sorted(values)), positive)
+
+
+def _classes(
+    table: Table,
+    groups: Mapping[str, Sequence[int]],
+    column: str,
+    found: dict[str, str],
+    known: tuple[str, ...],
+    positive: str,
+) -> Labels:
+    """One of the known classes a case, or none where nothing is stated; binary where there are two or one counts."""
     if not 2 <= len(known) <= MAX_CLASSES:
         raise InputError(
             f"column '{column}' of {table.where} has {len(known):,} different values; a label has 2 "

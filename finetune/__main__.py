@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from clusters.config import describe, load_config, run_main
+from clusters.command import describe, run_main
+from clusters.config import load_config
 
 COMMANDS: dict[str, str] = {
     "coverage": "finetune.coverage",

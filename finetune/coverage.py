@@ -17,7 +17,8 @@ from functools import cache
 import numpy as np
 from pydantic import Field
 
-from clusters.config import Config, describe, load_config
+from clusters.command import describe
+from clusters.config import Config, load_config
 from data.config import num_cores
 from finetune.bootstrap import Floats, Key, bootstrap, patient_strata
 from finetune.delong import delong

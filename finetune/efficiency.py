@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from clusters.config import InputError, absolute, describe, load_config
+from clusters.command import describe
+from clusters.config import InputError, absolute, load_config
 from clusters.launch import launch
 from clusters.preflight import Needs
 from clusters.storage import Folder

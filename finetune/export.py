@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from clusters.config import Config, InputError, absolute, describe, load_config
+from clusters.command import describe
+from clusters.config import Config, InputError, absolute, load_config
 from clusters.storage import Folder
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clusters.config import Config, InputError, absolute, describe, load_config
+from clusters.command import describe
+from clusters.config import Config, InputError, absolute, load_config
 from clusters.storage import Folder
 from clusters.tracking import TrackingConfig, say
 from data.dataset import Dataset, open_dataset

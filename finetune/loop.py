@@ -91,10 +91,7 @@ def _take_steps(
         done += 1
         logging = done % config.tracking.every_steps == 0 or done == total_steps
         validating = done % steps_per_epoch == 0
-        # Rank 0 decides when it is time, so that all ranks look at the loss together
-        told = distributed.gather_objects((checkpoints.due(done), termination.notice()))
-        leaves = [notice for _, notice in told if notice is not None]
-        saving = done == total_steps or told[0][0] or bool(leaves)
+        saving, leaver = _to_save(checkpoints, done, total_steps)
         mean_loss = _finite_loss(losses, model, title, done) if logging or validating or saving else 0.0
         if logging:
             metrics = {"loss": mean_loss, "lr": rate, "epoch": done / steps_per_epoch}
@@ -109,12 +106,20 @@ def _take_steps(
         if saving:
             distributed.stop_together(checkpoints.problem())
             checkpoints.save(done, {**training.state(), "best": best})
-        if leaves and done < total_steps:
+        if leaver and done < total_steps:
             checkpoints.wait()
-            say(f"{title}: told to leave ({leaves[0]}); saved at step {done} of {total_steps}")
+            say(f"{title}: told to leave ({leaver}); saved at step {done} of {total_steps}")
             raise termination.Stopped
     checkpoints.wait()
     return best
+
+
+def _to_save(checkpoints: Checkpoints, done: int, total_steps: int) -> tuple[bool, str | None]:
+    """Whether all ranks save now, and the notice to leave that one of them has."""
+    # Rank 0 decides when it is time, so that all ranks look at the loss together
+    told = distributed.gather_objects((checkpoints.due(done), termination.notice()))
+    leaver = next((notice for _, notice in told if notice is not None), None)
+    return done == total_steps or told[0][0] or leaver is not None, leaver
 
 
 def _resumed(training: Training, checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:

@@ -22,7 +22,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
-from clusters.config import Config, InputError, absolute, describe, load_config
+from clusters.command import describe
+from clusters.config import Config, InputError, absolute, load_config
 from clusters.ray_data import map_parts
 from clusters.storage import Folder
 from clusters.tracking import Progress, TrackingConfig

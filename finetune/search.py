@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from clusters.config import Config, InputError, absolute, describe, load_config
+from clusters.command import describe
+from clusters.config import Config, InputError, absolute, load_config
 from clusters.launch import launch
 from clusters.preflight import Needs
 from clusters.search import one_ray, run_trials

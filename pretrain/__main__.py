@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clusters.config import InputError, describe, load_config, nearest, run_main
+from clusters.command import describe, run_main
+from clusters.config import InputError, load_config, nearest
 
 
 def _help() -> str:
@@ -71,7 +72,8 @@ def _plan(argv: Sequence[str]) -> None:
 
 
 def _simulate(argv: Sequence[str]) -> None:
-    from pretrain.simulate import SimulateConfig, simulate, write_json
+    from pretrain.simulate import simulate, write_json
+    from pretrain.simulate_config import SimulateConfig
     from pretrain.simulate_page import page
 
     config, stages = load_config(SimulateConfig, argv), []

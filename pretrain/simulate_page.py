@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE
 from pretrain.cluster_model import START_US, TREE_HOP
 from pretrain.plan import size_text
-from pretrain.simulate import Outcome, SimulateConfig, Stage
+from pretrain.simulate import Outcome, Stage
+from pretrain.simulate_config import SimulateConfig
 from pretrain.step_trace import METRICS
 
 TITLES = (

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from clusters.config import InputError, absolute, describe, differences, load_config
+from clusters.command import describe
+from clusters.config import InputError, absolute, differences, load_config
 from pretrain.config import PretrainConfig
 
 

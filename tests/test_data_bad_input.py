@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clusters.config import run_main
+from clusters.command import run_main
 from data.__main__ import help_text, main
 from tests.importers import grey
 from tests.test_data_dicom import dicom

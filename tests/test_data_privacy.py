@@ -20,7 +20,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from clusters.config import InputError, load_config, run_main
+from clusters.command import run_main
+from clusters.config import InputError, load_config
 from data.__main__ import help_text, main
 from data.cases import RawFile
 from data.config import ImportConfig

@@ -12,7 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from clusters.config import InputError, load_config, run_main
+from clusters.command import run_main
+from clusters.config import InputError, load_config
 from data.__main__ import help_text, main
 from data.cases import RawDataset, age_band
 from data.dataset import Dataset, open_dataset

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from clusters.checkpoint import CheckpointConfig, Checkpoints
-from clusters.config import InputError, run_main, validate
+from clusters.command import run_main
+from clusters.config import InputError, validate
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.__main__ import _help, _run

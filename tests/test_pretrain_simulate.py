@@ -27,7 +27,8 @@ from pretrain.cluster_model import MachineConfig, step_time
 from pretrain.methods.method import one_image
 from pretrain.methods.simclr import SimCLR
 from pretrain.shard_replay import DescribedDataset, Reads, layout, lines_of_samples, replay
-from pretrain.simulate import Outcome, SimulateConfig, simulate
+from pretrain.simulate import Outcome, simulate
+from pretrain.simulate_config import SimulateConfig
 from pretrain.simulate_page import page
 from pretrain.step_trace import BATCH_NORM, GRADIENT, LOSS, Collective, StepTrace, StepTracer
 from pretrain.views import ViewConfig

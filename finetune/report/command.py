@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
-from clusters.config import Config, InputError, describe, load_config
+from clusters.command import describe
+from clusters.config import Config, InputError, load_config
 from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.report.page import REPORT, Beside, model_of, write_report

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from clusters import distributed
 from pretrain.cluster_model import MachineConfig
 from pretrain.measured_step import COUNTED, UNCOUNTED
-from pretrain.simulate import SimulateConfig, simulate
+from pretrain.simulate import simulate
+from pretrain.simulate_config import SimulateConfig
 from pretrain.training import Training, build_module
 
 SHARE, SIZES = 16, (1, 2, 4)
