@@ -1,5 +1,6 @@
 """Work by numbered parts on a Ray cluster by Ray Data: each actor makes ready once what all of its parts need."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ from clusters.config import InputError
 from clusters.tasks import RETRIES, connected
 
 Work = Callable[[int], int]
+
+EXECUTOR_S = 60.0
+"""How long a thread of Ray Data that has been told to end may take."""
 
 
 def map_parts(
@@ -66,10 +70,24 @@ def _rows(
         compute=ray.data.ActorPoolStrategy(min_size=room, max_size=len(parts), max_tasks_in_flight_per_actor=2),
         num_cpus=cpus,
         num_gpus=gpus or None,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
+        ray_remote_args_fn=_retries,
     )
-    yield from done.iter_rows()
+    try:
+        yield from done.iter_rows()
+    finally:
+        _wait_for_executors()
+
+
+def _retries() -> dict[str, Any]:
+    """What `map_batches` has no names for; of itself it would start a dying actor again without end."""
+    return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
+
+
+def _wait_for_executors() -> None:
+    """Ray Data waits 2 s for its threads and leaves them; one that still works when Ray is shut down crashes us."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(EXECUTOR_S)
 
 
 class _Actor:

@@ -1,5 +1,6 @@
 """A run's curves and lineage in W&B, which must never stop a training: whatever it raises is said once."""
 
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class WandbRun:
         return artifact
 
     def _start(self, run: Folder, init: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # or it warns of references that it cannot open
         import wandb
 
         if not run.exists("wandb.json"):

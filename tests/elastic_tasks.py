@@ -1,25 +1,34 @@
 """Pretraining that notes what it is fed and whose workers are taken away."""
 
 import hashlib
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from clusters import distributed
+from clusters import distributed, notice
 from pretrain.config import PretrainConfig
 from pretrain.methods.method import Output
 from pretrain.run import train
 from pretrain.training import Training
 
+LOST_BEFORE, ANNOUNCED_BEFORE = 6, 7
+"""Under a real Ray the first two workers wait at a step to lose one of them, the one that is left to be told of a
+second."""
+
 
 @dataclass(frozen=True)
 class Taken:
-    """A step that was taken: its number from 0, the global batch as (sample, hash of its views), and its loss."""
+    """A step that was taken: its number from 0, the global batch as (sample, hash of its views), its loss, by whom."""
 
     step: int
     fed: list[tuple[int, str]]
     loss: float
+    num_workers: int
 
 
 class Gone(Exception):
@@ -34,7 +43,7 @@ def taken(step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor, output
     ]
     fed = [pair for share in distributed.gather_objects(mine) for pair in share]
     loss = distributed.sum_over_ranks(output.loss) / distributed.world_size()
-    return Taken(step, sorted(fed), float(loss))
+    return Taken(step, sorted(fed), float(loss), distributed.world_size())
 
 
 def recorded(values: dict[str, Any]) -> list[Taken]:
@@ -56,3 +65,39 @@ def recorded(values: dict[str, Any]) -> list[Taken]:
     finally:
         Training.step = step_of  # type: ignore[method-assign]
     return steps
+
+
+def train_while_nodes_change(config: PretrainConfig) -> dict[str, Any]:
+    """What elastic workers of a real Ray run: `train` that notes its steps and waits for what is to happen."""
+    run, workers, step_of = Path(config.run), distributed.world_size(), Training.step
+    alone_before = distributed.broadcast_object(any(note.num_workers == 1 for note in notes(run)))
+
+    def step(training: Training, step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor) -> Output:
+        if workers == 2 and step == LOST_BEFORE and not alone_before:
+            _wait_for(lambda: False)
+        if workers == 1 and step == ANNOUNCED_BEFORE - 1:
+            _wait_for(notice.is_given)
+        if workers == 1 and step == ANNOUNCED_BEFORE:
+            _wait_for(lambda: False)
+        output = step_of(training, step, views_VBCHW, groups_VBG)
+        note = taken(step, views_VBCHW, groups_VBG, output)
+        if distributed.is_main():
+            with (run / "taken.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(note)) + "\n")
+        return output
+
+    Training.step = step  # type: ignore[method-assign]
+    return train(config)
+
+
+def notes(run: Path) -> list[Taken]:
+    """The steps that were taken under Ray, in the order in which they were."""
+    path = run / "taken.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [Taken(**{**values, "fed": [(sample, views) for sample, views in values["fed"]]}) for values in found]
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    """Until then, or until Ray ends this process."""
+    while not condition():
+        time.sleep(0.1)

@@ -8,6 +8,7 @@ import pytest
 from clusters import notice
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError, load_config
+from clusters.scaling import largest
 from clusters.storage import Folder
 from clusters.workers import ClusterConfig
 from data.dataset import Dataset
@@ -133,3 +134,7 @@ def test_a_batch_must_fit_on_the_fewest_workers() -> None:
     check_fits(config, 0, gigabyte, 2)
     with pytest.raises(InputError, match=r"on 1, the fewest of cluster.num_workers, 64 samples a GPU need"):
         check_fits(config, 0, gigabyte, 1)
+
+
+def test_as_many_workers_as_there_is_room_for() -> None:
+    assert [largest([1, 2, 4], room) for room in range(7)] == [0, 1, 2, 2, 4, 4, 4]

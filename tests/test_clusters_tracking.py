@@ -130,7 +130,7 @@ def test_wandb_has_three_sections_shows_the_best_score_and_is_told_of_alarms(
 
 @pytest.mark.parametrize("privacy", ["normal", "strict"])
 def test_lineage_is_told_by_references_of_which_nothing_is_copied(
-    tmp_path: Path, privacy: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, privacy: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in OFFLINE_VARIABLES.items():  # which strict sets, and this test takes back
         monkeypatch.setenv(name, value)
@@ -160,6 +160,7 @@ def test_lineage_is_told_by_references_of_which_nothing_is_copied(
     (kept,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     assert kept.stat().st_size < 19_000
     assert (str(tmp_path).encode() in kept.read_bytes()) == (privacy == "normal")
+    assert "WARNING" not in capfd.readouterr().err, "W&B speaks of what it cannot open, and nobody asked"
 
 
 def test_runs_that_differ_in_data_and_seed_alone_are_of_one_recipe() -> None:

@@ -1,16 +1,21 @@
 """Searches of learning rate and weight decay around a tiny encoder: what is chosen, tested, reused and refused."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from sklearn.linear_model import LogisticRegression
 
 from clusters.config import InputError, load_config
 from finetune.config import SgdConfig
 from finetune.search import SearchConfig, search
 from finetune.sgd_head import train_head
+from tests.fault_runs import ROOT, wait_for
 from tests.finetune_runs import recipe, write_encoder
 from tests.test_data_page import Outline
 
@@ -80,6 +85,31 @@ def test_a_trial_that_diverges_is_told_and_the_chosen_one_is_not_trained_again(f
     assert told["chosen"]["val_auroc"] == judged["val_auroc"]
     page = " ".join(Outline((Path(full.out) / "search.html").read_text()).words)
     assert "diverged" in page and f"{judged['val_auroc']:.4f} *" in page
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_trials_two_at_a_time_under_ray_and_a_driver_killed_find_the_same(linear, tmp_path):
+    """The command as a person gives it, killed once some trials are done, and given again."""
+    cluster = {"num_workers": 2, "cpus_per_worker": 1}
+    told = linear.model_copy(update={"out": str(tmp_path / "out"), "features": None}).model_dump(mode="json")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**told, "cluster": cluster}))
+    words = [sys.executable, "-m", "finetune", "search", str(tmp_path / "recipe.yaml")]
+    settings = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings)
+    runs = tmp_path / "out/runs"
+    wait_for(lambda: driver.poll() is not None or any(runs.glob("*/trial.json")), "a trial")
+    driver.kill()
+    driver.wait()
+    done = len(list(runs.glob("*/trial.json")))
+    assert 0 < done < 4, "it was killed too late"
+    again = subprocess.run(words, capture_output=True, timeout=600, **settings)
+    assert again.returncode == 0, again.stdout + again.stderr
+    left = int(again.stdout.split("4 pairs of learning rate and weight decay, ")[1].split()[0])
+    assert 0 < left <= 4 - done, "Ray may have let a trial end that its driver did not live to see"
+    ours, theirs = (json.loads((folder / "search.json").read_text()) for folder in (tmp_path / "out", Path(linear.out)))
+    assert ours["grid"] == theirs["grid"] and ours["chosen"] == theirs["chosen"]
+    assert ours["seeds"] == theirs["seeds"] and ours["test"] == theirs["test"]
 
 
 def test_a_search_goes_on_where_it_was_and_takes_more_pairs(linear, capsys):
