@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.methods.byol import BYOL, squared_distance
-from tests.rank_tasks import distinct_views, small_step, small_training
+from tests.small_steps import distinct_views, small_step, small_training
 
 
 def equation_2(predicted: np.ndarray, target: np.ndarray) -> float:

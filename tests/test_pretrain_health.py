@@ -17,7 +17,7 @@ from pretrain.alarms import LOOKS, REPEAT_AFTER, Alarms
 from pretrain.health import MAX_ROWS, alignment, measure, possible_directions, rankme, spread, uniformity
 from pretrain.methods.method import Output
 from pretrain.watch import Watch
-from tests.rank_tasks import tiny_training
+from tests.small_steps import tiny_training
 
 
 def features(kind: str, seed: int = 0, num: int = 48, width: int = 32) -> torch.Tensor:

@@ -21,8 +21,8 @@ from pretrain.methods.micle import MICLe
 from pretrain.methods.simclr import SimCLR
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig
-from tests.rank_tasks import small_step, small_training, two_steps
 from tests.ranks import Ranks
+from tests.small_steps import small_step, small_training, two_steps
 
 VIEWS = ViewConfig(size_px=32)
 RECIPES = sorted((Path(__file__).parents[1] / "pretrain" / "recipes").glob("*.yaml"))

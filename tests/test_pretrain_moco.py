@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.methods.moco_v3 import MoCoV3, MoCoV3Config, contrast, head
-from tests.rank_tasks import distinct_views, small_step, small_training
+from tests.small_steps import distinct_views, small_step, small_training
 
 
 def ctr(queries: np.ndarray, keys: np.ndarray, temperature: float, same: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from pretrain.methods.momentum import MomentumMethod, cosine_momentum
 from pretrain.run import pretrain
 from pretrain.training import Training, build_module
 from tests.killed_runs import killed_after_saves
-from tests.rank_tasks import distinct_views, flat, small_step, small_training
+from tests.small_steps import distinct_views, flat, small_step, small_training
 
 BOTH = pytest.mark.parametrize("method", ["moco_v3", "byol"])
 STAGES = ["1-moco_v3", "2-byol"]

@@ -32,7 +32,7 @@ from pretrain.nonfinite import NotFinite
 from pretrain.run import pretrain
 from pretrain.saving import Saving
 from pretrain.training import Training
-from tests.rank_tasks import (
+from tests.small_steps import (
     a_step_that_one_rank_spoils,
     flat,
     take,
