@@ -1,5 +1,6 @@
 """Pretraining that notes what it is fed and whose workers are taken away."""
 
+import copy
 import hashlib
 import json
 import time
@@ -47,19 +48,25 @@ def taken(step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor, output
 
 
 def recorded(values: dict[str, Any]) -> list[Taken]:
-    """Run a recipe as a worker would, until its end or until `values["gone_before"]`, a step; what was taken."""
-    gone_before, steps, step_of = values.get("gone_before"), [], Training.step
+    """Run a recipe as a worker would, until its end or until `values["gone_before"]`, a step; what was taken.
+
+    Nothing is learned at `values["left_out"]`, a step.
+    """
+    gone_before, left_out, steps, step_of = values.get("gone_before"), values.get("left_out"), [], Training.step
 
     def step(training: Training, step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor) -> Output:
         if step == gone_before:
             raise Gone
+        before = copy.deepcopy(training.state()) if step == left_out else None
         output = step_of(training, step, views_VBCHW, groups_VBG)
+        if before is not None:
+            training.load_state(before)
         steps.append(taken(step, views_VBCHW, groups_VBG, output))
         return output
 
     Training.step = step  # type: ignore[method-assign]
     try:
-        train(PretrainConfig.model_validate({k: v for k, v in values.items() if k != "gone_before"}))
+        train(PretrainConfig.model_validate({k: v for k, v in values.items() if k not in ("gone_before", "left_out")}))
     except Gone:
         pass
     finally:

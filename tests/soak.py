@@ -23,6 +23,8 @@ from typing import Any
 import psutil
 import yaml
 
+from clusters.checkpoint_files import names
+from clusters.storage import Folder
 from clusters.tracking import duration
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +64,7 @@ class Run:
         code = self.driver.wait(WAIT_S)
         assert code == 143, f"told to leave, the driver ended with {code}: {self._log}"
         shutil.rmtree(self._sessions, ignore_errors=True)
-        return max(int(path.name[5:]) for path in (self.stage / "checkpoints").glob("step-*"))
+        return names(Folder(self.stage / "checkpoints"))[-1].step
 
     def records(self) -> list[dict[str, Any]]:
         path = self.stage / "metrics.jsonl"
