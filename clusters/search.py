@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from clusters import distributed, tracking
 from clusters.config import Config, InputError
-from clusters.launch import QUIET_RAY, ClusterConfig, check_resources, connect
+from clusters.launch import ClusterConfig, check_resources, connect, set_environment
 from clusters.storage import Folder
 
 C = TypeVar("C", bound=Config)
@@ -25,7 +25,7 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     if cluster.num_workers == 0:
         yield
         return
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    set_environment(local=(cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local")
     import ray
 
     if ray.is_initialized():
