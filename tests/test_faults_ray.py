@@ -33,6 +33,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 SEED = 20
 LONG = 250
 """Steps of runs that are met in the middle from outside."""
+GRACE_S = 30.0
+"""What a spot node may have left."""
 
 # Those that nobody notices by themselves (stopped, stuck, gone early) cost `cluster.timeout_s` each.
 FAULTS: list[dict[str, Any]] = [
@@ -188,7 +190,7 @@ def spare_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def drain_the_busy_node(ray: Any) -> str:
-    """Tell the node whose cores are in use that it will be gone in half a minute; returns its id."""
+    """Tell the node whose cores are in use that it will be gone after GRACE_S; returns its id."""
     from ray._private.state import available_resources_per_node
     from ray.core.generated import autoscaler_pb2
 
@@ -196,7 +198,7 @@ def drain_the_busy_node(ray: Any) -> str:
     nodes = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU") == 2}
     (busy,) = nodes & set(used)
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
-    deadline_ms = int(1000 * (time.time() + 30))
+    deadline_ms = int(1000 * (time.time() + GRACE_S))
     accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(busy, reason, "spot", deadline_ms)
     assert accepted, why
     return busy
@@ -215,16 +217,22 @@ def test_a_node_that_is_taken_back_costs_no_step(
     run = tmp_path / "run"
     values = recipe(synthetic_dataset, run, steps=LONG, cluster={"num_workers": 2, "max_failures": 1})
     drained: list[str] = []
+    saved_after_s: list[float] = []
 
     def drain_later() -> None:
         wait_for(lambda: max(steps_of(run), default=0) > 0, "a step")
         drained.append(drain_the_busy_node(spare_node))
+        told = time.monotonic()
+        wait_for(lambda: "saved at step" in (run / "log.txt").read_text(), "the save", GRACE_S)
+        saved_after_s.append(time.monotonic() - told)
 
     beside = threading.Thread(target=drain_later)
     beside.start()
     pretrain(PretrainConfig.model_validate(values))
     beside.join()
     said = capfd.readouterr().out
-    assert drained and "its node is taken back" in said
+    assert drained and saved_after_s, "not saved within the grace"
+    print(f"\nnode taken back: saved after {saved_after_s[0]:.1f} s")
+    assert "its node is taken back" in said
     assert f"1-simclr: resumed at step {said_step(said)} of {LONG}" in said
     assert_same_state(run, undisturbed[LONG])
