@@ -28,6 +28,7 @@ def page(config: SimulateConfig, stage: Stage) -> Iterator[str]:
             _ms(one.seconds - one.step.total), f"{one.samples_per_s:,.0f}", f"{100 * efficiency:.0f} %",
             f"{one.epoch_node_bytes / 1e9:,.3g}", f"{100 * one.cached_share:.0f} %", f"{one.read_times:.2f} x",
         )  # fmt: skip
+    yield f"efficiency: samples/s a GPU as a share of those with {first.gpus}"
     yield "first bottleneck"
     for one in stage.outcomes:
         yield f"  {one.gpus:>4}  {one.bottleneck}"
