@@ -81,7 +81,7 @@ def predict(config: PredictConfig) -> None:
     from finetune.model_folder import load_model
 
     out, images, model = Folder(config.out), list_images(config.images), load_model(config.model)
-    identity = {"model": model.card.fingerprint, "images": images.fingerprint, "max_pixels": config.max_pixels}
+    identity = {"model": model.card.fingerprint, "images": images.fingerprint(), "max_pixels": config.max_pixels}
     counts = _finished(out, identity)
     if counts is None:
         out.write_json(RECORD, {"identity": identity})
