@@ -89,9 +89,10 @@ def run(argv: Sequence[str]) -> None:
     config = config.model_copy(update={"results": absolute(config.results), "out": absolute(config.out), "data": data})
     trained = open_trained(config.results)
     chosen = []
-    for location in config.data:
-        dataset = open_dataset(location, config.loader.place)
-        matched = truth_of(dataset, trained, config.label_map)
+    datasets = [open_dataset(location, config.loader.place) for location in config.data]
+    theirs = [label for dataset in datasets for label in dataset.label_names]
+    for dataset in datasets:
+        matched = truth_of(dataset, trained, config.label_map, theirs)
         rows = _rows(dataset, matched, config)
         chosen.append((dataset, matched, rows, _leaks(trained, dataset, rows, config)))
     if len({dataset.fingerprint for dataset, *_ in chosen}) < len(chosen):
@@ -100,14 +101,16 @@ def run(argv: Sequence[str]) -> None:
         _evaluate(trained, dataset, matched, rows, warnings, config)
 
 
-def truth_of(dataset: Dataset, trained: Trained, label_map: dict[str, str]) -> Matched:
+def truth_of(
+    dataset: Dataset, trained: Trained, label_map: dict[str, str], elsewhere: Sequence[str] = ()
+) -> Matched:
     """The truth of a dataset in a model's labels, and its numbers of the same names beside them.
 
     As in training, a case with labels is evaluated where the numbers that the dataset has are known too, so that all
     figures are of the same patients. Raises InputError as `match_labels`.
     """
     model, there = trained.model, dataset.number_names
-    matched = match_labels(dataset, model.yes_or_no, model.one_of_several, label_map)
+    matched = match_labels(dataset, model.yes_or_no, model.one_of_several, label_map, elsewhere)
     names, nothing = model.task.number_names, np.full(len(matched.truth), np.nan)
     numbers = [dataset.column(f"number.{name}") if name in there else nothing for name in names]
     known = [np.isfinite(values) for name, values in zip(names, numbers) if name in there]

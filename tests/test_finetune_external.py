@@ -101,6 +101,20 @@ def test_another_hospital_s_dataset_is_evaluated_without_training(trained, elsew
         run([*words, "seed=3"])
 
 
+def test_one_map_serves_two_hospitals_of_other_labels(trained, elsewhere, synthetic_dataset, tmp_path):
+    """The synthetic dataset has its own names, so a map of the other's is none of its business."""
+    first, second = json.loads((Path(trained) / "results.json").read_text())["labels"][:2]
+    own = f"their {first}: {first}, their {second}: {second}"
+    both = [trained, f"data=[{synthetic_dataset.location},{elsewhere}]", RESAMPLES, "foreign=false", "on_leak=warn"]
+    run([*both, f"out={tmp_path / 'out'}", f"label_map={{{own}}}"])
+    maps = [results["identity"]["label_map"] for results in results_in(tmp_path / "out")]
+    assert sorted(f"their {first}" in told for told in maps) == [False, True]
+    assert all(len(told) == 5 for told in maps)
+    with pytest.raises(InputError, match="label_map: 'nobodys' is not known"):
+        run([*both, f"out={tmp_path / 'none'}", f"label_map={{{own}, nobodys: unseen}}"])
+    assert not (tmp_path / "none").exists()
+
+
 def test_noise_is_foreign_to_a_model_of_lesions(trained, tmp_path):
     write_dataset(drawn_cases.cases(30), drawn_cases.config(tmp_path / "noise"))
     ours = json.loads((Path(trained) / "results.json").read_text())["labels"]
