@@ -101,9 +101,7 @@ def run(argv: Sequence[str]) -> None:
         _evaluate(trained, dataset, matched, rows, warnings, config)
 
 
-def truth_of(
-    dataset: Dataset, trained: Trained, label_map: dict[str, str], elsewhere: Sequence[str] = ()
-) -> Matched:
+def truth_of(dataset: Dataset, trained: Trained, label_map: dict[str, str], elsewhere: Sequence[str] = ()) -> Matched:
     """The truth of a dataset in a model's labels, and its numbers of the same names beside them.
 
     As in training, a case with labels is evaluated where the numbers that the dataset has are known too, so that all
