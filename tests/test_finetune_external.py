@@ -173,6 +173,26 @@ def test_numbers_beside_labels_have_figures_elsewhere_too(tmp_path):
     assert same["numbers"]["EF"]["mae"]["value"] == pytest.approx(mae)
 
 
+def test_foreign_images_are_measured_from_those_whose_class_is_known(tmp_path):
+    """A frame with a number alone teaches the model, but shows what no class looks like."""
+    table = miniatures.echo_table(tmp_path / "raw")
+    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    for row in rows[:12]:
+        row[2] = ""
+    table.write_text("\n".join(",".join(row) for row in [head, *rows]) + "\n")
+    dataset = imported("table", table, tmp_path / "here", *ECHO)
+    config = recipe(
+        dataset, write_encoder(tmp_path / "encoder", dataset), tmp_path / "run", head="linear", full={}, numbers=["EF"]
+    )
+    finetune(config)
+    train = json.loads((tmp_path / "run" / "results.json").read_text())["cohort"]["train"]
+    classified = sum(train["cases_per_class"].values())
+    assert 0 < classified < train["cases"] == train["images"]
+    run([config.out, f"data=[{dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "splits=[test]"])
+    (results,) = results_in(tmp_path / "out")
+    assert results["out_of_distribution_counts"]["reference_images"] == classified
+
+
 def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, tmp_path):
     words = [trained, f"data=[{synthetic_dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
     train, val = (len(np.unique(synthetic_dataset.patient_of[synthetic_dataset.rows([s])])) for s in ("train", "val"))
