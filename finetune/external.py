@@ -28,7 +28,7 @@ from finetune.foreign import answers, num_features_of, scores_of, training_featu
 from finetune.label_map import Matched, match_labels
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
-from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
+from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, count_evaluation, versions
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import seen_in_file
 from pretrain.export import ids_scheme
@@ -170,6 +170,7 @@ def _evaluate(
         print(f"reused: these results were finished earlier: {out.file(RESULTS)}")
         return
     begin(out, identity, config.model_dump(mode="json"))
+    warnings = warnings + _own_test(trained, dataset, config)
     numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
     reference = training_features(trained, out, config) if config.foreign else None
     foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
@@ -198,6 +199,19 @@ def _evaluate(
         + ("" if before is None else f", on its own test split {before:.3f}")
     )
     print(f"report: {out.file(REPORT)}")
+
+
+def _own_test(trained: Trained, dataset: Dataset, config: EvaluateConfig) -> list[str]:
+    """Where it is the test split of the dataset that the model was trained on: one more look at it, which is counted.
+
+    Returns what its reader must know.
+    """
+    if "test" not in config.splits or dataset.fingerprint != trained.results["dataset"]["fingerprint"]:
+        return []
+    times = count_evaluation(trained.folder)
+    told = f"the test split is that of the dataset the model was trained on, looked at {times} times by now"
+    say(f"{dataset.manifest.name}: {told}")
+    return [told]
 
 
 def _absent(matched: Matched) -> list[str]:

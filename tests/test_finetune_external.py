@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from clusters.config import InputError
+from clusters.config import InputError, load_config
 from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
-from finetune.external import run
+from finetune.external import EvaluateConfig, run
+from finetune.report.reproduce import command
 from finetune.run import finetune
 from tests import drawn_cases, miniatures
 from tests.finetune_runs import recipe, write_encoder
@@ -129,8 +130,13 @@ def test_noise_is_foreign_to_a_model_of_lesions(trained, tmp_path):
 
 def test_the_test_split_again_gives_the_figures_of_the_training_run(trained, synthetic_dataset, tmp_path):
     words = [trained, f"data=[{synthetic_dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
+    ledger = Path(trained) / "test_evaluations.json"
+    count = json.loads(ledger.read_text())["count"]
     run([*words, "splits=[test]"])
+    run([*words, "splits=[test]"])  # reused, and no further look
+    assert json.loads(ledger.read_text())["count"] == count + 1
     (results,) = results_in(tmp_path / "out")
+    assert any(f"looked at {count + 1} times by now" in warning for warning in results["warnings"])
     before = json.loads((Path(trained) / "results.json").read_text())["models"]["pretrained"]["test"]
     after = results["models"]["pretrained"]["test"]
     for figure in ("auroc", "auprc", "balanced_accuracy", "brier", "ece"):
@@ -204,6 +210,14 @@ def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, 
     run([*words, "on_leak=warn"])
     (results,) = results_in(tmp_path / "out")
     assert any(warning.startswith("LEAKAGE") for warning in results["warnings"])
+    # The command on its page goes on in the same way.
+    (told,) = (tmp_path / "out").glob("*/config.json")
+    config = json.loads(told.read_text())["config"]
+    words, _ = command(results, config)
+    again = load_config(EvaluateConfig, ["results=RESULTS", *words[5:]])
+    assert (again.on_leak, again.foreign) == ("warn", False)
+    chosen = ("splits", "seed", "bootstrap")
+    assert again.model_dump(mode="json", include=set(chosen)) == {name: config[name] for name in chosen}
     # By pixels too, whatever the patients are called.
     options = synthetic.Options(
         source="synthetic", out=str(tmp_path / "renamed"), num_cases=60, size_px=48, num_processes=1, name="renamed"
