@@ -16,6 +16,7 @@ from pydantic import Field
 
 from clusters.command import describe
 from clusters.config import Config, InputError, absolute, load_config
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import TrackingConfig, say
 from data.dataset import Dataset, open_dataset
@@ -98,7 +99,9 @@ def run(argv: Sequence[str]) -> None:
     if len({dataset.fingerprint for dataset, *_ in chosen}) < len(chosen):
         raise InputError("data: names the same dataset twice; take one out")
     for dataset, matched, rows, warnings in chosen:
-        _evaluate(trained, dataset, matched, rows, warnings, config)
+        out = Folder(config.out) / f"{dataset.manifest.name}-{dataset.fingerprint[:8]}"
+        with run_lock(out, config.tracking.privacy):
+            _evaluate(trained, dataset, matched, rows, warnings, out, config)
 
 
 def truth_of(dataset: Dataset, trained: Trained, label_map: dict[str, str], elsewhere: Sequence[str] = ()) -> Matched:
@@ -155,11 +158,11 @@ def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfi
 
 
 def _evaluate(
-    trained: Trained, dataset: Dataset, matched: Matched, rows: Rows, warnings: list[str], config: EvaluateConfig
-) -> None:
+    trained: Trained, dataset: Dataset, matched: Matched, rows: Rows, warnings: list[str], out: Folder,
+    config: EvaluateConfig,
+) -> None:  # fmt: skip
     """One dataset: what the model says of its images, and all figures of it; results.json last."""
     started = time.time()
-    out = Folder(config.out) / f"{dataset.manifest.name}-{dataset.fingerprint[:8]}"
     identity = {
         "model": trained.model.card.fingerprint,
         "dataset": dataset.fingerprint,

@@ -131,7 +131,9 @@ def test_an_untrained_network_of_another_input_scale_is_another(finetuned, synth
     card.write_text(json.dumps(told))
 
     def made(encoder: str, **changed: Any) -> str:
-        return contenders(recipe(synthetic_dataset, encoder, tmp_path, baselines=["untrained"], **changed))[1].fingerprint
+        return contenders(recipe(synthetic_dataset, encoder, tmp_path, baselines=["untrained"], **changed))[
+            1
+        ].fingerprint
 
     assert made(finetuned.encoder) == made(finetuned.encoder)
     assert made(str(tmp_path / "other")) != made(finetuned.encoder)
