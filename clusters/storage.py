@@ -29,6 +29,9 @@ PASSING = {
 }  # fmt: skip
 """What storage behind a network gives while it is busy or out of reach. That it is full, or forbidden, stays so."""
 
+CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What fsspec's drivers call it: S3, HTTP; GCS, Azure; SFTP; S3; Azure; GCS; memory."""
+
 T = TypeVar("T")
 
 
@@ -72,6 +75,18 @@ class Folder:
         """Size of a file in bytes. Raises FileNotFoundError."""
         with self._told():
             return int(self._fs.size(self._full(name)))
+
+    def stamp(self, name: str) -> tuple[int | None, object]:
+        """Size in bytes, and what else of a file changes when it is replaced: its time or ETag, where the place tells.
+
+        Raises FileNotFoundError.
+        """
+        if self.path is not None:
+            told = (self.path / name).stat()
+            return told.st_size, told.st_mtime_ns
+        with self._told():
+            info = self._fs.info(self._full(name))
+        return info.get("size"), next((str(info[key]) for key in CHANGE_KEYS if info.get(key)), None)
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty where the folder is not there."""

@@ -105,7 +105,7 @@ def _baseline(word: str, first: Contender, config: FinetuneConfig) -> Contender:
     name = word.partition(":")[0]
     if word == "untrained":
         card = untrained_card(config)
-        what = f"untrained:{card.structure}:{config.seed}"
+        what = f"untrained:{card.structure}:{card.mean}:{card.std}:{config.seed}"
         title = f"{card.architecture}, untrained"
         return Contender(word, title, word, config.encoder, what, card.architecture, [], config.head)
     if word == "knn":

@@ -16,6 +16,7 @@ from clusters.command import describe
 from clusters.config import InputError, absolute, load_config
 from clusters.launch import launch
 from clusters.preflight import Needs
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
@@ -87,17 +88,18 @@ def efficiency(config: EfficiencyConfig) -> None:
         "dataset": dataset.fingerprint,
         "models": {entrant.name: entrant.fingerprint for entrant in entrants},
     }
-    claim(out, identity)
-    points = _points_there(out, entrants, cohorts)
-    if config.head == "full":
-        points |= _train_all(config, out, entrants, cohorts, points)
-    else:
-        points |= _fit_all(config, out, entrants, cohorts, points)
-    results = _results(config, identity, entrants, cohorts, points, warnings)
-    results["test_evaluations"] = _evaluations(out, config)
-    results["seconds"] = round(time.time() - started, 1)
-    write_outputs(out, results)
-    out.write_json(RESULTS, results)
+    with run_lock(out, config.tracking.privacy):
+        claim(out, identity)
+        points = _points_there(out, entrants, cohorts)
+        if config.head == "full":
+            points |= _train_all(config, out, entrants, cohorts, points)
+        else:
+            points |= _fit_all(config, out, entrants, cohorts, points)
+        results = _results(config, identity, entrants, cohorts, points, warnings)
+        results["test_evaluations"] = _evaluations(out, config)
+        results["seconds"] = round(time.time() - started, 1)
+        write_outputs(out, results)
+        out.write_json(RESULTS, results)
     print(summary(results))
     print(f"page: {out.file('efficiency.html')}")
 

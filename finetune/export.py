@@ -2,10 +2,12 @@
 
 MODEL is a results folder or its model/. `out` receives model.onnx, or model.pt2 of torch.export, for any batch size,
 and model.json, which says what an image must go through before, what comes out, how far the file's answers were from
-the model's, and how long one image takes on this machine. Normalisation and temperature are inside of the file.
+the model's, and how long one image takes on this machine. Inside of the file are normalisation, the temperature of
+probabilities and the scale of predicted numbers.
 
 Loading a .pt2 file can run code: load only those that you wrote. An .onnx file holds none.
-Shapes: B batch, S side in px, K labels, M numbers an image (logits, and an attention score where there is one).
+Shapes: B batch, S side in px, K labels with a probability, R numbers that are predicted, M = K + R logits an image
+(and an attention score where there is one).
 """
 
 import hashlib
@@ -32,7 +34,7 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
 COMPARED_BATCHES = (1, 3)
 MOST_APART = 1e-3
-"""Of logits whose largest is 1; rounding leaves some 1e-6."""
+"""Of an output whose largest value is 1; rounding leaves some 1e-6."""
 
 Run = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
@@ -74,7 +76,7 @@ def export(config: ExportConfig) -> None:
 
     out, name = Folder(config.out), FILES[config.format]
     model = load_model(config.model)
-    network = _with_probabilities(model)
+    network = _with_answers(model)
     pixels = np.random.default_rng(0).random((max(COMPARED_BATCHES), 3, model.card.size_px, model.card.size_px))
     images = pixels.astype(np.float32)
     with torch.inference_mode():
@@ -84,7 +86,7 @@ def export(config: ExportConfig) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content, answer = write(network, model.card.size_px)
+            content, answer = write(network, model.card.size_px, list(_outputs(model)))
     except Exception as error:  # exporters refuse with errors of any kind
         raise InputError(
             f"{config.model}: {model.card.encoder.name} cannot be exported as {config.format} "
@@ -103,29 +105,60 @@ def export(config: ExportConfig) -> None:
     print(f"{out.file(name)}: {len(content) / 1e6:.1f} MB, answers within {apart:.1g} of the model's; {times}")
 
 
-def _with_probabilities(model: "Model") -> "nn.Module":
-    """RGB images in 0..1, (B, 3, S, S), to the numbers (B, M) and, of labels, the probabilities (B, K)."""
+def _with_answers(model: "Model") -> "nn.Module":
+    """RGB images in 0..1, (B, 3, S, S), to what `_outputs` names."""
+    import torch
     from torch import Tensor, nn
 
-    temperature, num_labels = model.card.decision.temperature, len(model.card.labels)
-    softmax, sigmoid = model.one_of_several, model.yes_or_no == model.card.labels
+    temperature, num_labels = model.card.decision.temperature, len(model.yes_or_no)
+    softmax, scales = model.one_of_several, _scales(model)
 
     class Exported(nn.Module):
+        mean_R: Tensor
+        scale_R: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            for name in ("mean", "scale") if scales else ():
+                self.register_buffer(f"{name}_R", torch.tensor([told[name] for told in scales.values()]))
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            numbers_BM = self.model(images)
-            logits_BK = numbers_BM[:, :num_labels] / temperature
-            if not sigmoid:
-                return (numbers_BM,)
-            return numbers_BM, logits_BK.softmax(1) if softmax else logits_BK.sigmoid()
+            logits_BM = self.model(images)
+            answers = [logits_BM]
+            if num_labels:
+                logits_BK = logits_BM[:, :num_labels] / temperature
+                answers.append(logits_BK.softmax(1) if softmax else logits_BK.sigmoid())
+            if scales:
+                answers.append(logits_BM[:, num_labels : num_labels + len(scales)] * self.scale_R + self.mean_R)
+            return tuple(answers)
 
     return Exported().eval()
 
 
-def _onnx(network: "nn.Module", size_px: int) -> tuple[bytes, Run]:
+def _scales(model: "Model") -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of the predicted numbers in training, which their logits are on the scale of."""
+    told = model.task.parts[-1].describe()
+    names = model.task.number_names
+    return {name: {"mean": told["mean"][k], "scale": told["scale"][k]} for k, name in enumerate(names)}
+
+
+def _outputs(model: "Model") -> dict[str, dict[str, Any]]:
+    """The file's outputs in their order, each (B, columns): what the columns are, and what it means."""
+    card, labels, numbers = model.card, list(model.yes_or_no), list(model.task.number_names)
+    attention = ["attention score"] if model.head.attention is not None else []
+    raw = "one image's raw answers, before temperature and scale, of which a case's are pooled"
+    told = {"logits": {"columns": [*card.labels, *attention], "meaning": raw}}
+    if labels:
+        function = "softmax" if model.one_of_several else "sigmoid"
+        meaning = f"{function} of the logits divided by the temperature"
+        told["probabilities"] = {"columns": labels, "meaning": meaning}
+    if numbers:
+        told["predicted"] = {"columns": numbers, "meaning": "numbers in the units of the training dataset"}
+    return told
+
+
+def _onnx(network: "nn.Module", size_px: int, outputs: list[str]) -> tuple[bytes, Run]:
     import onnxruntime
     import torch
 
@@ -134,7 +167,7 @@ def _onnx(network: "nn.Module", size_px: int) -> tuple[bytes, Run]:
         network,
         (example,),
         input_names=["images"],
-        output_names=["numbers", "probabilities"][: len(network(example))],
+        output_names=outputs,
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         opset_version=ONNX_OPSET,
         dynamo=True,
@@ -146,7 +179,7 @@ def _onnx(network: "nn.Module", size_px: int) -> tuple[bytes, Run]:
     return content, lambda images: session.run(None, {"images": images})  # type: ignore[return-value]
 
 
-def _torch(network: "nn.Module", size_px: int) -> tuple[bytes, Run]:
+def _torch(network: "nn.Module", size_px: int, outputs: list[str]) -> tuple[bytes, Run]:
     import torch
 
     example = torch.zeros(2, 3, size_px, size_px)
@@ -164,10 +197,9 @@ def _torch(network: "nn.Module", size_px: int) -> tuple[bytes, Run]:
 
 
 def _apart(answer: Run, images: NDArray[np.float32], expected: list[NDArray[np.float32]]) -> float:
-    """The largest difference of any output, of one image and of several, where the largest logit is 1 or more."""
-    scale = max(1.0, *(float(np.abs(values).max()) for values in expected))
+    """The largest difference of any output, of one image and of several, where its largest value is 1 or more."""
     differences = [
-        np.abs(found - values[:size]).max() / scale
+        np.abs(found - values[:size]).max() / max(1.0, np.abs(values).max())
         for size in COMPARED_BATCHES
         for found, values in zip(answer(images[:size]), expected, strict=True)
     ]
@@ -192,7 +224,6 @@ def _card(model: "Model") -> dict[str, Any]:
         f"where the short side is more than {short_side} px, shrink to that, averaging over areas; as JPEG of quality "
         f"{card.processing.get('jpeg_quality')} without chroma subsampling, and back"
     )
-    sigmoid = "sigmoid" if not model.one_of_several else "softmax"
     return {
         "input": {"name": "images", "dtype": "float32", "shape": ["batch", 3, card.size_px, card.size_px]},
         "before": [
@@ -202,15 +233,13 @@ def _card(model: "Model") -> dict[str, Any]:
             "shrinks it, bilinear else",
             "red, green, blue, as numbers in 0..1 (divided by 255)",
         ],
-        "inside": {"mean": list(card.mean), "std": list(card.std), "temperature": card.decision.temperature},
-        "outputs": {
-            "numbers": "before the temperature, in the order of the labels",
-            **(
-                {"probabilities": f"{sigmoid} of the logits at the temperature"}
-                if model.yes_or_no == card.labels
-                else {}
-            ),
+        "inside": {
+            "mean": list(card.mean),
+            "std": list(card.std),
+            **({"temperature": card.decision.temperature} if model.yes_or_no else {}),
+            **({"numbers": scales} if (scales := _scales(model)) else {}),
         },
+        "outputs": _outputs(model),
         "labels": list(card.labels),
         "classes": list(card.classes),
         "thresholds": card.decision.thresholds,

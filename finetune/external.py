@@ -16,6 +16,7 @@ from pydantic import Field
 
 from clusters.command import describe
 from clusters.config import Config, InputError, absolute, load_config
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import TrackingConfig, say
 from data.dataset import Dataset, open_dataset
@@ -28,7 +29,7 @@ from finetune.foreign import answers, num_features_of, scores_of, training_featu
 from finetune.label_map import Matched, match_labels
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
-from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
+from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, count_evaluation, versions
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import seen_in_file
 from pretrain.export import ids_scheme
@@ -89,25 +90,28 @@ def run(argv: Sequence[str]) -> None:
     config = config.model_copy(update={"results": absolute(config.results), "out": absolute(config.out), "data": data})
     trained = open_trained(config.results)
     chosen = []
-    for location in config.data:
-        dataset = open_dataset(location, config.loader.place)
-        matched = truth_of(dataset, trained, config.label_map)
+    datasets = [open_dataset(location, config.loader.place) for location in config.data]
+    theirs = [label for dataset in datasets for label in dataset.label_names]
+    for dataset in datasets:
+        matched = truth_of(dataset, trained, config.label_map, theirs)
         rows = _rows(dataset, matched, config)
         chosen.append((dataset, matched, rows, _leaks(trained, dataset, rows, config)))
     if len({dataset.fingerprint for dataset, *_ in chosen}) < len(chosen):
         raise InputError("data: names the same dataset twice; take one out")
     for dataset, matched, rows, warnings in chosen:
-        _evaluate(trained, dataset, matched, rows, warnings, config)
+        out = Folder(config.out) / f"{dataset.manifest.name}-{dataset.fingerprint[:8]}"
+        with run_lock(out, config.tracking.privacy):
+            _evaluate(trained, dataset, matched, rows, warnings, out, config)
 
 
-def truth_of(dataset: Dataset, trained: Trained, label_map: dict[str, str]) -> Matched:
+def truth_of(dataset: Dataset, trained: Trained, label_map: dict[str, str], elsewhere: Sequence[str] = ()) -> Matched:
     """The truth of a dataset in a model's labels, and its numbers of the same names beside them.
 
     As in training, a case with labels is evaluated where the numbers that the dataset has are known too, so that all
     figures are of the same patients. Raises InputError as `match_labels`.
     """
     model, there = trained.model, dataset.number_names
-    matched = match_labels(dataset, model.yes_or_no, model.one_of_several, label_map)
+    matched = match_labels(dataset, model.yes_or_no, model.one_of_several, label_map, elsewhere)
     names, nothing = model.task.number_names, np.full(len(matched.truth), np.nan)
     numbers = [dataset.column(f"number.{name}") if name in there else nothing for name in names]
     known = [np.isfinite(values) for name, values in zip(names, numbers) if name in there]
@@ -154,11 +158,11 @@ def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfi
 
 
 def _evaluate(
-    trained: Trained, dataset: Dataset, matched: Matched, rows: Rows, warnings: list[str], config: EvaluateConfig
-) -> None:
+    trained: Trained, dataset: Dataset, matched: Matched, rows: Rows, warnings: list[str], out: Folder,
+    config: EvaluateConfig,
+) -> None:  # fmt: skip
     """One dataset: what the model says of its images, and all figures of it; results.json last."""
     started = time.time()
-    out = Folder(config.out) / f"{dataset.manifest.name}-{dataset.fingerprint[:8]}"
     identity = {
         "model": trained.model.card.fingerprint,
         "dataset": dataset.fingerprint,
@@ -169,6 +173,7 @@ def _evaluate(
         print(f"reused: these results were finished earlier: {out.file(RESULTS)}")
         return
     begin(out, identity, config.model_dump(mode="json"))
+    warnings = warnings + _own_test(trained, dataset, config)
     numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
     reference = training_features(trained, out, config) if config.foreign else None
     foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
@@ -197,6 +202,19 @@ def _evaluate(
         + ("" if before is None else f", on its own test split {before:.3f}")
     )
     print(f"report: {out.file(REPORT)}")
+
+
+def _own_test(trained: Trained, dataset: Dataset, config: EvaluateConfig) -> list[str]:
+    """Where it is the test split of the dataset that the model was trained on: one more look at it, which is counted.
+
+    Returns what its reader must know.
+    """
+    if "test" not in config.splits or dataset.fingerprint != trained.results["dataset"]["fingerprint"]:
+        return []
+    times = count_evaluation(trained.folder)
+    told = f"the test split is that of the dataset the model was trained on, looked at {times} times by now"
+    say(f"{dataset.manifest.name}: {told}")
+    return [told]
 
 
 def _absent(matched: Matched) -> list[str]:

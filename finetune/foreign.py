@@ -20,6 +20,7 @@ from finetune.config import FinetuneConfig
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.label_map import Matched
 from finetune.ood import Reference, energy, told_apart
+from finetune.study_checks import classified
 
 if TYPE_CHECKING:
     from finetune.external import EvaluateConfig
@@ -66,7 +67,8 @@ def training_features(trained: "Trained", out: Folder, config: "EvaluateConfig")
             f"{location}: not what {trained.folder} was trained on; give training_data=DIR, or foreign=false"
         )
     cohort = choose_cohort(dataset, validate(FinetuneConfig, {**told, "data": location}, "config.json"))
-    train = cohort.train
+    # One that only a number is known of would be taken for the first class.
+    train = cohort.train[classified(cohort.task, cohort.truth[cohort.train])]
     if len(train) > MOST_REFERENCE_IMAGES:
         drawn = keyed_generator("reference", config.seed).random_raw(len(train))
         train = np.sort(train[np.argsort(drawn)[:MOST_REFERENCE_IMAGES]])

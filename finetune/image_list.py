@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +30,8 @@ from data.sources.folder import SUFFIXES
 
 Read = Callable[[], bytes]
 IMAGE, CASE = "image", "case"
+STAMP_THREADS = 16
+"""A look at a file waits for its place, not for a core."""
 WITHOUT_SUFFIX = re.compile(r"(^|/)[^./]+$|\.\d+$")
 """Names as archives of DICOM give them: IM000012, or a UID's digits."""
 
@@ -53,10 +56,17 @@ class ImageList:
         columns = {name: values[start:stop] for name, values in self.columns.items()}
         return replace(self, columns=columns, rows=self.rows[start:stop])
 
-    @property
     def fingerprint(self) -> str:
-        """What tells this list from another, wherever it lies."""
-        return hashlib.sha256(json.dumps([self.dataset, self.columns]).encode()).hexdigest()
+        """What tells this list from another: of a dataset its own, wherever it lies.
+
+        Of files where they lie, and the size and time of each, so that one that was replaced is another; each is
+        looked at once.
+        """
+        told: list[object] = [self.dataset, self.columns]
+        if not self.dataset:
+            with ThreadPoolExecutor(STAMP_THREADS) as pool:
+                told += [self.location, list(pool.map(partial(_stamp, Folder(self.location)), self.columns[IMAGE]))]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def readers(self, opened: Dataset | None) -> list[Read]:
         """A function for each image that gives its bytes, or raises BadImage with the reason.
@@ -147,6 +157,14 @@ def _read_file(folder: Folder, name: str) -> bytes:
         raise BadImage(ABSENT) from None
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror or type(error).__name__})") from None
+
+
+def _stamp(folder: Folder, name: str) -> tuple[int | None, object] | None:
+    """None of a file that is not there or out of reach: its row will say so."""
+    try:
+        return folder.stamp(name) if name else None
+    except OSError:
+        return None
 
 
 def _given(content: bytes | None) -> bytes:

@@ -75,15 +75,18 @@ def mapped_truth(
     return _joined(truth_NL, dataset.label_names, theirs(dataset, names, label_map), exclusive)
 
 
-def match_labels(dataset: Dataset, names: Sequence[str], exclusive: bool, label_map: Mapping[str, str]) -> Matched:
+def match_labels(
+    dataset: Dataset, names: Sequence[str], exclusive: bool, label_map: Mapping[str, str], elsewhere: Sequence[str] = ()
+) -> Matched:
     """For a model that is evaluated: the truth of a dataset in its labels, of which some may be missing.
 
-    `label_map`: theirs → ours, `unseen` or `ignore`. Raises InputError, with both lists and the map to write, where a
+    `label_map`: theirs → ours, `unseen` or `ignore`; of theirs some may be `elsewhere`, labels of other datasets that
+    share the map. Raises InputError, with both lists and the map to write, where a
     class of theirs has no counterpart among exclusive classes of ours, or where a label of ours might be one of theirs
     by another name.
     """
     there, where, lists = list(dataset.label_names), dataset.location, _lists(dataset, names)
-    _check_map(label_map, there, (*names, UNSEEN, IGNORE), lists)
+    _check_map(label_map, [*there, *elsewhere], (*names, UNSEEN, IGNORE), lists)
     groups = _groups(there, names, label_map)
     meant = {other: ours for ours, others in groups.items() for other in others} | dict(label_map)
     meant = {other: meant[other] for other in there if other in meant}
@@ -94,7 +97,8 @@ def match_labels(dataset: Dataset, names: Sequence[str], exclusive: bool, label_
             "model of one label (label=NAME when fine-tuning) on it"
         )
     left = [other for other in there if other not in meant]
-    if len(absent) == len(names) or (left and (exclusive or (absent and not label_map))):
+    untold = not any(other in label_map for other in there)
+    if len(absent) == len(names) or (left and (exclusive or (absent and untold))):
         raise InputError(f"labels of {where} do not match the model's. {lists}. {_mend(left, absent, label_map)}")
     truth_NL = np.asarray(dataset.labels, dtype=np.float64)
     said_NL = likeliest(truth_NL) if dataset.task == "multiclass" else truth_NL

@@ -25,6 +25,7 @@ from pydantic import Field, field_validator
 from clusters.command import describe
 from clusters.config import Config, InputError, absolute, load_config
 from clusters.ray_data import map_parts
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import Progress, TrackingConfig
 from data.privacy import quiet_libraries
@@ -76,19 +77,20 @@ def predict(config: PredictConfig) -> None:
     """Write the predictions of all images, or say that they are there.
 
     Raises InputError for a model that is none, a place without images, an `out` of other images or of another model,
-    and, after all is written, where not one image could be read.
+    an `out` that another run is at work in, and, after all is written, where not one image could be read.
     """
     from finetune.model_folder import load_model
 
     out, images, model = Folder(config.out), list_images(config.images), load_model(config.model)
-    identity = {"model": model.card.fingerprint, "images": images.fingerprint, "max_pixels": config.max_pixels}
+    identity = {"model": model.card.fingerprint, "images": images.fingerprint(), "max_pixels": config.max_pixels}
     counts = _finished(out, identity)
     if counts is None:
-        out.write_json(RECORD, {"identity": identity})
-        _compute(config, images, out, model)
-        counts = _join(out, images, model)
-        out.write_json(RECORD, {"identity": identity, "counts": counts, "made_from": model.card.made_from})
-        out.remove(PARTS)
+        with run_lock(out):
+            out.write_json(RECORD, {"identity": identity})
+            _compute(config, images, out, model)
+            counts = _join(out, images, model)
+            out.write_json(RECORD, {"identity": identity, "counts": counts, "made_from": model.card.made_from})
+            out.remove(PARTS)
     else:
         print(f"reused: {config.out} already holds these predictions")
     read, reasons = counts["images"] - counts["unreadable"], ", ".join(f"{n} {r}" for r, n in counts["reasons"].items())

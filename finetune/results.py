@@ -46,8 +46,7 @@ def write_results(
 
     judged = [judge(cohort, outcome, config.operating) for outcome, _ in fitted]
     first, choice = judged[0], fitted[0][1]
-    evaluations = 1 + _evaluations_so_far(out)
-    out.write_json(LEDGER, {"count": evaluations})
+    evaluations = count_evaluation(out)
     results = {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
@@ -125,10 +124,15 @@ def predictions_table(cohort: Cohort, judged: list[Judged]) -> bytes:
     return buffer.getvalue()
 
 
-def _evaluations_so_far(out: Folder) -> int:
-    """How often test was evaluated: the ledger's word or, should it have been removed, that of the results."""
+def count_evaluation(out: Folder) -> int:
+    """Count one more look at test, before it is taken, and say how many there are.
+
+    The number before is the ledger's or, should it have been removed, that of the results.
+    """
     told = [(LEDGER, "count"), (RESULTS, "test_evaluations")]
-    return max((out.read_json(name)[key] for name, key in told if out.exists(name)), default=0)
+    evaluations = 1 + max((out.read_json(name)[key] for name, key in told if out.exists(name)), default=0)
+    out.write_json(LEDGER, {"count": evaluations})
+    return evaluations
 
 
 def versions() -> dict[str, str]:

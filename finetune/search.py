@@ -17,6 +17,7 @@ from clusters.command import describe
 from clusters.config import Config, InputError, absolute, load_config
 from clusters.launch import launch
 from clusters.preflight import Needs
+from clusters.run_lock import run_lock
 from clusters.search import one_ray, run_trials
 from clusters.storage import Folder
 from clusters.tracking import say
@@ -124,29 +125,30 @@ def search(config: SearchConfig) -> None:
     out, first = Folder(config.out), config.trial(*config.pairs()[0], config.seed)
     dataset, (entrant,) = open_dataset(config.data, config.loader.place), contenders(first)
     warnings = find_leaks(choose_cohort(dataset, config), entrant.location, config.on_leak)
-    claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
+    with run_lock(out, config.tracking.privacy):
+        claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
 
-    with one_ray(config.cluster, out):
-        rows = _trials(config, out)
-        best = _best(rows)
-        say(f"chosen: learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}, of {len(rows)} pairs")
-        seeds = [config.seed + number for number in range(config.grid.seeds)]
-        runs = [config.trial(best["lr"], best["weight_decay"], seed) for seed in seeds]
-        run_trials(finetune, runs, config.cluster, out)
+        with one_ray(config.cluster, out):
+            rows = _trials(config, out)
+            best = _best(rows)
+            say(f"chosen: learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}, of {len(rows)} pairs")
+            seeds = [config.seed + number for number in range(config.grid.seeds)]
+            runs = [config.trial(best["lr"], best["weight_decay"], seed) for seed in seeds]
+            run_trials(finetune, runs, config.cluster, out)
 
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "identity": out.read_json(SWEEP),
-        "model": entrant.describe(),
-        "dataset": {"name": dataset.manifest.name, "licence": dataset.manifest.licence},
-        "warnings": warnings,
-        "grid": rows,
-        "chosen": best,
-        **_tested(runs, seeds),
-        "seconds": round(time.time() - started, 1),
-    }
-    out.write(PAGE, search_page(results).encode())
-    out.write_json(RESULTS, results)
+        results = {
+            "schema_version": SCHEMA_VERSION,
+            "identity": out.read_json(SWEEP),
+            "model": entrant.describe(),
+            "dataset": {"name": dataset.manifest.name, "licence": dataset.manifest.licence},
+            "warnings": warnings,
+            "grid": rows,
+            "chosen": best,
+            **_tested(runs, seeds),
+            "seconds": round(time.time() - started, 1),
+        }
+        out.write(PAGE, search_page(results).encode())
+        out.write_json(RESULTS, results)
     print(summary(results))
     print(f"page: {out.file(PAGE)}")
 

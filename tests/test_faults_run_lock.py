@@ -1,6 +1,7 @@
 """A run folder has one run at a time, and a lock never outlives its holder."""
 
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,9 @@ import pytest
 from clusters.config import InputError
 from clusters.run_lock import LOCK, run_lock
 from clusters.storage import Folder
+from data.dataset import Dataset
+from finetune.__main__ import COMMANDS
+from finetune.config import FinetuneConfig
 
 
 def test_a_second_run_is_refused_with_the_holder_s_name(tmp_path: Path) -> None:
@@ -35,6 +39,24 @@ def test_where_privacy_is_strict_no_host_is_named(tmp_path: Path) -> None:
         assert socket.gethostname() not in (tmp_path / LOCK).read_text()
         with pytest.raises(InputError, match=rf"\(process {os.getpid()}\)"), run_lock(run, "strict"):
             pass
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "search", "efficiency"])
+def test_a_command_of_fine_tuning_leaves_a_folder_at_work_alone(
+    command: str, finetuned: FinetuneConfig, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    data, encoder, out = synthetic_dataset.location, finetuned.encoder, tmp_path / "out"
+    words = {
+        "predict": [finetuned.out, data, f"out={out}"],
+        "evaluate": [finetuned.out, f"data=[{data}]", f"out={out}", "splits=[test]", "foreign=false"],
+        "search": [f"data={data}", f"encoder={encoder}", f"out={out}"],
+        "efficiency": [f"data={data}", f"encoders=[{encoder}]", f"out={out}", "fractions=[1]"],
+    }
+    written = out / f"synthetic-{synthetic_dataset.fingerprint[:8]}" if command == "evaluate" else out
+    with run_lock(Folder(written)):
+        with pytest.raises(InputError, match="another run is at work in this folder"):
+            importlib.import_module(COMMANDS[command]).run(words[command])
+        assert [path.name for path in written.iterdir()] == [LOCK]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, None])

@@ -1,6 +1,7 @@
 """The baselines that reviewers ask for, in the same command and table."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,6 +120,23 @@ def test_logits_give_the_probabilities_back(task):
     np.testing.assert_allclose(task.probabilities(logits_of(task, values)), values, atol=1e-5)
     edge = np.eye(3)[:1] if task.kind == "multiclass" else np.array([[0.0]])
     assert np.isfinite(logits_of(task, edge)).all()
+
+
+def test_an_untrained_network_of_another_input_scale_is_another(finetuned, synthetic_dataset, tmp_path):
+    """Or two runs with one features= would share its features."""
+    shutil.copytree(Path(finetuned.encoder) / "encoder", tmp_path / "other" / "encoder")
+    card = tmp_path / "other" / "encoder" / "config.json"
+    told = json.loads(card.read_text())
+    told["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    card.write_text(json.dumps(told))
+
+    def made(encoder: str, **changed: Any) -> str:
+        return contenders(recipe(synthetic_dataset, encoder, tmp_path, baselines=["untrained"], **changed))[
+            1
+        ].fingerprint
+
+    assert made(finetuned.encoder) == made(finetuned.encoder)
+    assert made(str(tmp_path / "other")) != made(finetuned.encoder)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "inception_v3"])

@@ -12,12 +12,17 @@ import torch
 from torch import nn
 
 from clusters.config import InputError
+from data.dataset import Dataset
 from data.loader import evaluation_batches
 from finetune.export import run
 from finetune.inference import _Tracer, for_inference
 from finetune.model_folder import load_model
+from finetune.run import finetune
+from tests import miniatures
 from tests.encoder_folders import unsettle
-from tests.finetune_runs import NAME
+from tests.finetune_runs import NAME, recipe, write_encoder
+from tests.importers import imported
+from tests.test_finetune_recipes import ECHO
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,16 @@ def exported(finetuned, tmp_path_factory) -> Path:
     for format_ in ("onnx", "torch"):
         run([finetuned.out, f"format={format_}", f"out={out / format_}"])
     return out
+
+
+def outputs_of(file: str, format_: str, images: np.ndarray) -> list[np.ndarray]:
+    """All outputs of the file, by its own runtime; ONNX tells their names, which are those of the card."""
+    if format_ == "torch":
+        return [values.detach().numpy() for values in torch.export.load(file).module()(torch.from_numpy(images))]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    told = json.loads(Path(file).with_name("model.json").read_text())
+    assert [output.name for output in session.get_outputs()] == list(told["outputs"])
+    return [np.asarray(values) for values in session.run(None, {"images": images})]
 
 
 def answers_of(file: str, format_: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -61,7 +76,7 @@ def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned
     """Of a binary model with a temperature of 2."""
     from dataclasses import replace
 
-    from finetune.export import _card, _torch, _with_probabilities
+    from finetune.export import _card, _torch, _with_answers
     from finetune.heads import Head
     from finetune.model import Decision, Model
     from finetune.tasks import Binary
@@ -74,14 +89,64 @@ def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned
     nn.init.constant_(head.weight, 0.1)
     model = Model(replace(card, decision=Decision({"dark": 0.3}, 2.0)), plain.encoder, head).eval()
     images = np.random.default_rng(0).random((3, 3, 32, 32)).astype(np.float32)
-    numbers, probabilities = _torch(_with_probabilities(model), 32)[1](images)
-    expected = model.task.probabilities(numbers / 2)
+    logits, probabilities = _torch(_with_answers(model), 32, [])[1](images)
+    expected = model.task.probabilities(logits / 2)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
-    assert not np.allclose(probabilities, model.task.probabilities(numbers), atol=1e-4)
+    assert not np.allclose(probabilities, model.task.probabilities(logits), atol=1e-4)
     told = _card(model)
     assert told["thresholds"] == {"dark": 0.3}
     assert told["inside"]["temperature"] == 2
-    assert told["outputs"]["probabilities"].startswith("sigmoid")
+    assert told["outputs"]["probabilities"]["columns"] == ["dark"]
+    assert told["outputs"]["probabilities"]["meaning"].startswith("sigmoid")
+
+
+def trained_on_echo(synthetic_dataset: Dataset, folder: Path) -> tuple[Dataset, str]:
+    """A class and a number beside it."""
+    dataset = imported("table", miniatures.echo_table(folder / "raw"), folder / "dataset", *ECHO)
+    encoder = write_encoder(folder / "encoder", dataset)
+    config = recipe(dataset, encoder, folder / "run", head="linear", full={}, numbers=["EF"])
+    finetune(config)
+    return dataset, config.out
+
+
+def trained_vit(synthetic_dataset: Dataset, folder: Path) -> tuple[Dataset, str]:
+    """One class of five, by a small vision transformer."""
+    encoder = write_encoder(folder / "encoder", synthetic_dataset, name="test_vit")
+    config = recipe(synthetic_dataset, encoder, folder / "run", head="linear", full={})
+    finetune(config)
+    return synthetic_dataset, config.out
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [(trained_on_echo, {"probabilities": 1, "predicted": 1}), (trained_vit, {"probabilities": 5})],
+)
+def test_probabilities_and_numbers_in_their_units_are_those_of_the_model(
+    train: Callable[[Dataset, Path], tuple[Dataset, str]],
+    expected: dict[str, int],
+    synthetic_dataset: Dataset,
+    tmp_path: Path,
+):
+    """By the names and columns of the card, in both formats."""
+    dataset, results = train(synthetic_dataset, tmp_path)
+    model = load_model(results)
+    assert model.card.decision.temperature != 1
+    ((_, pixels),) = evaluation_batches(dataset, dataset.rows(["test"])[:6], model.card.size_px, 6)
+    logits = model.logits(pixels.numpy())
+    answers = dict(zip(model.card.labels, model.probabilities(logits).T))
+    images = np.ascontiguousarray(pixels.numpy().astype(np.float32) / 255)
+    for format_ in ("onnx", "torch"):
+        out = tmp_path / format_
+        run([results, f"format={format_}", f"out={out}"])
+        card = json.loads((out / "model.json").read_text())
+        found = dict(zip(card["outputs"], outputs_of(str(out / card["file"]), format_, images), strict=True))
+        assert {name: values.shape[1] for name, values in found.items()} == {"logits": logits.shape[1], **expected}
+        np.testing.assert_allclose(found.pop("logits"), logits, rtol=1e-4, atol=1e-5)
+        for name, values in found.items():
+            for label, column in zip(card["outputs"][name]["columns"], values.T, strict=True):
+                np.testing.assert_allclose(column, answers[label], rtol=1e-4, atol=1e-5)
+        assert card["inside"]["temperature"] == model.card.decision.temperature
+        assert card["inside"].get("numbers", {}).keys() == set(model.task.number_names)
 
 
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet", "test_vit"])

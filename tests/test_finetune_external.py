@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from clusters.config import InputError
+from clusters.config import InputError, load_config
 from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
-from finetune.external import run
+from finetune.external import EvaluateConfig, run
+from finetune.report.reproduce import command
 from finetune.run import finetune
 from tests import drawn_cases, miniatures
 from tests.finetune_runs import recipe, write_encoder
@@ -101,6 +102,20 @@ def test_another_hospital_s_dataset_is_evaluated_without_training(trained, elsew
         run([*words, "seed=3"])
 
 
+def test_one_map_serves_two_hospitals_of_other_labels(trained, elsewhere, synthetic_dataset, tmp_path):
+    """The synthetic dataset has its own names, so a map of the other's is none of its business."""
+    first, second = json.loads((Path(trained) / "results.json").read_text())["labels"][:2]
+    own = f"their {first}: {first}, their {second}: {second}"
+    both = [trained, f"data=[{synthetic_dataset.location},{elsewhere}]", RESAMPLES, "foreign=false", "on_leak=warn"]
+    run([*both, f"out={tmp_path / 'out'}", f"label_map={{{own}}}"])
+    maps = [results["identity"]["label_map"] for results in results_in(tmp_path / "out")]
+    assert sorted(f"their {first}" in told for told in maps) == [False, True]
+    assert all(len(told) == 5 for told in maps)
+    with pytest.raises(InputError, match="label_map: 'nobodys' is not known"):
+        run([*both, f"out={tmp_path / 'none'}", f"label_map={{{own}, nobodys: unseen}}"])
+    assert not (tmp_path / "none").exists()
+
+
 def test_noise_is_foreign_to_a_model_of_lesions(trained, tmp_path):
     write_dataset(drawn_cases.cases(30), drawn_cases.config(tmp_path / "noise"))
     ours = json.loads((Path(trained) / "results.json").read_text())["labels"]
@@ -115,8 +130,13 @@ def test_noise_is_foreign_to_a_model_of_lesions(trained, tmp_path):
 
 def test_the_test_split_again_gives_the_figures_of_the_training_run(trained, synthetic_dataset, tmp_path):
     words = [trained, f"data=[{synthetic_dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
+    ledger = Path(trained) / "test_evaluations.json"
+    count = json.loads(ledger.read_text())["count"]
     run([*words, "splits=[test]"])
+    run([*words, "splits=[test]"])  # reused, and no further look
+    assert json.loads(ledger.read_text())["count"] == count + 1
     (results,) = results_in(tmp_path / "out")
+    assert any(f"looked at {count + 1} times by now" in warning for warning in results["warnings"])
     before = json.loads((Path(trained) / "results.json").read_text())["models"]["pretrained"]["test"]
     after = results["models"]["pretrained"]["test"]
     for figure in ("auroc", "auprc", "balanced_accuracy", "brier", "ece"):
@@ -159,6 +179,26 @@ def test_numbers_beside_labels_have_figures_elsewhere_too(tmp_path):
     assert same["numbers"]["EF"]["mae"]["value"] == pytest.approx(mae)
 
 
+def test_foreign_images_are_measured_from_those_whose_class_is_known(tmp_path):
+    """A frame with a number alone teaches the model, but shows what no class looks like."""
+    table = miniatures.echo_table(tmp_path / "raw")
+    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    for row in rows[:12]:
+        row[2] = ""
+    table.write_text("\n".join(",".join(row) for row in [head, *rows]) + "\n")
+    dataset = imported("table", table, tmp_path / "here", *ECHO)
+    config = recipe(
+        dataset, write_encoder(tmp_path / "encoder", dataset), tmp_path / "run", head="linear", full={}, numbers=["EF"]
+    )
+    finetune(config)
+    train = json.loads((tmp_path / "run" / "results.json").read_text())["cohort"]["train"]
+    classified = sum(train["cases_per_class"].values())
+    assert 0 < classified < train["cases"] == train["images"]
+    run([config.out, f"data=[{dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "splits=[test]"])
+    (results,) = results_in(tmp_path / "out")
+    assert results["out_of_distribution_counts"]["reference_images"] == classified
+
+
 def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, tmp_path):
     words = [trained, f"data=[{synthetic_dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
     train, val = (len(np.unique(synthetic_dataset.patient_of[synthetic_dataset.rows([s])])) for s in ("train", "val"))
@@ -170,6 +210,14 @@ def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, 
     run([*words, "on_leak=warn"])
     (results,) = results_in(tmp_path / "out")
     assert any(warning.startswith("LEAKAGE") for warning in results["warnings"])
+    # The command on its page goes on in the same way.
+    (told,) = (tmp_path / "out").glob("*/config.json")
+    config = json.loads(told.read_text())["config"]
+    words, _ = command(results, config)
+    again = load_config(EvaluateConfig, ["results=RESULTS", *words[5:]])
+    assert (again.on_leak, again.foreign) == ("warn", False)
+    chosen = ("splits", "seed", "bootstrap")
+    assert again.model_dump(mode="json", include=set(chosen)) == {name: config[name] for name in chosen}
     # By pixels too, whatever the patients are called.
     options = synthetic.Options(
         source="synthetic", out=str(tmp_path / "renamed"), num_cases=60, size_px=48, num_processes=1, name="renamed"

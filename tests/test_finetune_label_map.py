@@ -134,6 +134,24 @@ def test_a_mismatch_shows_both_lists_and_the_map_to_write():
         match(CLASSES, ["mel", "nv"], True, nevus="unsen")
 
 
+def test_one_map_serves_datasets_of_other_labels():
+    """A name that only another dataset has means nothing here; one that none has is refused."""
+    other = Told("multiclass", ["mel", "mole"], [[1, 0], [0, 1]])
+    label_map = {"nevus": "nv", "psoriasis": "unseen", "mole": "nv"}
+    for dataset in (CLASSES, other):
+        own = {label: meant for label, meant in label_map.items() if label in dataset.label_names}
+        found = match_labels(cast(Dataset, dataset), ["mel", "nv"], True, label_map, ["nevus", "psoriasis", "mole"])
+        alone = match(dataset, ["mel", "nv"], True, **own)
+        assert np.array_equal(found.truth, alone.truth, equal_nan=True)
+        assert (found.label_map, found.absent) == (alone.label_map, alone.absent)
+        with pytest.raises(InputError, match="'lupus' is not known"):
+            match_labels(cast(Dataset, dataset), ["mel", "nv"], True, {"lupus": "unseen"}, ["nevus", "mole"])
+    # A map of another dataset's labels alone says nothing of what is missing here.
+    told = Told("multilabel", ["Effusion", "Edema"], [[0, 1]])
+    with pytest.raises(InputError, match=re.escape("Write label_map={mole: Edema, Effusion: Pleural Effusion}, if")):
+        match_labels(cast(Dataset, told), ["Pleural Effusion", "Edema"], False, {"mole": "Edema"}, ["mole"])
+
+
 def test_theirs_that_mean_one_of_ours_are_added_before_the_likeliest_is_taken():
     """As in a study: nevus and psoriasis together are likelier than mel, which is the likeliest by itself."""
     told = Told("multiclass", ["mel", "nevus", "psoriasis"], [[0.4, 0.3, 0.3], [0.5, 0.25, 0.25]])

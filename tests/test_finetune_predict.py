@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 from PIL import Image
 
 from clusters.config import InputError, load_config
+from clusters.storage import Folder
 from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, source_module
+from finetune.image_list import list_images
 from finetune.predict import run
 from tests.test_data_dicom import dicom
 
@@ -160,9 +163,42 @@ def test_killed_it_goes_on_after_its_last_part(finetuned, synthetic_dataset, tmp
     assert not parts.exists()
 
 
-def test_a_damaged_image_of_a_dataset_is_a_row(finetuned, synthetic_dataset, tmp_path):
-    import shutil
+def test_files_of_equal_names_elsewhere_or_replaced_are_other_images(finetuned, raw, tmp_path, capsys):
+    """Whether a folder or a CSV, which may name files that lie elsewhere, names them."""
+    here, there, out = tmp_path / "here", tmp_path / "there", f"out={tmp_path}/out"
+    for folder in (here, there):
+        folder.mkdir()
+        shutil.copy2(raw / "grey.png", folder / "one.png")
+        shutil.copy2(raw / "clear.png", folder / "two.png")
+    words = [finetuned.out, str(here), out]
+    run(words)
+    run(words)
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds predictions with other images"):
+        run([finetuned.out, str(there), out])
+    listed = tmp_path / "lists" / "list.csv"
+    listed.parent.mkdir()
+    listed.write_text(f"image\n{here}/one.png\n../there/two.png\n")
+    before = list_images(str(listed)).fingerprint()
+    assert list_images(str(listed)).fingerprint() == before
+    shutil.copy2(raw / "grey.png", there / "two.png")
+    assert list_images(str(listed)).fingerprint() != before
+    shutil.copyfile(raw / "deep.png", here / "two.png")
+    with pytest.raises(InputError, match="holds predictions with other images"):
+        run(words)
 
+
+def test_at_a_url_a_file_that_was_replaced_is_another():
+    place = Folder("memory://predict-images")
+    place.write("one.png", b"before")
+    place.write("two.png", b"same")
+    before = list_images(place.location).fingerprint()
+    assert list_images(place.location).fingerprint() == before
+    place.write("one.png", b"behind")
+    assert list_images(place.location).fingerprint() != before
+
+
+def test_a_damaged_image_of_a_dataset_is_a_row(finetuned, synthetic_dataset, tmp_path):
     shutil.copytree(synthetic_dataset.location, tmp_path / "data")
     dataset = open_dataset(str(tmp_path / "data"))
     row = 5

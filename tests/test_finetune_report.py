@@ -208,6 +208,17 @@ def test_figures_are_files_that_hold_what_they_show(page: Path, finished: Made, 
         shown.page.close()
 
 
+def test_labels_of_any_script_have_files_of_their_own() -> None:
+    """A plain name is its file's; one that cannot be written so has something to tell it by."""
+    assert [slug(name) for name in ("nevus", "Pleural Effusion", "reduced_ef")] == [
+        "nevus", "pleural-effusion", "reduced-ef"
+    ]  # fmt: skip
+    names = ["黑色素瘤", "色素痣", "меланома", "невус", "ER+", "ER-", "ER", "x" * 70 + "1", "x" * 70 + "2"]
+    found = [slug(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in found)
+
+
 def read_csv(path: Path) -> list[list[str]]:
     with path.open() as file:
         return list(csv.reader(file))

@@ -3,6 +3,7 @@
 Shapes: N cases, M points.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,9 +185,11 @@ def confusion_drawing(confusion: dict[str, Any]) -> Drawing:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file's name."""
-    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
-    return "-".join(part for part in kept.split("-") if part)[:60] or "label"
+    """A name as part of a file's name: where that leaves something out, with digits that tell it from others."""
+    plain = name.lower().replace(" ", "-").replace("_", "-")
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in plain)
+    short = "-".join(part for part in kept.split("-") if part)[:60]
+    return short if short == plain else f"{short or 'label'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _curves(truth_N: Points, scores: Mapping[str, Points]) -> dict[str, tuple[Points, Points]] | None:

@@ -35,6 +35,8 @@ def command(results: Results, config: dict[str, Any] | None) -> tuple[list[str],
     if results.get("kind") == "external":
         settings = {**(identity.get("settings") or {}), **identity}
         given = {name: settings[name] for name in ("label_map", "splits", "seed", "bootstrap") if settings.get(name)}
+        given |= {"foreign": False} if settings.get("foreign") is False else {}
+        given |= {"on_leak": "warn"} if (config or {}).get("on_leak") == "warn" else {}
         model = identity.get("model")
         found = model.get("fingerprint", "") if isinstance(model, dict) else model
         told["RESULTS"] = f"the results folder of the model, fingerprint {found}" if found else "the model's results"
