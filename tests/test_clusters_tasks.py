@@ -1,7 +1,7 @@
 """Tasks and trials on a real local Ray, and an import whose shards are written by them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +9,12 @@ import pytest
 
 from clusters.config import Config, InputError
 from clusters.launch import LEAN_RAY, QUIET_RAY, ClusterConfig
-from clusters.ray_data import map_parts
 from clusters.search import run_trials
 from clusters.storage import Folder
 from clusters.tasks import map_tasks
-from data.dataset import Dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from data.verify import verify
-from finetune.config import FinetuneConfig
-from finetune.predict import run as run_predict
 from tests.drawn_cases import files
 
 pytestmark = pytest.mark.timeout(300)
@@ -124,64 +120,3 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(InputError, match="RAY_ADDRESS: the Ray at nowhere cannot be reached"):
         list(map_tasks(abs, [1]))
-
-
-@dataclass(frozen=True)
-class Begins:
-    """Leaves a mark for each actor that it makes ready; the actor that meets part 3 first dies of it."""
-
-    marks: str
-
-    def __call__(self) -> Callable[[int], int]:
-        import os
-        import uuid
-
-        (Path(self.marks) / f"actor-{uuid.uuid4().hex}").touch()
-
-        def work(part: int) -> int:
-            if part == 3 and not (Path(self.marks) / "died").exists():
-                (Path(self.marks) / "died").touch()
-                os._exit(1)
-            if part == 100:
-                raise InputError("part 100 is bad")
-            return 10 * part
-
-        return work
-
-
-@pytest.mark.faults  # Ray Data's driver has been seen to crash, which would take the other tests with it
-def test_parts_go_to_few_actors_and_those_of_one_that_dies_are_done_again(two_cores: None, tmp_path: Path) -> None:
-    assert sorted(map_parts(Begins(str(tmp_path)), range(12))) == list(range(0, 120, 10))
-    assert (tmp_path / "died").exists()
-    assert len(list(tmp_path.glob("actor-*"))) <= 4, "two, and who came in the place of that which died"
-    with pytest.raises(InputError, match=r"^part 100 is bad$"):
-        list(map_parts(Begins(str(tmp_path)), [1, 100]))
-    assert list(map_parts(Begins(str(tmp_path)), [])) == []
-
-
-@pytest.mark.faults  # Ray Data's driver has been seen to crash, which would take the other tests with it
-def test_predictions_by_ray_data_are_those_of_one_process(
-    two_cores: None,
-    finetuned: FinetuneConfig,
-    synthetic_dataset: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Also of what another command began: the parts that are there stay."""
-    monkeypatch.setattr("finetune.predict.PART_IMAGES", 40)
-    words = [finetuned.out, synthetic_dataset.location]
-    run_predict([*words, f"out={tmp_path / 'here'}"])
-    with monkeypatch.context() as patch:  # stopped after its first part
-        patch.setattr("finetune.predict.Progress.line", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run_predict([*words, f"out={tmp_path / 'ray'}", "batch_size=40"])
-    capsys.readouterr()
-    run_predict([*words, f"out={tmp_path / 'ray'}", "on_ray=true"])
-    assert f"40 of {synthetic_dataset.num_images} images are there already" in capsys.readouterr().out
-    for name in ("predictions.csv", "cases.csv"):
-        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
-
-
-def stop(*_: object) -> None:
-    raise KeyboardInterrupt
