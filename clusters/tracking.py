@@ -118,7 +118,7 @@ class Tracker:
         self._unwritten: list[str] = []
         self._wandb: WandbRun | None = None
         self._gauges: Gauges | None = None
-        strict = config.privacy == "strict"
+        self._strict = strict = config.privacy == "strict"
         if strict:
             privacy.go_offline()
             privacy.close_folder(run)
@@ -153,14 +153,18 @@ class Tracker:
         if self._gauges is not None:
             self._gauges.show(self._section, step, metrics)
 
-    def alarm(self, step: int, kind: str, reason: str) -> None:
-        """Say that something goes wrong, record it, and have W&B tell who watches."""
+    def alarm(self, step: int, kind: str, reason: str, private: str = "") -> None:
+        """Say that something goes wrong, record it, and have W&B tell who watches; under strict privacy without reason.
+
+        `private`: what is said here and leaves this place by no report and no W&B (keys of cases, paths).
+        """
         if not distributed.is_main():
             return
-        say(f"{self._section}  step {step}  {kind}: {reason}")
+        say(f"{self._section}  step {step}  {kind}: {reason}{private}")
         self._record({"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason})
         if self._wandb is not None:
-            self._wandb.alert(f"{self._section}: {kind}", f"step {step}: {reason}")
+            told = f"step {step}" if self._strict else f"step {step}: {reason}"
+            self._wandb.alert(f"{self._section}: {kind}", told)
 
     def made(self, what: Made, made_from: Sequence[Made]) -> None:
         """At the end: what this run has made, and from what."""

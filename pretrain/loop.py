@@ -102,12 +102,11 @@ def _take_steps(
         scores = watch.after_step(done, output)
         if leaves:
             saving.leave(done)
-        if done == total_steps:
-            not_finite.end()
         if saving.due(done, scores):
             with watch.timing("checkpoint"):
                 saving.save(done, scores)
     saving.wait()
+    not_finite.end()  # also of a stage that was told to leave at its last step, and has none to take any more
 
 
 def _lineage(
