@@ -49,7 +49,8 @@ def run_stage(
     # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
     module, begun = build_module(config, number, previous)
     training = Training(config, number, module, total_steps)
-    with termination.heeding(), Checkpoints(folder, config.checkpoint) as checkpoints:
+    saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
+    with termination.heeding(), saved as checkpoints:
         _take_steps(config, number, folder, dataset, samples, training, tracker, checkpoints)
 
     # Encoder for the next stage and for everybody else
