@@ -70,7 +70,7 @@ def _open(path: Path, mode: int) -> TextIO:
     try:
         return open(path, "a+", opener=lambda path, flags: os.open(path, flags, mode))
     except PermissionError:
-        return open(path)
+        return path.open()
 
 
 def _is_still_there(file: TextIO, path: Path) -> bool:
