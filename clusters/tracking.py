@@ -90,12 +90,13 @@ class LogFollower:
             self._print_new()
 
     def _print_new(self) -> None:
-        if not self._folder.exists(LOG) or (size := self._folder.size(LOG)) <= self._position:
-            return
-        new = self._folder.read_range(LOG, self._position, size - self._position)
-        whole = new.rfind(b"\n") + 1
-        self._position += whole
-        print(new[:whole].decode(), end="", flush=True)
+        with suppress(OSError):  # storage that is out of reach for a moment ends no run
+            if not self._folder.exists(LOG) or (size := self._folder.size(LOG)) <= self._position:
+                return
+            new = self._folder.read_range(LOG, self._position, size - self._position)
+            whole = new.rfind(b"\n") + 1
+            self._position += whole
+            print(new[:whole].decode(), end="", flush=True)
 
 
 class Tracker:
