@@ -7,20 +7,24 @@ The run folder alone decides what is resumed. Ray is never given a checkpoint.
 """
 
 import time
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from clusters import checkpoint_files, distributed, notice, tracking
 from clusters.checkpoint_files import MANIFEST, Name
 from clusters.checkpoint_policy import BEST_BY, CheckpointConfig, kept, saved
 from clusters.checkpoint_writer import Writer
-from clusters.config import InputError
+from clusters.config import InputError, Transient
 from clusters.snapshot import Copy, Snapshot
 from clusters.storage import Folder
 
 ROUND_S = 10.0
 """How long ranks wait for rank 0 at a time, so that none takes it for dead."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,22 @@ class Checkpoints:
     One write at a time: the memory of one copy of the state is taken for it, and no more. Each start takes a higher
     attempt number. A writer that finds a newer one on disk commits nothing, so that a stalled worker that wakes
     beside its replacement can do no harm.
+
+    `before_commit`: brings to disk what must not be missing up to a checkpoint's step; called in the thread, and at the
+    end of the context. `collective_timeout_s`: after so long in a collective the other ranks give rank 0 up.
     """
 
-    def __init__(self, folder: Folder, config: CheckpointConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(
+        self,
+        folder: Folder,
+        config: CheckpointConfig,
+        before_commit: Callable[[], None] = lambda: None,
+        collective_timeout_s: float = 600.0,
+    ) -> None:
+        self.folder, self.config, self._before_commit = folder, config, before_commit
+        self._alone_s = collective_timeout_s / 2
         self._at = folder / "checkpoints"
-        self._attempt = distributed.broadcast_object(self._begin_attempt() if distributed.is_main() else None)
+        self._attempt, self._token = _on_main(self._begin_attempt)
         self._saved_at = self._started = time.monotonic()
         self._trained_s, self._step = 0.0, -1
         self._snapshot, self._writer = Snapshot(), Writer(str(self._at))
@@ -59,6 +73,7 @@ class Checkpoints:
         if not self._writer.idle(1.0):
             tracking.say(f"{self._at}: a checkpoint is still being written; the end waits for it")
             self._writer.idle(self.config.timeout_s)
+        self._before_commit()
 
     def due(self, step: int, scores: dict[str, float] | None = None) -> bool:
         """Whether rank 0 should save after this step, of which the probe may have given scores.
@@ -69,18 +84,20 @@ class Checkpoints:
         """
         by_step = self.config.every_steps is not None and step % self.config.every_steps == 0
         if by_step or notice.is_given() or (self.config.keep_best and BEST_BY in (scores or {})):
-            return self._writer.bear()
+            return self._writer.bear(self._alone_s)
         return self._writer.idle() and time.monotonic() - self._saved_at >= self.config.every_s
 
     def save(self, step: int, state: Any, scores: dict[str, float] | None = None) -> None:
         """Copy a nested dict or list of tensors, numbers, strings and None; rank 0 then writes it, others return.
 
-        Waits only where one is still being written. What goes wrong with the writing is told by `problem` and `wait`.
+        Waits only where one is still being written, and no longer than the other ranks do. What goes wrong with the
+        writing is told by `problem` and `wait`.
         """
         if not distributed.is_main() or self._writer.problem:
             return
-        if not self._writer.idle(self.config.timeout_s):
-            return self._writer.give_up(self.config.timeout_s)
+        patience_s = min(self.config.timeout_s, self._alone_s)
+        if not self._writer.idle(patience_s):
+            return self._writer.give_up(patience_s)
         if step == self._step and not self._writer.last_failure():
             return
         copy = self._snapshot.take(state)
@@ -99,7 +116,7 @@ class Checkpoints:
         Raises InputError on all ranks where that has failed, or takes longer than `timeout_s`.
         """
         until = time.monotonic() + self.config.timeout_s
-        while distributed.broadcast_object(not self._writer.idle(ROUND_S)):
+        while distributed.broadcast_object(not self._writer.idle(min(ROUND_S, self._alone_s))):
             if distributed.broadcast_object(time.monotonic() > until):
                 self._writer.give_up(self.config.timeout_s)
                 break
@@ -109,24 +126,33 @@ class Checkpoints:
         """The newest state whose hashes hold, the same on every rank; None where nothing was saved.
 
         A damaged checkpoint is set aside under another name and said; the one before it is used.
-        Raises InputError where checkpoints exist and none is intact: never a silent start from step 0.
+        Raises InputError where checkpoints exist and none is intact, never a silent start from step 0; Transient, on
+        all ranks, where one of them reads something else than rank 0, or nothing.
         """
-        name, problem = None, None
-        try:
-            name = self._find_intact() if distributed.is_main() else None
-        except (OSError, InputError) as error:
-            problem = error
-        distributed.stop_together(problem)
-        name = distributed.broadcast_object(name)
-        if name is None:
+        found = _on_main(self._find_intact)
+        if found is None:
             return None
-        folder = self._at / str(name)
-        self._step, self._trained_s = name.step, folder.read_json(MANIFEST).get("trained_s", 0.0)
-        return Restored(name.step, checkpoint_files.read(folder))
+        name, manifest = found
+        state, problem = None, None
+        try:
+            state = checkpoint_files.read(self._at / str(name), manifest)
+        except (OSError, MemoryError) as error:
+            told = f"{getattr(error, 'strerror', None) or error or type(error).__name__}"
+            problem = Transient(
+                f"{self._at / str(name)}: whole where rank 0 looked, but rank {distributed.rank()} "
+                f"could not read it ({told}); see to that machine and its way to the storage, and run the command again"
+            )
+        distributed.stop_together(problem)
+        self._step, self._trained_s = name.step, manifest.get("trained_s", 0.0)
+        return Restored(name.step, state)
 
     def _write(self, name: Name, copy: Copy, about: dict[str, Any], asked: bool) -> None:
+        def permit() -> None:
+            self._before_commit()
+            self._check_attempt()
+
         self._check_attempt()
-        checkpoint_files.write(self._at / str(name), name, copy, about, self._check_attempt)
+        checkpoint_files.write(self._at / str(name), name, copy, about, permit)
         if asked:
             notice.heeded()
         try:
@@ -138,8 +164,8 @@ class Checkpoints:
         except OSError as error:
             tracking.say(f"{self._at}: old checkpoints could not be removed ({error.strerror or error})")
 
-    def _find_intact(self) -> Name | None:
-        """The newest whole checkpoint. Damaged ones before it are set aside, and what was passed over is said."""
+    def _find_intact(self) -> tuple[Name, dict[str, Any]] | None:
+        """The newest whole checkpoint and its MANIFEST; damaged ones are set aside, what was passed over is said."""
         passed_over = []
         for name in reversed(checkpoint_files.names(self._at)):
             problem = checkpoint_files.verify(self._at / str(name), name.step)
@@ -148,7 +174,7 @@ class Checkpoints:
                 passed_over += [f"{unfinished}, which has no {MANIFEST}"] if unfinished else []
                 if passed_over:
                     tracking.say(f"{self._at}: going on from {name}, passing over {'; '.join(passed_over)}")
-                return name
+                return name, (self._at / str(name)).read_json(MANIFEST)
             aside = f"damaged-{name}-attempt-{self._attempt}"
             self._at.move(str(name), aside)
             tracking.say(f"checkpoint {name} is damaged ({problem}); set aside as {aside}")
@@ -182,15 +208,27 @@ class Checkpoints:
                 "folder to start the stage again, or restore it from a backup"
             )
 
-    def _begin_attempt(self) -> int:
+    def _begin_attempt(self) -> tuple[int, str]:
         attempt = 1 + (self.folder.read_json("attempt.json")["attempt"] if self.folder.exists("attempt.json") else 0)
-        self.folder.write_json("attempt.json", {"attempt": attempt})
-        return attempt
+        token = uuid.uuid4().hex  # two that start at once where there is no lock may read the same number
+        self.folder.write_json("attempt.json", {"attempt": attempt, "token": token})
+        return attempt, token
 
     def _check_attempt(self) -> None:
-        newest = self.folder.read_json("attempt.json")["attempt"]
-        if newest != self._attempt:
+        newest = self.folder.read_json("attempt.json")
+        if (newest["attempt"], newest.get("token")) != (self._attempt, self._token):
             raise Superseded(
-                f"{self.folder.location}: attempt {newest} of this run has taken over from attempt {self._attempt}; "
-                "leave the run to it"
+                f"{self.folder.location}: attempt {newest['attempt']} of this run has taken over from attempt "
+                f"{self._attempt}{' of the same moment' * (newest['attempt'] == self._attempt)}; leave the run to it"
             )
+
+
+def _on_main(find: Callable[[], T]) -> T:
+    """What rank 0 finds, on every rank. What it meets is raised on all of them, or they would wait for it."""
+    found, problem = None, None
+    try:
+        found = find() if distributed.is_main() else None
+    except (OSError, InputError) as error:
+        problem = error
+    distributed.stop_together(problem)
+    return distributed.broadcast_object(found)

@@ -7,6 +7,7 @@
 Nothing in it depends on the number of workers, the device or torch's version, and nothing is pickled.
 """
 
+import errno
 import hashlib
 import json
 import re
@@ -111,10 +112,20 @@ def verify(folder: Folder, step: int) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
-def read(folder: Folder) -> Any:
-    """The state of a verified checkpoint, its tensors on the CPU."""
-    structure = json.loads(folder.read(STRUCTURE))
-    return attach(structure["state"], safetensors.torch.load(folder.read(TENSORS)))
+def read(folder: Folder, manifest: dict[str, Any]) -> Any:
+    """The state of a checkpoint, its tensors on the CPU, from bytes that are those of its MANIFEST.
+
+    Raises OSError where storage fails or gives other bytes.
+    """
+    structure = json.loads(_read_whole(folder, STRUCTURE, manifest))
+    return attach(structure["state"], safetensors.torch.load(_read_whole(folder, TENSORS, manifest)))
+
+
+def _read_whole(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:
+    content = folder.read(name)
+    if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
+        raise OSError(errno.EIO, "what was read does not match its hash", folder.file(name))
+    return content
 
 
 def _problem(folder: Folder, name: str, size: int, sha256: str) -> str | None:

@@ -46,15 +46,16 @@ class Writer:
             tracking.say(f"{self._being_written()} after {PATIENCE_S:g} s; the training goes on beside it")
         return self._thread is None
 
-    def bear(self) -> bool:
-        """`idle`, after waiting until the write has taken as long as training has patience for."""
-        return self.idle(max(0.0, self._began + PATIENCE_S - time.monotonic()))
+    def bear(self, most_s: float) -> bool:
+        """`idle`, after waiting until the write has taken as long as training has patience for; `most_s` at most."""
+        return self.idle(max(0.0, self._began + min(PATIENCE_S, most_s) - time.monotonic()))
 
     def give_up(self, after_s: float) -> None:
         """Leave the write that goes on, after having waited for so long."""
         self.problem = InputError(
             f"{self._being_written()}, for which {after_s:g} s were waited; see to that storage, or raise "
-            "checkpoint.timeout_s, and run the command again: it goes on from the newest checkpoint that is whole"
+            "checkpoint.timeout_s, and cluster.timeout_s to twice as much, and run the command again: it goes on from "
+            "the newest checkpoint that is whole"
         )
 
     def last_failure(self) -> InputError | None:

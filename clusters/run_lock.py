@@ -45,7 +45,7 @@ def _acquire(folder: Path, mode: int) -> TextIO | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            file = open(folder / LOCK, "a+", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
+            file = _open(folder / LOCK, mode)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -54,11 +54,23 @@ def _acquire(folder: Path, mode: int) -> TextIO | None:
                     f"{folder}: another run is at work in this folder ({_named(file.read())}); wait for its end, or "
                     "stop it first"
                 ) from None
-            if _is_still_there(file, folder / LOCK):
+            if not _is_still_there(file, folder / LOCK):
+                file.close()
+            elif file.writable():
                 return file
-            file.close()
+            else:  # another's, who has gone
+                (folder / LOCK).unlink()
+                file.close()
     except OSError:
         return None
+
+
+def _open(path: Path, mode: int) -> TextIO:
+    """The lock's file, for reading alone where it is another user's: it can be locked all the same."""
+    try:
+        return open(path, "a+", opener=lambda path, flags: os.open(path, flags, mode))
+    except PermissionError:
+        return path.open()
 
 
 def _is_still_there(file: TextIO, path: Path) -> bool:

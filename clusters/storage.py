@@ -40,7 +40,8 @@ class Folder:
 
     A local write goes to a temporary name, is flushed to disk and renamed, so that a reader sees the
     old bytes or the new ones. Object stores make a whole object visible at once by themselves.
-    Whatever goes wrong at a place raises an OSError, also where its driver has errors of another kind.
+    Whatever goes wrong at a place raises an OSError, also where its driver has errors of another kind;
+    writes of whole files and reads are `retried` first.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -67,12 +68,26 @@ class Folder:
         return f"{self.location}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        """Whether the folder, or a file or folder in it, is there."""
+        """Whether the folder, or a file or folder in it, is there. Storage that is out of reach is no answer."""
+        return retried(lambda: self._exists(name), self.file(name), "looked for")
+
+    def _exists(self, name: str) -> bool:
         with self._told():
-            return bool(self._fs.exists(self._full(name)))
+            if self.path is None:
+                return bool(self._fs.exists(self._full(name)))
+            try:
+                (self.path / name).stat()
+            except OSError as error:  # for which the driver would say that nothing is there
+                if error.errno in PASSING:
+                    raise
+                return False
+            return True
 
     def size(self, name: str) -> int:
         """Size of a file in bytes. Raises FileNotFoundError."""
+        return retried(lambda: self._size(name), self.file(name), "looked at")
+
+    def _size(self, name: str) -> int:
         with self._told():
             return int(self._fs.size(self._full(name)))
 
@@ -90,6 +105,9 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty where the folder is not there."""
+        return retried(self._names, self.location, "listed")
+
+    def _names(self) -> list[str]:
         with self._told():
             try:
                 listed = self._fs.ls(self._root, detail=False)
@@ -110,6 +128,9 @@ class Folder:
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading bytes. Raises FileNotFoundError."""
+        return retried(lambda: self._open(name), self.file(name), "opened")
+
+    def _open(self, name: str) -> BinaryIO:
         if self.path is not None:
             return (self.path / name).open("rb")
         with self._told():
@@ -117,6 +138,9 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""
+        return retried(lambda: self._read(name), self.file(name), "read")
+
+    def _read(self, name: str) -> bytes:
         if self.path is not None:
             return (self.path / name).read_bytes()
         with self._told():
@@ -137,8 +161,11 @@ class Folder:
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file, read piece by piece. Raises FileNotFoundError."""
+        return retried(lambda: self._sha256(name), self.file(name), "read")
+
+    def _sha256(self, name: str) -> str:
         digest = hashlib.sha256()
-        with self.open(name) as file, self._told():
+        with self._open(name) as file, self._told():
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
@@ -246,14 +273,14 @@ def _naming(place: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, place) from error
 
 
-def retried(write: Callable[[], T], place: str) -> T:
-    """What `write` returns, tried again after growing waits where it fails in a way that may pass, and this is said.
+def retried(call: Callable[[], T], place: str, done: str = "written") -> T:
+    """What a call returns, tried again after growing waits where it fails in a way that may pass, and this is said.
 
-    Any other error, and the last one, is raised as it is.
+    `done`: what the call does to that place. Any other error, and the last one, is raised as it is.
     """
     for failures, wait_s in enumerate(RETRY_AFTER_S):
         try:
-            return write()
+            return call()
         except OSError as error:
             if not (error.errno in PASSING or isinstance(error, (ConnectionError, TimeoutError))):
                 raise
@@ -261,6 +288,6 @@ def retried(write: Callable[[], T], place: str) -> T:
                 from clusters import tracking  # which itself writes through this module
 
                 told = error.strerror or str(error) or type(error).__name__
-                tracking.say(f"{place} could not be written ({told}); trying again")
+                tracking.say(f"{place} could not be {done} ({told}); trying again")
             time.sleep(wait_s)
-    return write()
+    return call()

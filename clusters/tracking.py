@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from clusters import distributed, privacy
 from clusters.config import Config
 from clusters.gauges import Gauges, gauges_are_read
+from clusters.line_writer import LineWriter
 from clusters.storage import Folder
 from clusters.wandb_run import Made, WandbRun
 
@@ -89,12 +90,13 @@ class LogFollower:
             self._print_new()
 
     def _print_new(self) -> None:
-        if not self._folder.exists(LOG) or (size := self._folder.size(LOG)) <= self._position:
-            return
-        new = self._folder.read_range(LOG, self._position, size - self._position)
-        whole = new.rfind(b"\n") + 1
-        self._position += whole
-        print(new[:whole].decode(), end="", flush=True)
+        with suppress(OSError):  # storage that is out of reach for a moment ends no run
+            if not self._folder.exists(LOG) or (size := self._folder.size(LOG)) <= self._position:
+                return
+            new = self._folder.read_range(LOG, self._position, size - self._position)
+            whole = new.rfind(b"\n") + 1
+            self._position += whole
+            print(new[:whole].decode(), end="", flush=True)
 
 
 class Tracker:
@@ -115,10 +117,10 @@ class Tracker:
     ) -> None:
         self._folder = run
         self._section = ""
-        self._unwritten: list[str] = []
+        self._lines = LineWriter(run, METRICS, say)
         self._wandb: WandbRun | None = None
         self._gauges: Gauges | None = None
-        strict = config.privacy == "strict"
+        self._strict = strict = config.privacy == "strict"
         if strict:
             privacy.go_offline()
             privacy.close_folder(run)
@@ -138,7 +140,8 @@ class Tracker:
 
         Of `scores` W&B's table of runs shows the largest value instead of the last one.
         """
-        self._folder, self._section = folder, name
+        self.flush()
+        self._folder, self._section, self._lines = folder, name, LineWriter(folder, METRICS, say)
         if self._wandb is not None:
             self._wandb.define(name, scores)
 
@@ -153,14 +156,18 @@ class Tracker:
         if self._gauges is not None:
             self._gauges.show(self._section, step, metrics)
 
-    def alarm(self, step: int, kind: str, reason: str) -> None:
-        """Say that something goes wrong, record it, and have W&B tell who watches."""
+    def alarm(self, step: int, kind: str, reason: str, private: str = "") -> None:
+        """Say that something goes wrong, record it, and have W&B tell who watches; under strict privacy without reason.
+
+        `private`: what is said here and leaves this place by no report and no W&B (keys of cases, paths).
+        """
         if not distributed.is_main():
             return
-        say(f"{self._section}  step {step}  {kind}: {reason}")
+        say(f"{self._section}  step {step}  {kind}: {reason}{private}")
         self._record({"step": step, "time": round(time.time(), 3), "alarm": kind, "reason": reason})
         if self._wandb is not None:
-            self._wandb.alert(f"{self._section}: {kind}", f"step {step}: {reason}")
+            told = f"step {step}" if self._strict else f"step {step}: {reason}"
+            self._wandb.alert(f"{self._section}: {kind}", told)
 
     def made(self, what: Made, made_from: Sequence[Made]) -> None:
         """At the end: what this run has made, and from what."""
@@ -168,29 +175,29 @@ class Tracker:
             self._wandb.made(what, made_from)
 
     def _record(self, record: dict[str, Any]) -> None:
-        """One more line of metrics.jsonl; what a full disk refuses goes with a later one, and training goes on."""
-        self._unwritten.append(json.dumps(record))
-        torn = len(self._unwritten) > 1  # perhaps; readers leave out a line that is
-        try:
-            self._folder.append(METRICS, "\n" * torn + "\n".join(self._unwritten))
-            self._unwritten = []
-        except OSError as error:
-            if not torn:
-                say(f"{self._folder.file(METRICS)} could not be written ({error.strerror or error}); it is tried again")
+        """One more line of metrics.jsonl, written beside the training, which waits for no storage."""
+        self._lines.add(json.dumps(record))
+
+    def flush(self) -> None:
+        """Return once what was recorded is in metrics.jsonl, as far as storage takes it."""
+        self._lines.flush()
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl of this section holds, on rank 0; a torn last line is left out."""
+        self.flush()
         return read_metrics(self._folder) if distributed.is_main() else []
 
     def rewind(self, step: int) -> None:
         """Cut metrics.jsonl back to the restored step: what came after it will be lived again."""
+        self.flush()
         if not distributed.is_main() or not self._folder.exists(METRICS):
             return
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
         self._folder.write(METRICS, "".join(kept).encode())
 
     def close(self) -> None:
-        """Flush W&B."""
+        """Flush everything."""
+        self.flush()
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None

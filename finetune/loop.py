@@ -52,7 +52,8 @@ def train_full(
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
     tracker.start_section(folder, contender.name)
-    with termination.heeding(), Checkpoints(folder, config.checkpoint) as checkpoints:
+    saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
+    with termination.heeding(), saved as checkpoints:
         best = _take_steps(
             training, FullBatches(cohort, views, config), title, card, cohort, config, tracker, checkpoints
         )

@@ -49,7 +49,8 @@ def run_stage(
     # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
     module, begun = build_module(config, number, previous)
     training = Training(config, number, module, total_steps)
-    with termination.heeding(), Checkpoints(folder, config.checkpoint) as checkpoints:
+    saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
+    with termination.heeding(), saved as checkpoints:
         _take_steps(config, number, folder, dataset, samples, training, tracker, checkpoints)
 
     # Encoder for the next stage and for everybody else
@@ -102,12 +103,11 @@ def _take_steps(
         scores = watch.after_step(done, output)
         if leaves:
             saving.leave(done)
-        if done == total_steps:
-            not_finite.end()
         if saving.due(done, scores):
             with watch.timing("checkpoint"):
                 saving.save(done, scores)
     saving.wait()
+    not_finite.end()  # also of a stage that was told to leave at its last step, and has none to take any more
 
 
 def _lineage(

@@ -91,17 +91,22 @@ class NotFinite:
             )
 
     def _meet(self, step: int) -> None:
-        keys = self._keys_of(step)
+        keys, problem = self._keys_of(step), None
         if distributed.is_main():
-            before = self._folder.read_json(RECORD) if self._folder.exists(RECORD) else {}
-            self._folder.write_json(RECORD, {**before, str(step + 1): keys})
+            try:
+                before = self._folder.read_json(RECORD) if self._folder.exists(RECORD) else {}
+                self._folder.write_json(RECORD, {**before, str(step + 1): keys})
+            except OSError as error:
+                problem = error
         what = (
             f"the loss or its gradient is not finite at step {step + 1}, so that step was not taken and the weights "
-            f"are unharmed; the keys of its batch ({', '.join(keys[:3])}, …) are in {self._folder / RECORD}"
+            "are unharmed"
         )
-        self._tracker.alarm(step + 1, "not finite", what)
-        distributed.barrier()  # a rank that raises ends the others, so not before rank 0 has written
+        where = f"; the keys of its batch ({', '.join(keys[:3])}, …) are in {self._folder / RECORD}"
+        self._tracker.alarm(step + 1, "not finite", what, where)
+        distributed.stop_together(problem)  # a rank that raises ends the others, so not before rank 0 has written
+        told = f"{self._name}: {what}{where}"
         if self._policy == "stop":
-            raise InputError(f"{self._name}: {what}; {DIVERGED}, or leave such batches out: compute.on_nonfinite=skip")
+            raise InputError(f"{told}; {DIVERGED}, or leave such batches out: compute.on_nonfinite=skip")
         if self._counts["in_a_row"] >= MOST_IN_A_ROW:
-            raise InputError(f"{self._name}: {what}; nor were the {MOST_IN_A_ROW - 1} before it; {DIVERGED}")
+            raise InputError(f"{told}; nor were the {MOST_IN_A_ROW - 1} before it; {DIVERGED}")

@@ -1,4 +1,4 @@
-"""A folder whose writing calls fail, block or kill when a test says so. It is real storage otherwise."""
+"""A folder whose calls fail, block, lie or kill when a test says so. It is real storage otherwise."""
 
 import errno
 import os
@@ -66,6 +66,37 @@ class FaultyFolder(Folder):
     def remove(self, name: str = "") -> None:
         self._script.call()
         super().remove(name)
+
+
+class UnreliableFolder(Folder):
+    """A folder that asks a script before each call that reads or looks; what a whole read gives it may `alter`."""
+
+    def __init__(self, location: str, script: Script, alter: Callable[[bytes], bytes] = bytes) -> None:
+        super().__init__(location)
+        self._script, self._alter = script, alter
+
+    def __truediv__(self, name: str) -> "UnreliableFolder":
+        return UnreliableFolder(f"{self.location}/{name}", self._script, self._alter)
+
+    def _exists(self, name: str) -> bool:
+        self._script.call()
+        return super()._exists(name)
+
+    def _size(self, name: str) -> int:
+        self._script.call()
+        return super()._size(name)
+
+    def _names(self) -> list[str]:
+        self._script.call()
+        return super()._names()
+
+    def _open(self, name: str) -> BinaryIO:
+        self._script.call()
+        return super()._open(name)
+
+    def _read(self, name: str) -> bytes:
+        self._script.call()
+        return self._alter(super()._read(name))
 
 
 class _FaultyFile:

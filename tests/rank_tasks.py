@@ -1,5 +1,6 @@
 """What the tests run on one process and on two gloo processes alike."""
 
+import errno
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusters import distributed, termination, tracking
+from clusters import distributed, storage, termination, tracking
 from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
@@ -32,6 +33,7 @@ from pretrain.monitor import probe
 from pretrain.run import train
 from pretrain.training import Training
 from tests.elastic_tasks import recorded as recorded
+from tests.faulty_storage import Script, UnreliableFolder, fails
 from tests.small_steps import a_step_that_one_rank_spoils as a_step_that_one_rank_spoils
 from tests.small_steps import gradients, share
 from tests.small_steps import how_gradients_are_averaged as how_gradients_are_averaged
@@ -239,6 +241,33 @@ def agree_on_a_checkpoint(location: str) -> tuple[int, float]:
         tracking.say_into(None)
     assert restored is not None
     return restored.step, float(restored.state["weight"].max())
+
+
+def restore_where_storage_fails(values: dict[str, Any]) -> tuple[str, Any]:
+    """What each rank restores, or is told, where one rank's reads go wrong.
+
+    `values["how"]`: one of its bytes is flipped (`flipped`), or an error comes (`error`), each time or, if `times` is
+    given, so many times.
+    """
+    at, how = values["location"], values["how"]
+    script, times = Script(), values.get("times", 1 << 30)
+    folder: Folder = UnreliableFolder(at, script, flipped if how == "flipped" else bytes)
+    checkpoints = Checkpoints(folder if distributed.rank() == values["rank"] else Folder(at), CheckpointConfig())
+    if how == "error":
+        script.at(lambda call: call <= times, fails(errno.EIO))
+    waits, storage.RETRY_AFTER_S = storage.RETRY_AFTER_S, (0.0, 0.0, 0.0)
+    try:
+        restored = checkpoints.restore()
+        assert restored is not None
+        return "restored", (restored.step, float(restored.state["weight"].max()))
+    except (InputError, OSError) as error:
+        return type(error).__name__, str(error)
+    finally:
+        storage.RETRY_AFTER_S = waits
+
+
+def flipped(content: bytes) -> bytes:
+    return content if b"{" in content[:2] else bytes([*content[:-1], content[-1] ^ 4])
 
 
 def save_past_an_obstacle(location: str) -> str:

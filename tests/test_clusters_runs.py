@@ -18,7 +18,7 @@ def stage(run: Folder, name: str, records: list[tuple[int, dict[str, float]]]) -
     tracker.start_section(run / name, name)
     for step, metrics in records:
         tracker.log(step, metrics)
-    checkpoints = Checkpoints(run / name, CheckpointConfig())
+    checkpoints = Checkpoints(run / name, CheckpointConfig(), tracker.flush)
     checkpoints.save(records[-1][0], {"step": records[-1][0]})
     checkpoints.wait()
     return tracker, checkpoints
@@ -40,6 +40,7 @@ def test_each_run_stands_in_a_line(root: Folder) -> None:
     tracker, _ = stage(going, "2-micle", [(7, {"loss": 3.25}), (8, {"loss": float("nan")})])
     (going / "2-micle").write_json("config.json", {"identity": {"stage": {"steps": 90}}})
     tracker.alarm(8, "divergence", "the loss is not finite")
+    tracker.flush()
     (going / "2-micle/checkpoints").write("damaged-step-000000007-attempt-1/state.json", b"{}")
     root.write_json("ham/finetune/results.json", {})
     root.write_json("ham/finetune/wandb/run/files/results.json", {})  # nothing that W&B keeps is a run

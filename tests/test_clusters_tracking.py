@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from wandb.proto import wandb_internal_pb2
 
 from clusters.privacy import OFFLINE as OFFLINE_VARIABLES
@@ -26,6 +27,7 @@ from clusters.tracking import (
 )
 from clusters.wandb_run import Made
 from pretrain.config import PretrainConfig
+from pretrain.nonfinite import NotFinite
 
 OFFLINE = TrackingConfig(wandb="offline", project="manyview-tests")
 OFF = TrackingConfig(wandb="disabled", every_s=0.001)
@@ -161,6 +163,36 @@ def test_lineage_is_told_by_references_of_which_nothing_is_copied(
     assert kept.stat().st_size < 19_000
     assert (str(tmp_path).encode() in kept.read_bytes()) == (privacy == "normal")
     assert "WARNING" not in capfd.readouterr().err, "W&B speaks of what it cannot open, and nobody asked"
+
+
+@pytest.mark.parametrize("privacy", ["normal", "strict"])
+def test_wandb_is_told_of_a_broken_step_and_of_no_case_and_no_place(
+    tmp_path: Path, privacy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in OFFLINE_VARIABLES.items():  # which strict sets, and this test takes back
+        monkeypatch.setenv(name, value)
+    umask, run = os.umask(0o022), Folder(tmp_path / "mrs-example")
+    try:
+        tracker = Tracker(run, TrackingConfig(wandb="offline", privacy=privacy), "demo", {}, "pretraining")
+        tracker.start_section(run / "1-simclr", "1-simclr")
+        watch = NotFinite("1-simclr", "skip", run / "1-simclr", tracker, lambda _: ["case-of-jane", "case-of-john"])
+        watch.add(0, torch.tensor(0.0))
+        watch.check()
+        tracker.close()
+    finally:
+        os.umask(umask)
+    wait_until_written(tmp_path / "mrs-example")
+    (alert,) = records(tmp_path / "mrs-example", "alert")
+    assert alert.title == "1-simclr: not finite"
+    assert alert.text == "step 1" if privacy == "strict" else alert.text.startswith("step 1: the loss or its gradient")
+    (kept,) = (tmp_path / "mrs-example").glob("wandb/offline-run-*/*.wandb")
+    for private in ("case-of", "mrs-example"):
+        assert private not in alert.text
+        assert privacy == "normal" or private.encode() not in kept.read_bytes()
+    assert b"case-of" not in kept.read_bytes()
+    assert "(case-of-jane, case-of-john, …)" in capsys.readouterr().out
+    assert "case-of" not in (tmp_path / "mrs-example/1-simclr/metrics.jsonl").read_text()
+    assert run.read_json("1-simclr/not-finite.json") == {"1": ["case-of-jane", "case-of-john"]}
 
 
 def test_runs_that_differ_in_data_and_seed_alone_are_of_one_recipe() -> None:

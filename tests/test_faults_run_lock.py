@@ -1,5 +1,6 @@
 """A run folder has one run at a time, and a lock never outlives its holder."""
 
+import errno
 import fcntl
 import importlib
 import json
@@ -57,6 +58,26 @@ def test_a_command_of_fine_tuning_leaves_a_folder_at_work_alone(
         with pytest.raises(InputError, match="another run is at work in this folder"):
             importlib.import_module(COMMANDS[command]).run(words[command])
         assert [path.name for path in written.iterdir()] == [LOCK]
+
+
+def test_another_user_s_lock_is_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder in which both may write, with a lock that only its owner may: refused as the system does it."""
+    run, opened = Folder(tmp_path), os.open
+
+    def refusing(path: Any, flags: int, *mode: Any, **more: Any) -> int:
+        if str(path).endswith(LOCK) and flags & os.O_RDWR and (tmp_path / LOCK).exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *mode, **more)
+
+    with run_lock(run):
+        monkeypatch.setattr(os, "open", refusing)
+        with pytest.raises(InputError, match=rf"another run is at work in this folder \(process {os.getpid()}"):
+            run_lock(run).__enter__()
+    (tmp_path / LOCK).write_text('{"process": 1, "host": "of another who was killed"}')
+    with run_lock(run):
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+        with pytest.raises(InputError, match=f"process {os.getpid()}"):
+            run_lock(run).__enter__()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, None])

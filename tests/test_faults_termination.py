@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from clusters import leaving, termination
@@ -19,6 +20,7 @@ from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
+from pretrain.training import Training
 from tests.fault_runs import ROOT, assert_same_state, last_state, recipe, wait_for
 
 
@@ -89,6 +91,30 @@ def test_two_ranks_leave_after_the_same_step_where_one_is_told(
     values["tracking"]["every_steps"] = 4
     assert ranks.run("told_to_leave", values) == [143, 143]
     assert last_state(tmp_path / "run").step == 4, "the first step at which ranks look together"
+
+
+def test_told_to_leave_at_its_last_step_a_stage_of_which_most_was_left_out_still_hands_nothing_on(
+    synthetic_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to do when it is started again, and it must know what was done."""
+    values = recipe(synthetic_dataset, tmp_path / "run", num_workers=0, steps=4, compute={"on_nonfinite": "skip"})
+    step_of = Training.step
+
+    def step(training: Training, number: int, views: torch.Tensor, *groups: torch.Tensor) -> Any:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of(training, number, views * (1.0 if number == 1 else torch.nan), *groups)
+
+    with monkeypatch.context() as at_first:
+        at_first.setattr(termination, "_notice", None)
+        at_first.setattr(Training, "step", step)
+        with pytest.raises(termination.Stopped):
+            ended(values)
+    assert last_state(tmp_path / "run").step == 4
+    for _ in range(2):
+        with pytest.raises(InputError, match="3 of 4 steps were not finite and left out"):
+            ended(values)
+    assert not (tmp_path / "run/1-simclr/encoder").exists()
 
 
 def test_outside_of_training_sigterm_does_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
