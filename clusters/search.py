@@ -5,7 +5,6 @@ a kill, with the configs that have left no result, goes on where it was.
 """
 
 import functools
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from clusters import distributed, tracking
 from clusters.config import Config, InputError
-from clusters.launch import QUIET_RAY, ClusterConfig, check_resources, connect
+from clusters.launch import ClusterConfig, address_of, check_resources, connect, set_environment
 from clusters.storage import Folder
 
 C = TypeVar("C", bound=Config)
@@ -25,7 +24,7 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     if cluster.num_workers == 0:
         yield
         return
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_RAY.items()})
+    set_environment(local=address_of(cluster) == "local")
     import ray
 
     if ray.is_initialized():

@@ -134,8 +134,21 @@ def test_a_token_is_its_owner_s_alone_also_where_only_this_machine_reaches_the_r
     assert capsys.readouterr().err == ""
 
 
-def test_a_machine_on_a_network_without_a_way_out_is_reached_all_the_same() -> None:
-    """In a network namespace of its own, with two addresses, of which one is listened on, and no route elsewhere."""
+def isolated(script: str, tmp_path: Path) -> str:
+    """What a script prints on a machine with a network of its own: its name is 10.9.8.7, which is also 10.9.8.8."""
+    (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n10.9.8.7 {socket.gethostname()}\n")
+    network = """ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 10.9.8.7/24 dev v0 &&
+        ip addr add 10.9.8.8/24 dev v0 && ip link set v0 up && ip link set v1 up && mount --bind "$0" /etc/hosts"""
+    enter = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c", f'{network} && exec "$@"']
+    enter.append(str(tmp_path / "hosts"))
+    if not shutil.which("unshare") or subprocess.run([*enter, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    done = subprocess.run([*enter, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_machine_on_a_network_without_a_way_out_is_reached_all_the_same(tmp_path: Path) -> None:
     script = """
 import os, socket
 from clusters import security
@@ -149,13 +162,29 @@ with socket.create_server(("127.0.0.1", 0)) as listener:
     except InputError as error:
         print(error)
 """
-    isolated = "ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 10.9.8.7/24 dev v0"
-    isolated += " && ip addr add 10.9.8.8/24 dev v0 && ip link set v0 up && ip link set v1 up"
-    enter = ["unshare", "--map-root-user", "--net", "sh", "-c", f'{isolated} && exec "$0" "$@"']
-    if not shutil.which("unshare") or subprocess.run([*enter, "true"], capture_output=True).returncode:
-        pytest.skip("no network namespaces here")
-    done = subprocess.run([*enter, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "can be reached by others" in done.stdout
+    assert "can be reached by others" in isolated(script, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loopback interface has that name on Linux")
+def test_collectives_beside_a_local_ray_listen_on_this_machine_alone(tmp_path: Path) -> None:
+    """Two processes: a group as gloo makes it by itself, and one in the environment of a local Ray."""
+    script = f"""
+import os, psutil
+import torch.distributed as dist
+from clusters.launch import set_environment
+def addresses():
+    return {{one.laddr.ip for one in psutil.Process().net_connections() if one.status == "LISTEN"}}
+os.environ.pop("GLOO_SOCKET_IFNAME", None)
+rank = 0 if os.fork() else 1
+dist.init_process_group("gloo", "file://{tmp_path}/store", rank=rank, world_size=2)
+by_itself = addresses()
+set_environment(local=True)
+dist.barrier(dist.new_group([0, 1]))
+if rank == 0:
+    print(by_itself, addresses() - by_itself)
+dist.barrier()
+"""
+    assert isolated(script, tmp_path) == "{'10.9.8.7'} {'127.0.0.1'}\n"
 
 
 @pytest.mark.parametrize("cluster", [OPEN], indirect=True)
