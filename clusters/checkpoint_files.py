@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -112,9 +113,14 @@ def verify(folder: Folder, step: int) -> str | None:
 
 
 def read(folder: Folder) -> Any:
-    """The state of a verified checkpoint, its tensors on the CPU."""
-    structure = json.loads(folder.read(STRUCTURE))
-    return attach(structure["state"], safetensors.torch.load(folder.read(TENSORS)))
+    """The state of a verified checkpoint, its tensors on the CPU. Raises InputError where it is none of ours."""
+    try:
+        structure = json.loads(folder.read(STRUCTURE))
+        return attach(structure["state"], safetensors.torch.load(folder.read(TENSORS)))
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{folder}: its hashes hold, and it is no checkpoint of Manyview ({type(error).__name__}); remove it"
+        ) from None
 
 
 def _problem(folder: Folder, name: str, size: int, sha256: str) -> str | None:
