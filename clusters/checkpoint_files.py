@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -115,10 +116,15 @@ def verify(folder: Folder, step: int) -> str | None:
 def read(folder: Folder, manifest: dict[str, Any]) -> Any:
     """The state of a checkpoint, its tensors on the CPU, from bytes that are those of its MANIFEST.
 
-    Raises OSError where storage fails or gives other bytes.
+    Raises OSError where storage fails or gives other bytes, InputError where it is none of ours.
     """
-    structure = json.loads(_read_whole(folder, STRUCTURE, manifest))
-    return attach(structure["state"], safetensors.torch.load(_read_whole(folder, TENSORS, manifest)))
+    try:
+        structure = json.loads(_read_whole(folder, STRUCTURE, manifest))
+        return attach(structure["state"], safetensors.torch.load(_read_whole(folder, TENSORS, manifest)))
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{folder}: its hashes hold, and it is no checkpoint of Manyview ({type(error).__name__}); remove it"
+        ) from None
 
 
 def _read_whole(folder: Folder, name: str, manifest: dict[str, Any]) -> bytes:

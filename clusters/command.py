@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 
 from pydantic.fields import FieldInfo
 
+from clusters import security
 from clusters.config import Config, InputError, config_classes, short
 
 
 def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]) -> None:
-    """Run a command line: help on request, one clear line and exit code 2 on bad input."""
+    """Run a command line: help on request, one clear line and exit code 2 on bad input.
+
+    As a job on a Ray that strangers can use nothing is run (`clusters.security`).
+    """
     try:
         if not argv or argv[0] in ("--help", "-h", "help") or "--help" in argv:
             print(help_text(), flush=True)
             sys.exit(0 if argv else 2)
+        security.guard_job()
         command(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

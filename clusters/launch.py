@@ -9,6 +9,7 @@ and never decides what is valid: the function finds its own state in the run fol
 
 import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def launch(
     """
     if cluster.num_workers == 0:
         return function(config)
-    set_environment(local=(cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local")
+    set_environment(local=address_of(cluster) == "local")
     import ray
 
     started_here = not ray.is_initialized()
@@ -88,9 +89,19 @@ def launch(
             ray.shutdown()
 
 
+def address_of(cluster: ClusterConfig) -> str:
+    """Where the Ray is that a run uses; `local`: one that is started here.
+
+    Without that word Ray would go looking for whatever cluster was started last on this machine.
+    """
+    return cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
 def set_environment(local: bool) -> None:
     """Set what a Ray that is used, and one that is started here, reads; what a person has set stays as it is."""
-    for name, value in {**QUIET_RAY, **(LEAN_RAY if local else {})}.items():
+    # A worker's gloo would listen on whatever address this machine's name stands for.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    for name, value in {**QUIET_RAY, **({**LEAN_RAY, **loopback} if local else {})}.items():
         os.environ.setdefault(name, value)
 
 
@@ -111,8 +122,7 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
 
     import ray
 
-    # Without "local", Ray would go looking for whatever cluster was started last on this machine.
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(cluster)
     where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
     security.guard(address)
     print(f"starting on {where} with {cluster.said} workers …", flush=True)

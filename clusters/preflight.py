@@ -7,8 +7,10 @@ import math
 import platform
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from clusters.config import InputError
 from clusters.storage import Folder
 
+TAR_BLOCK = 512
 PACKAGES = ("torch", "torchvision", "timm", "ray", "numpy", "safetensors", "pyarrow")
 """Whose versions decide what a step computes, or whether processes understand each other."""
 
@@ -26,10 +29,28 @@ TIMEOUT_S = 180.0
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of every node: datasets to read, and bytes of room for checkpoints beside the run folder."""
+    """What a run asks of every node: datasets to read, and room for its checkpoints.
+
+    `states`: bytes of a state of each part that is trained (a stage, a trial), of which `num_kept` checkpoints stay;
+    `every_h`: one more, of those that stay for every so many hours, since nobody knows how long a run will take;
+    `at_once`: how many are written at the same time, before the oldest go.
+    """
 
     datasets: Sequence[str] = ()
-    checkpoint_bytes: int = 0
+    states: Sequence[int] = ()
+    num_kept: int = 0
+    every_h: float | None = None
+    at_once: int = 1
+
+    @property
+    def written_bytes(self) -> int:
+        """What is written at the same time: for a URL it is collected in the temporary folder first."""
+        return self.at_once * max(self.states, default=0)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What stays, on the run folder's disk."""
+        return (self.num_kept + (self.every_h is not None)) * sum(self.states)
 
 
 NOTHING = Needs()
@@ -37,12 +58,18 @@ NOTHING = Needs()
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node found: problems as sentences, versions by package, free bytes where the run folder is local."""
+    """What one node found: problems as sentences, versions by package, free bytes.
+
+    Of the run folder's disk and what its checkpoints take there already, None for a URL; for a URL, of the temporary
+    folder's.
+    """
 
     host: str
     problems: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     free_bytes: int | None = None
+    checkpoint_bytes: int = 0
+    temporary_bytes: int | None = None
 
 
 def check_nodes(
@@ -66,7 +93,14 @@ def check_nodes(
     here = look(run, needs.datasets)
     own = ray.get_runtime_context().get_node_id()
     others = {title: node["NodeID"] for title, (node, count) in places.items() if count and node["NodeID"] != own}
-    judge(here, list(_reports(others, run, needs.datasets, timeout_s)), needs.checkpoint_bytes)
+    judge(here, list(_reports(others, run, needs.datasets, timeout_s)), needs)
+    if needs.every_h and here.free_bytes is not None:
+        each = max(needs.states) / 1e9
+        print(
+            f"checkpoint.keep_every_h: there is room for one such checkpoint of {each:.3g} GB; whether for those that "
+            f"follow, one every {needs.every_h:g} h, was not looked at",
+            flush=True,
+        )
     free = ray.available_resources()
     if _places(free, worker) < num_workers:
         there = ", ".join(f"{free.get(name, 0):g} {name}" for name, amount in worker.items() if amount)
@@ -114,25 +148,22 @@ def _places(resources: Mapping[str, float], worker: Mapping[str, float]) -> int:
 
 
 def look(run: str, datasets: Sequence[str]) -> NodeReport:
-    """Write to, read from and tidy the run folder, read each dataset's manifest, and tell versions and free space."""
+    """Write to, read from and tidy the run folder, read of each dataset, and tell versions and free space."""
     problems = [problem for problem in [_unwritable(run), *map(_unreadable, datasets)] if problem]
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    return NodeReport(socket.gethostname(), problems, versions, _free_bytes(Folder(run)))
+    path = Folder(run).path
+    if path is None:
+        temporary = shutil.disk_usage(tempfile.gettempdir()).free
+        return NodeReport(socket.gethostname(), problems, versions, temporary_bytes=temporary)
+    return NodeReport(socket.gethostname(), problems, versions, _free_bytes(path), _checkpoint_bytes(path))
 
 
-def judge(here: NodeReport, nodes: Sequence[NodeReport], needed_bytes: int) -> None:
-    """Raise InputError for the first node on which the run would fail, or would compute something else.
-
-    `needed_bytes`: what checkpoints take at most, as the function of that name has it.
-    """
+def judge(here: NodeReport, nodes: Sequence[NodeReport], needs: Needs) -> None:
+    """Raise InputError for the first node on which the run would fail, or would compute something else."""
     for node in [here, *nodes]:
         if node.problems:
             raise InputError(f"on {node.host}: {node.problems[0]}")
-        if node.free_bytes is not None and node.free_bytes < needed_bytes:
-            raise InputError(
-                f"on {node.host}: the run folder's disk has {node.free_bytes / 1e9:.3g} GB free and checkpoints take "
-                f"{needed_bytes / 1e9:.3g} GB; free some, lower checkpoint.keep or give another run="
-            )
+        _judge_disk(node, needs)
         for name, version in here.versions.items():
             if node.versions.get(name) != version:
                 raise InputError(
@@ -141,9 +172,21 @@ def judge(here: NodeReport, nodes: Sequence[NodeReport], needed_bytes: int) -> N
                 )
 
 
-def needed_bytes(state_bytes: int, keep: int) -> int:
-    """Free space that checkpoints of a state ask for: those kept and the one that is written before the oldest goes."""
-    return state_bytes * (keep + 1)
+def _judge_disk(node: NodeReport, needs: Needs) -> None:
+    """What a run has left when it was stopped counts as room, as far as it is part of what the run keeps."""
+    there, needed = min(node.checkpoint_bytes, needs.kept_bytes), needs.kept_bytes + needs.written_bytes
+    if node.free_bytes is not None and node.free_bytes + there < needed:
+        beside = f" beside {there / 1e9:.3g} GB of checkpoints" if there else ""
+        raise InputError(
+            f"on {node.host}: the run folder's disk has {node.free_bytes / 1e9:.3g} GB free{beside} and checkpoints "
+            f"take {needed / 1e9:.3g} GB; free some, lower checkpoint.keep or give another run="
+        )
+    if node.temporary_bytes is not None and node.temporary_bytes < needs.written_bytes:
+        raise InputError(
+            f"on {node.host}: the temporary folder's disk has {node.temporary_bytes / 1e9:.3g} GB free, and what goes "
+            f"to a URL is collected there, {needs.written_bytes / 1e9:.3g} GB for a checkpoint; free some, or set "
+            "TMPDIR to a larger disk"
+        )
 
 
 def _unwritable(location: str) -> str | None:
@@ -162,11 +205,18 @@ def _unwritable(location: str) -> str | None:
 
 
 def _unreadable(location: str) -> str | None:
+    """Why a dataset cannot be read: its manifest, or the first bytes of its first shard."""
+    place = location
     try:
-        Folder(location).read_json("manifest.json")
-    except (OSError, ValueError) as error:
+        folder = Folder(location)
+        shards = sorted(name for name in folder.read_json("manifest.json").get("files", {}) if name.endswith(".tar"))
+        for name in shards[:1]:
+            place = folder.file(name)
+            if len(folder.read_range(name, 0, TAR_BLOCK)) < TAR_BLOCK:
+                raise ValueError("cut off")
+    except (OSError, ValueError, AttributeError) as error:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        return f"the dataset {location} cannot be read ({told}); it must be on storage that every node may read"
+        return f"the dataset {place} cannot be read ({told}); it must be on storage that every node may read"
     return None
 
 
@@ -177,8 +227,14 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def _free_bytes(run: Folder) -> int | None:
-    if run.path is None:
-        return None
-    there = next(path for path in [run.path, *run.path.parents, Path("/")] if path.exists())
+def _free_bytes(run: Path) -> int:
+    there = next(path for path in [run, *run.parents, Path("/")] if path.exists())
     return shutil.disk_usage(there).free
+
+
+def _checkpoint_bytes(run: Path) -> int:
+    total = 0
+    for path in run.glob("**/checkpoints/step-*/*"):
+        with suppress(OSError):  # an old run may still be tidying
+            total += path.stat().st_size
+    return total

@@ -1,5 +1,6 @@
 """Work by numbered parts on a Ray cluster by Ray Data: each actor makes ready once what all of its parts need."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -62,6 +63,7 @@ def _rows(
     context.enable_progress_bars = False
     context.max_consecutive_actor_init_deaths = RETRIES
     # One block a part: each is done, told and, should its actor die, done again by itself.
+    before = threading.enumerate()
     items = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
     done = items.map_batches(
         _Actor,  # type: ignore[arg-type]
@@ -75,7 +77,7 @@ def _rows(
     try:
         yield from done.iter_rows()
     finally:
-        _wait_for_executors()
+        _wait_for_executors(before)
 
 
 def _retries() -> dict[str, Any]:
@@ -83,11 +85,21 @@ def _retries() -> dict[str, Any]:
     return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
-def _wait_for_executors() -> None:
-    """Ray Data waits 2 s for its threads and leaves them; one that still works when Ray is shut down crashes us."""
+def _wait_for_executors(before: Sequence[threading.Thread], timeout_s: float = EXECUTOR_S) -> None:
+    """Ray Data waits 2 s for its threads and leaves them; one that still works when Ray is shut down crashes us.
+
+    Those that were there `before` belong to others. One that stays longer than `timeout_s` is said.
+    """
     for thread in threading.enumerate():
-        if thread.name.startswith("StreamingExecutor"):
-            thread.join(EXECUTOR_S)
+        if thread.name.startswith("StreamingExecutor") and thread not in before:
+            thread.join(timeout_s)
+            if thread.is_alive():
+                print(
+                    f"a thread of Ray Data ({thread.name}) still works after {timeout_s:g} s; this process may crash "
+                    "when Ray is shut down; then the same command goes on from what is done",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 class _Actor:

@@ -5,15 +5,15 @@ a kill, with the configs that have left no result, goes on where it was.
 """
 
 import functools
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from clusters import distributed, tracking
+from clusters import distributed, preflight, tracking
 from clusters.config import Config, InputError
-from clusters.launch import ClusterConfig, check_resources, connect, set_environment
+from clusters.launch import ClusterConfig, address_of, check_resources, connect, set_environment
+from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 
 C = TypeVar("C", bound=Config)
@@ -25,7 +25,7 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     if cluster.num_workers == 0:
         yield
         return
-    set_environment(local=(cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local")
+    set_environment(local=address_of(cluster) == "local")
     import ray
 
     if ray.is_initialized():
@@ -38,11 +38,14 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
         ray.shutdown()
 
 
-def run_trials(function: Callable[[C], Any], configs: Sequence[C], cluster: ClusterConfig, run: Folder) -> None:
+def run_trials(
+    function: Callable[[C], Any], configs: Sequence[C], cluster: ClusterConfig, run: Folder, needs: Needs = NOTHING
+) -> None:
     """`function(config)` for each config, `cluster.num_workers` at a time, each in a process of its own.
 
     `function` stands at the top level of a module. A process that dies is started again `cluster.max_failures` times.
-    Raises RuntimeError with the last line of what a trial has raised, once the others are done.
+    Raises InputError where a node lacks what all of them `need`, and RuntimeError with the last line of what a trial
+    has raised, once the others are done.
     """
     if cluster.num_workers == 0:
         for config in configs:
@@ -52,6 +55,8 @@ def run_trials(function: Callable[[C], Any], configs: Sequence[C], cluster: Clus
         return
     with one_ray(cluster, run):
         use_gpu = check_resources(cluster)
+        worker = {"CPU": cluster.cpus_per_worker, "GPU": float(use_gpu)}
+        preflight.check_nodes(run.location, needs, worker, cluster.sizes[0])
         follower = tracking.LogFollower(run) if run.path is not None else None
         try:
             _tune(function, configs, cluster, run, use_gpu)

@@ -24,18 +24,28 @@ _staying = False
 def guard(address: str) -> None:
     """Call before Ray is started (`local`) or joined at an address.
 
-    A Ray that is started here listens on 127.0.0.1 alone. One that others can reach must ask for a token: raises
-    InputError where this side has none, where others can read it, or where the cluster answers without one.
+    A Ray that is started here listens on 127.0.0.1 alone, and asks for a token unless RAY_AUTH_MODE=disabled says
+    otherwise. One that others can reach must ask for a token: raises InputError where this side has none, or where the
+    cluster answers without one; and, wherever there is one, where others can read it. What only users of this machine
+    can use without a token is said.
     """
     if address == "local":
         _stay_on_this_machine(True)
+        if not _mode():  # set to nothing, it would keep Ray from turning tokens on
+            os.environ.pop("RAY_AUTH_MODE", None)
         prepare_token()
+        if _mode() == "disabled":
+            _tell_of_users("the Ray that is started here")
         return
     _stay_on_this_machine(False)
     host, port = split_address(address)
     if not port and address != "auto" and "://" not in address:
         return  # no address that Ray takes, as it will say
     if _is_loopback(host) and not _others_reach(port):
+        if _mode() == "token":
+            _check_token(address)
+        if port and _answers_without_token(host, port):
+            _tell_of_users(f"the Ray at {address}")
         return
     _check_token(address)
     if port and _answers_without_token(host, port):
@@ -45,6 +55,16 @@ def guard(address: str) -> None:
         )
 
 
+def guard_job() -> None:
+    """Call at the start of a command: within a job that was submitted to a Ray, `guard` against that Ray.
+
+    Also where the work itself asks for no Ray: whoever reaches its head can read and change what the job does.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        guard(address)
+
+
 def token_path() -> Path:
     """Where Ray reads the token from, unless RAY_AUTH_TOKEN holds it."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -52,7 +72,7 @@ def token_path() -> Path:
 
 def prepare_token() -> None:
     """Make the token file of a local Ray readable by its owner alone; Ray itself would leave it to the umask."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+    if _mode() not in ("", "token") or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_path()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +91,22 @@ def split_address(address: str) -> tuple[str, int]:
     return (host.strip("[]"), int(port)) if host and port.isdigit() else (bare.strip("[]"), 0)
 
 
+def _mode() -> str:
+    return os.environ.get("RAY_AUTH_MODE", "").lower()
+
+
+def _tell_of_users(what: str) -> None:
+    print(
+        f"{what} asks for no token: every user of this machine can run code as you; set RAY_AUTH_MODE=token, unless "
+        "you are the only one",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 def _check_token(address: str) -> None:
     mode = os.environ.get("RAY_AUTH_MODE", "")
-    if mode.lower() != "token":
+    if _mode() != "token":
         hint = nearest(mode, ["token"]) if mode else ""
         raise InputError(
             f"the Ray at {address} can be reached by others and RAY_AUTH_MODE is '{mode}'{hint}; set "
@@ -100,15 +133,18 @@ def _is_loopback(host: str) -> bool:
 
 
 def _others_reach(port: int) -> bool:
-    """Whether what listens on a port of this machine does so on an address of it that others can reach, too."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # of a network for examples; a datagram socket sends nothing by this
-        except OSError:
-            return False  # no way out of this machine, and so none in
-        own = probe.getsockname()[0]
-    with suppress(OSError), socket.create_connection((own, port), timeout=PROBE_S):
-        return True
+    """Whether what listens on a port of this machine does so on an address of it that others can reach, too.
+
+    Every address of every interface is tried: a machine on a network of its own has no route to anywhere else.
+    """
+    import psutil
+
+    internet = (socket.AF_INET, socket.AF_INET6)
+    addresses = [one.address for found in psutil.net_if_addrs().values() for one in found if one.family in internet]
+    for address in addresses:
+        if not _is_loopback(address):
+            with suppress(OSError), socket.create_connection((address, port), timeout=PROBE_S):
+                return True
     return False
 
 

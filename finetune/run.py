@@ -8,7 +8,7 @@ import numpy as np
 from clusters import distributed
 from clusters.config import InputError, absolute
 from clusters.launch import launch
-from clusters.preflight import Needs, needed_bytes
+from clusters.preflight import Needs
 from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from data.dataset import open_dataset
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig) -> None:
     with run_lock(out, config.tracking.privacy):
         begin(out, identity, config.model_dump(mode="json"))
         started = time.time()
-        launch(work, config, config.cluster, out, sizes, _needs(config, entrants), heeds=config.head == "full")
+        launch(work, config, config.cluster, out, sizes, needs_of(config, entrants), heeds=config.head == "full")
         fitted = [_fit(entrant, cohort, config, out) for entrant in entrants]
         write_results(out, config, cohort, identity, fitted, warnings, started)
 
@@ -138,11 +138,15 @@ def _with_absolute_locations(config: FinetuneConfig) -> FinetuneConfig:
     return config.model_copy(update={**locations, "baselines": baselines, "features": features})
 
 
-def _needs(config: FinetuneConfig, entrants: list[Contender]) -> Needs:
-    """Of full training: its weights, the best ones, and the optimiser's two numbers for each."""
+def needs_of(config: FinetuneConfig, entrants: list[Contender], num_runs: int = 1) -> Needs:
+    """What so many runs ask of the nodes of a cluster, up to cluster.num_workers of several at a time.
+
+    Of each full training a state is its weights, the best ones, and the optimiser's two numbers for each.
+    """
     trained = [entrant for entrant in entrants if entrant.kind == "encoder" and config.head == "full"]
-    largest = max((encoder_folder(entrant.location).size(WEIGHTS) for entrant in trained), default=0)
-    return Needs([config.data], needed_bytes(4 * largest, config.checkpoint.keep))
+    states = [4 * encoder_folder(entrant.location).size(WEIGHTS) for entrant in trained] * num_runs
+    at_once = min(num_runs, config.cluster.sizes[-1])
+    return Needs([config.data], states, config.checkpoint.keep, config.checkpoint.keep_every_h, at_once)
 
 
 def _possible_workers(config: FinetuneConfig) -> list[int]:

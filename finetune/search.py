@@ -28,7 +28,7 @@ from finetune.config import FinetuneConfig, SgdConfig, Strength
 from finetune.contenders import contenders
 from finetune.lineage import tracker_of
 from finetune.results import LEDGER
-from finetune.run import finetune, numbers_of, work
+from finetune.run import finetune, needs_of, numbers_of, work
 from finetune.search_page import score_of, search_page, summary
 
 RESULTS, PAGE, TRIAL = "search.json", "search.html", "trial.json"
@@ -129,12 +129,13 @@ def search(config: SearchConfig) -> None:
         claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
 
         with one_ray(config.cluster, out):
-            rows = _trials(config, out)
+            needs = needs_of(config, [entrant], len(config.pairs()) + config.grid.seeds)
+            rows = _trials(config, out, needs)
             best = _best(rows)
             say(f"chosen: learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}, of {len(rows)} pairs")
             seeds = [config.seed + number for number in range(config.grid.seeds)]
             runs = [config.trial(best["lr"], best["weight_decay"], seed) for seed in seeds]
-            run_trials(finetune, runs, config.cluster, out)
+            run_trials(finetune, runs, config.cluster, out, needs)
 
         results = {
             "schema_version": SCHEMA_VERSION,
@@ -180,14 +181,14 @@ def train_trial(config: FinetuneConfig) -> None:
     out.write_json(TRIAL, found)
 
 
-def _trials(config: SearchConfig, out: Folder) -> list[Row]:
+def _trials(config: SearchConfig, out: Folder, needs: Needs) -> list[Row]:
     """Every pair with what it came to on validation."""
     trials = [config.trial(lr, decay, config.seed) for lr, decay in config.pairs()]
     missing = [trial for trial in trials if not Folder(trial.out).exists(TRIAL)]
     say(f"{len(trials)} pairs of learning rate and weight decay, {len(missing)} to train")
     if missing and config.head == "linear":
-        launch(work, config.model_copy(update={"baselines": []}), config.cluster, out, needs=Needs([config.data]))
-    run_trials(train_trial, missing, config.cluster, out)
+        launch(work, config.model_copy(update={"baselines": []}), config.cluster, out, needs=needs)
+    run_trials(train_trial, missing, config.cluster, out, needs)
     return [
         {"lr": lr, "weight_decay": decay, **Folder(trial.out).read_json(TRIAL)}
         for (lr, decay), trial in zip(config.pairs(), trials)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -119,7 +120,9 @@ def load_encoder(location: str, size_px: int | None = None) -> tuple[nn.Module, 
         return encoder, card
     folder = encoder_folder(location)
     head = head_of(card.projection)
-    load_weights(head, safetensors.torch.load(folder.read(PROJECTION)), folder.file(PROJECTION), "projection head")
+    load_weights(
+        head, _tensors(folder.read(PROJECTION), folder.file(PROJECTION)), folder.file(PROJECTION), "projection head"
+    )
     return _with_projection(encoder, head, card), card
 
 
@@ -130,7 +133,7 @@ def load_backbone(location: str, size_px: int | None = None) -> tuple[nn.Module,
     if fingerprint_of(content, folder.read(PROJECTION) if card.projection else b"") != card.fingerprint:
         raise InputError(f"{folder.file(WEIGHTS)}: altered since its export; copy it again from its run")
     model = create_encoder(card.config, card.size_px)
-    load_weights(model, safetensors.torch.load(content), folder.file(WEIGHTS), card.architecture)
+    load_weights(model, _tensors(content, folder.file(WEIGHTS)), folder.file(WEIGHTS), card.architecture)
     if size_px not in (None, card.size_px) and fixes_size(card.config):
         change_size(model, card.config, size_px)
     return model, card
@@ -187,6 +190,13 @@ def seen_in_file(folder: Folder, who: str, mend: str) -> Seen:
         patients={name: frozenset(n for n, scheme in patients if scheme in (name, None)) for name in ids},
         images=frozenset(number for kind, number in zip(kinds, hashes) if kind == "image"),
     )
+
+
+def _tensors(content: bytes, where: str) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{where}: no safetensors file ({error}); copy the encoder folder again") from None
 
 
 def _with_projection(encoder: nn.Module, head: nn.Module, card: EncoderCard) -> nn.Module:

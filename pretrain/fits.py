@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clusters import distributed
 from clusters.config import InputError
-from clusters.preflight import Needs, needed_bytes
+from clusters.preflight import Needs
 from clusters.tracking import say
 from pretrain.config import PretrainConfig
 from pretrain.footprint import Footprint, checkpoint_bytes, footprint, usable
@@ -12,11 +12,11 @@ from pretrain.workers import possible_workers
 
 
 def needs_of(config: PretrainConfig) -> Needs:
-    """What a run asks of the nodes of a cluster; the largest stage's checkpoints, since each stage keeps its own."""
+    """What a run asks of the nodes of a cluster; each stage keeps its own checkpoints, also when it is finished."""
     if config.cluster.num_workers == 0:
         return Needs()
-    largest = max(checkpoint_bytes(config, number) for number in range(len(config.stages)))
-    return Needs(config.locations, needed_bytes(largest, config.checkpoint.keep + config.checkpoint.keep_best))
+    states, keeps = [checkpoint_bytes(config, number) for number in range(len(config.stages))], config.checkpoint
+    return Needs(config.locations, states, keeps.keep + keeps.keep_best, keeps.keep_every_h)
 
 
 def check_memory(config: PretrainConfig, numbers: Sequence[int]) -> None:

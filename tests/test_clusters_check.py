@@ -1,17 +1,21 @@
 """Every recipe for a cluster is right, and one mistake planted in any of them is found, in its line, with its mend."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clusters.check import check, run
 from clusters.checks.secrets import secrets_in
 from clusters.config import InputError
+from clusters.workers import ClusterConfig
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "clusters"
+LIMITS = ("min_workers|minReplicas", "max_workers|maxReplicas")
 RECIPES = [
     "local.sh",
     "demo.sh",
@@ -51,6 +55,7 @@ PLANTED = [
         "install a",
     ),
     ("aws.yaml", "manyview:0.1.0", "manyview:latest", "is not pinned", "manyview:latest"),
+    ("aws.yaml", "      IamInstanceProfile: {Name: YOUR-HEAD-PROFILE}\n", "", "may write every bucket", "node_config:"),
     (
         "aws.yaml",
         "    GroupName: manyview",
@@ -138,6 +143,15 @@ def test_every_recipe_is_right_and_opens_with_its_commands(recipe: str) -> None:
     opening = [line for line in head.splitlines() if line.startswith("#")]
     for word in ("watch", "take down", "submit") if recipe != "Dockerfile" else ("build", "push", "take away"):
         assert any(word in line for line in opening), word
+
+
+@pytest.mark.parametrize("recipe", ["aws.yaml", "gcp.yaml", "kuberay/rayjob.yaml", "kuberay/raycluster.yaml"])
+def test_where_nodes_come_and_go_a_run_uses_those_there_are_without_limit(recipe: str) -> None:
+    text = (FOLDER / recipe).read_text()
+    words = dict(re.findall(r"cluster\.(\w+)=([^\s']+)", text))
+    cluster = ClusterConfig.model_validate({name: yaml.safe_load(value) for name, value in words.items()})
+    fewest, most = (int(re.findall(rf"(?:{name}): (\d+)", text)[-1]) for name in LIMITS)
+    assert (cluster.num_workers, cluster.max_failures) == ((fewest, most), -1)
 
 
 def test_no_recipe_is_forgotten() -> None:

@@ -50,13 +50,13 @@ def test_one_node_is_looked_at_from_here_without_a_task(
     nodes: dict[str, Any], synthetic_dataset: Dataset, tmp_path: Path
 ) -> None:
     run, cluster = str(tmp_path / "run"), ClusterConfig(num_workers=1, address=nodes["cluster"].address)
-    preflight.check_nodes(run, Needs([synthetic_dataset.location], 1000), ONE_CORE, 1)
+    preflight.check_nodes(run, Needs([synthetic_dataset.location], [1000]), ONE_CORE, 1)
     with pytest.raises(InputError, match=r"on \S+: the dataset /nothing cannot be read"):
         preflight.check_nodes(run, Needs(["/nothing"]), ONE_CORE, 1)
     with pytest.raises(InputError, match=r"on \S+: the dataset /nothing cannot be read"):
         launch(dict, cluster, cluster, Folder(run), needs=Needs(["/nothing"]))
     with pytest.raises(InputError, match=r"GB free and checkpoints take 1e\+09 GB"):
-        preflight.check_nodes(run, Needs([], 10**18), ONE_CORE, 1)
+        preflight.check_nodes(run, Needs([], [10**18]), ONE_CORE, 1)
 
 
 def test_workers_that_find_no_place_on_any_node_are_refused(nodes: dict[str, Any], tmp_path: Path) -> None:

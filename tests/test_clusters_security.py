@@ -1,8 +1,13 @@
 """Joining a Ray that others can reach: refused without a token, and where the cluster itself asks for none."""
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -11,6 +16,7 @@ import pytest
 from clusters import security
 from clusters.config import InputError
 
+ROOT = Path(__file__).parents[1]
 OPEN, GUARDED = "open", "guarded"
 
 
@@ -39,14 +45,21 @@ def own_address() -> str:
         return probe.getsockname()[0]
 
 
-@pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Something that answers as Ray does, on every address of this machine; its port."""
-    server = grpc.server(ThreadPoolExecutor(1), handlers=[ControlStore(request.param)])
-    port = server.add_insecure_port("0.0.0.0:0")
+@contextmanager
+def serving(kind: str, host: str) -> Iterator[int]:
+    """Something that answers as Ray does; its port."""
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[ControlStore(kind)])
+    port = server.add_insecure_port(f"{host}:0")
     server.start()
     yield port
     server.stop(None)
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
+    """It on every address of this machine; its port."""
+    with serving(request.param, "0.0.0.0") as port:
+        yield port
 
 
 @pytest.fixture
@@ -98,10 +111,94 @@ def test_a_cluster_that_answers_strangers_is_refused_whatever_we_have(cluster: i
         security.guard(f"{own_address()}:{cluster}")
 
 
-def test_what_only_this_machine_reaches_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_this_machine_reaches_may_be_open_which_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        security.guard(f"127.0.0.1:{listener.getsockname()[1]}")
+    with serving(OPEN, "127.0.0.1") as port:
+        security.guard(f"127.0.0.1:{port}")
+    assert f"127.0.0.1:{port} asks for no token: every user of this machine can run code" in capsys.readouterr().err
+    security.guard("local")
+    assert "started here asks for no token: every user of this machine can run code" in capsys.readouterr().err
+    security.guard("nowhere")  # and what is started next may be reached by its own address again
+
+
+def test_a_token_is_its_owner_s_alone_also_where_only_this_machine_reaches_the_ray(
+    token: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(GUARDED, "127.0.0.1") as port:
+        security.guard(f"127.0.0.1:{port}")
+        token.chmod(0o644)
+        with pytest.raises(InputError, match=r"others on this machine can read the token; chmod 600"):
+            security.guard(f"127.0.0.1:{port}")
+    assert capsys.readouterr().err == ""
+
+
+def isolated(script: str, tmp_path: Path) -> str:
+    """What a script prints on a machine with a network of its own: its name is 10.9.8.7, which is also 10.9.8.8."""
+    (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n10.9.8.7 {socket.gethostname()}\n")
+    network = """ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 10.9.8.7/24 dev v0 &&
+        ip addr add 10.9.8.8/24 dev v0 && ip link set v0 up && ip link set v1 up && mount --bind "$0" /etc/hosts"""
+    enter = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c", f'{network} && exec "$@"']
+    enter.append(str(tmp_path / "hosts"))
+    if not shutil.which("unshare") or subprocess.run([*enter, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    done = subprocess.run([*enter, sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_machine_on_a_network_without_a_way_out_is_reached_all_the_same(tmp_path: Path) -> None:
+    script = """
+import os, socket
+from clusters import security
+from clusters.config import InputError
+os.environ.pop("RAY_AUTH_MODE", None)
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    port = listener.getsockname()[1]
+    try:
+        with socket.create_server(("10.9.8.8", port)):
+            security.guard(f"127.0.0.1:{port}")
+    except InputError as error:
+        print(error)
+"""
+    assert "can be reached by others" in isolated(script, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loopback interface has that name on Linux")
+def test_collectives_beside_a_local_ray_listen_on_this_machine_alone(tmp_path: Path) -> None:
+    """Two processes: a group as gloo makes it by itself, and one in the environment of a local Ray."""
+    script = f"""
+import os, psutil
+import torch.distributed as dist
+from clusters.launch import set_environment
+def addresses():
+    return {{one.laddr.ip for one in psutil.Process().net_connections() if one.status == "LISTEN"}}
+os.environ.pop("GLOO_SOCKET_IFNAME", None)
+rank = 0 if os.fork() else 1
+dist.init_process_group("gloo", "file://{tmp_path}/store", rank=rank, world_size=2)
+by_itself = addresses()
+set_environment(local=True)
+dist.barrier(dist.new_group([0, 1]))
+if rank == 0:
+    print(by_itself, addresses() - by_itself)
+dist.barrier()
+"""
+    assert isolated(script, tmp_path) == "{'10.9.8.7'} {'127.0.0.1'}\n"
+
+
+@pytest.mark.parametrize("cluster", [OPEN], indirect=True)
+@pytest.mark.parametrize("words", ["data verify /nowhere", "pretrain x.yaml", "finetune x.yaml", "clusters runs ."])
+def test_no_command_runs_as_a_job_on_a_cluster_that_strangers_can_use(cluster: int, words: str) -> None:
+    """As a job's environment is, with no word of Ray in the command."""
+    address = f"{own_address()}:{cluster}"
+    job = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    job |= {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    command = [sys.executable, "-m", *words.split()]
+    done = subprocess.run(command, env=job, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the Ray at {address} can be reached by others and RAY_AUTH_MODE is ''")
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
 
 
 def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,15 +211,16 @@ def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkey
     assert len(first) == 64
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)  # as Ray itself leaves it
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
     security.guard("local")
+    assert "RAY_AUTH_MODE" not in os.environ  # where it is not set, Ray turns tokens on
     assert path.read_text() == first
     assert path.stat().st_mode & 0o777 == 0o600
     # A local Ray names itself by 127.0.0.1, and one that is joined afterwards does not.
-    assert security.os.environ[security.REACHABLE] == "0"
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        security.guard(f"127.0.0.1:{listener.getsockname()[1]}")
-    assert security.REACHABLE not in security.os.environ
+    assert os.environ[security.REACHABLE] == "0"
+    with serving(GUARDED, "127.0.0.1") as port:
+        security.guard(f"127.0.0.1:{port}")
+    assert security.REACHABLE not in os.environ
 
 
 def test_what_is_no_address_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from clusters.config import Config, InputError
 from clusters.launch import LEAN_RAY, QUIET_RAY, ClusterConfig
+from clusters.preflight import Needs
 from clusters.search import run_trials
 from clusters.storage import Folder
 from clusters.tasks import map_tasks
@@ -110,6 +111,8 @@ def test_trials_run_in_processes_of_their_own_and_one_that_dies_is_tried_again(t
     assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.glob("done-*")}
     assert not (tmp_path / ".ray").exists()
+    with pytest.raises(InputError, match=r"on \S+: the dataset /nothing cannot be read"):
+        run_trials(trial, trials, ClusterConfig(num_workers=2), Folder(tmp_path), Needs(["/nothing"]))
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

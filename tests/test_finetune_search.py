@@ -13,6 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from clusters.config import InputError, load_config
 from finetune.config import SgdConfig
+from finetune.contenders import contenders
+from finetune.run import needs_of
 from finetune.search import SearchConfig, search
 from finetune.sgd_head import train_head
 from tests.fault_runs import ROOT, wait_for
@@ -146,3 +148,14 @@ def test_a_head_trained_long_enough_is_the_optimum_and_a_seed_gives_it_again():
     # The mean is over all images of a batch, those that are not labelled too.
     model = LogisticRegression(C=1 / (1e-2 * 512), tol=1e-8, max_iter=1000).fit(features[50:], truth[50:])
     assert found[0][:, 0] == pytest.approx(model.coef_[0], abs=0.02)
+
+
+def test_room_is_asked_for_for_what_all_trials_and_seeds_keep(synthetic_dataset, tmp_path):
+    encoder = write_encoder(tmp_path / "pretrained", synthetic_dataset)
+    grid = {"learning_rates": [0.01, 0.1], "weight_decays": [0.0], "seeds": 3}
+    changed = {"grid": grid, "checkpoint": {"keep": 2}, "cluster": {"num_workers": 2}}
+    config = SearchConfig.model_validate({**recipe(synthetic_dataset, encoder, tmp_path).model_dump(), **changed})
+    needs = needs_of(config, contenders(config), 2 + 3)
+    state = 4 * (tmp_path / "pretrained/encoder/model.safetensors").stat().st_size
+    assert (needs.kept_bytes, needs.written_bytes) == (5 * 2 * state, 2 * state)
+    assert needs_of(config.model_copy(update={"head": "linear"}), contenders(config), 5).states == []

@@ -46,6 +46,8 @@ def check_ray_up(document: Document) -> Iterator[Mistake]:
     for name, node_type in (config.get("available_node_types") or {}).items():
         path = ("available_node_types", name, "node_config")
         check_node = {"aws": _check_aws_node, "gcp": _check_gcp_node}.get(config["provider"]["type"])
+        if config["provider"]["type"] == "aws" and name == config.get("head_node_type"):
+            yield from _check_aws_head(document, path, node_type["node_config"])
         if check_node is not None:
             yield from check_node(document, path, node_type["node_config"])
 
@@ -121,6 +123,14 @@ def _check_pins(document: Document, config: dict[str, Any]) -> Iterator[Mistake]
         if key in docker and not is_pinned(docker[key]):
             what = f"the image {docker[key]} is not pinned"
             yield Mistake(document.line(["docker", key]), what, "give a tag with a full version (:0.1.0) or a digest")
+
+
+def _check_aws_head(document: Document, path: tuple[str, ...], node: dict[str, Any]) -> Iterator[Mistake]:
+    if "IamInstanceProfile" not in node:
+        what = "the head would get Ray's own role, which may write every bucket"
+        yield Mistake(
+            document.line(path), what, "give it an IamInstanceProfile with iam:PassRole for the workers' role alone"
+        )
 
 
 def _check_aws_node(document: Document, path: tuple[str, ...], node: dict[str, Any]) -> Iterator[Mistake]:
