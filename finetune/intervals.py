@@ -30,7 +30,7 @@ Resamples: TypeAlias = Mapping[Key, Floats]
 
 HOW = (
     "Student's intervals from the standard deviation over the resamples: of AUROC and of shares in the form of Wilson "
-    "and Newcombe with a design effect, of other figures on the logit scale"
+    "and Newcombe with a design effect, of other figures between bounds on the logit scale"
 )
 ON_POSITIVES, ON_NEGATIVES = ("sensitivity", "confusion", "bin"), ("specificity",)
 ON_ALL = ("brier", "top1", "top3", "mae", "rmse", "pearson", "spearman")

@@ -57,6 +57,7 @@ def test_one_label_beside_a_number_is_a_label_of_yes_or_no(binary: Path) -> None
     assert (results["task"], results["labels"]) == ("two_heads", ["reduced_ef", "EF"])
     assert "says whether reduced_ef is there and estimates EF." in words
     assert "a probability of reduced_ef, and an estimate of EF" in words
+    assert "Conditions other than reduced_ef: it says nothing of others." in words
     assert title_of("auroc", results) == "AUROC" and "Macro" not in words and "averaged over" not in words
     row = results["models"]["pretrained"]["test"]["per_class"]["reduced_ef"]
     assert f"It found {100 * row['sensitivity']['value']:.1f} %" in words
@@ -72,6 +73,7 @@ def test_classes_beside_a_number_are_decided_by_the_largest_probability(exclusiv
     assert "says which of 3 classes it is (high, low and middle) and estimates EF." in words
     assert "It named the right class in" in words and "averaged over the labels" in words
     assert "a probability of each of high, low and middle, and an estimate of EF" in words
+    assert "Conditions other than high, low and middle: it must choose among these" in words
     assert title_of("auroc", results) == "Macro AUROC"
     evidence = read_evidence((exclusive / "predictions.parquet").read_bytes(), results)
     assert evidence is not None and evidence.labels == ("high", "low", "middle")

@@ -13,6 +13,7 @@ from finetune.report.words import (
     confidence,
     counted,
     first_model,
+    label_kind,
     label_names,
     listed,
     number_names,
@@ -87,9 +88,10 @@ def _intended(results: Results) -> list[str]:
 
 
 def _not_for(results: Results) -> list[str]:
+    chooses = "it must choose among these, and " if label_kind(results) == "multiclass" else "it "
     return [
         "Diagnosis, triage or treatment of a patient: it is not a medical device, and nothing here shows use in care.",
-        f"Conditions other than {_outcomes(results)}: it must choose among these, and says nothing of others. "
+        f"Conditions other than {listed(label_names(results))}: {chooses}says nothing of others. "
         "Images of another kind, or of poor quality, get an answer too.",
         "Patients, devices, hospitals or skin tones that were not measured here, before they are.",
     ]
