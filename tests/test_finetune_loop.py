@@ -109,8 +109,8 @@ def test_lars_by_rates_of_layers_takes_the_steps_that_are_written_out(synthetic_
     optim = {"name": "lars", "lr": 0.8, "warmup": 0.0, "weight_decay": 0.01, "layer_decay": 0.5}
     config = recipe(synthetic_dataset, trained.encoder, Path("/none"), full={"batch_size": 24, "optim": optim})
     encoder, card = load(contenders(config)[0], config)
-    model, views = Classifier(encoder, int(encoder.num_features), 5), ViewConfig(size_px=32)
-    cohort = choose_cohort(synthetic_dataset, config)
+    model = Classifier(encoder, encoder.num_features, 5)  # type: ignore[arg-type]
+    cohort, views = choose_cohort(synthetic_dataset, config), ViewConfig(size_px=32)
     learning, batches = Training(model, cohort, views, card.config.channels, config), FullBatches(cohort, views, config)
     layer_of = layers(model)
     top = max(layer_of.values())
@@ -121,6 +121,7 @@ def test_lars_by_rates_of_layers_takes_the_steps_that_are_written_out(synthetic_
         for name, parameter in model.named_parameters():
             rate = 0.8 * 0.5 * (1 + np.cos(np.pi * step / 10)) * 0.5 ** (top - layer_of[name])
             update = parameter.grad
+            assert update is not None
             if parameter.ndim > 1:
                 update = update + 0.01 * before[name]
                 rate *= float(0.001 * before[name].norm() / update.norm()) if before[name].any() else 1.0
