@@ -6,11 +6,11 @@ import torch
 from clusters.config import InputError
 from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
-from finetune.contenders import Contender, untrained_card
+from finetune.contenders import Contender, card_of
 from finetune.heads import Classifier
 from finetune.parameters import choose_trained, layers
 from pretrain.encoder import create_encoder
-from pretrain.encoder_folder import EncoderCard, read_card
+from pretrain.encoder_folder import EncoderCard
 
 CONTRASTED = ("multiclass", "binary")
 
@@ -37,10 +37,8 @@ def check_full(config: FinetuneConfig, cohort: Cohort, entrants: list[Contender]
         )
     if settings.train == "lora" or settings.train.startswith("last_") or settings.optim.layer_decay < 1:
         for entrant in entrants:
-            if entrant.head == "full" and entrant.kind == "encoder":
-                _check_layers(read_card(entrant.location), config)
-            elif entrant.head == "full" and entrant.kind == "untrained":
-                _check_layers(untrained_card(config), config)
+            if entrant.head == "full":
+                _check_layers(card_of(entrant, config), config)
 
 
 def _check_layers(card: EncoderCard, config: FinetuneConfig) -> None:

@@ -11,24 +11,27 @@ import numpy as np
 from finetune.bootstrap import Key
 from finetune.delong import delong
 from finetune.metrics import ScoredCases
-from finetune.reported import Reported, finite, one_case_each
+from finetune.reported import NUMBERS, Reported, finite, one_case_each
 
 COMPARED: tuple[Key, ...] = (("auroc",), ("auprc",), ("balanced_accuracy",), ("top1",), ("f1",), ("brier",))
 
 
 def comparisons(models: dict[str, Reported]) -> list[dict[str, Any]]:
-    """The first model against each other one: macro figures, and the AUROC of each label where there are several.
+    """The first model against each other one: macro figures, AUROC of each label where there are several, numbers.
 
-    Holm's correction is over all rows of a figure; the rows of labels' AUROC are one family of their own.
+    Of Brier score, MAE and RMSE a difference below 0 is for the first model, of all others one above. Holm's
+    correction is of `p`, which belongs to the interval, over all rows of a figure; the rows of labels' AUROC, and those
+    of each figure of numbers, are families of their own. `p_delong` stands beside it.
     """
     (name, one), *others = models.items()
     labels = one.cases.label_names if len(one.cases.label_names) > 1 else ()
     keys = [*(key for key in COMPARED if key in one.plain), *(("auroc", label) for label in labels)]
+    keys += [key for key in one.plain if key[0] in NUMBERS]
     rows = [_difference(name, one, baseline, other, key) for baseline, other in others for key in keys]
     families = {(row["figure"], row["label"] is not None) for row in rows}
     for family in families:
         members = [row for row in rows if (row["figure"], row["label"] is not None) == family]
-        corrected = holm([row["p"] if row["p_delong"] is None else row["p_delong"] for row in members])
+        corrected = holm([row["p"] for row in members])
         for row, p in zip(members, corrected):
             row["p_holm"] = p
     return rows

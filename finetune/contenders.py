@@ -87,6 +87,15 @@ def absolute_baseline(word: str) -> str:
     return absolute(word)
 
 
+def card_of(contender: Contender, config: FinetuneConfig) -> "EncoderCard":
+    """The card of a contender's network, of which nothing is computed; of those that have one."""
+    from pretrain.encoder_folder import read_card
+
+    if contender.kind == "published":
+        return _published_card(contender.location, config)
+    return untrained_card(config) if contender.kind == "untrained" else read_card(contender.location)
+
+
 def load(contender: Contender, config: FinetuneConfig) -> tuple["nn.Module", Any]:
     """The encoder's network with its weights, and the card of its input."""
     from pretrain.encoder_folder import load_encoder, untrained_like

@@ -13,6 +13,9 @@ from scipy.stats import norm, rankdata
 
 from finetune.bootstrap import Floats
 
+ROUNDING = 1e-14
+"""A variance of a difference that is a smaller share of the two variances is the rounding of 0."""
+
 
 @dataclass(frozen=True)
 class Delong:
@@ -26,14 +29,16 @@ class Delong:
         half = norm.ppf((1 + confidence) / 2) * np.sqrt(max(0.0, self.covariance_MM[model, model]))
         return max(0.0, float(self.auroc_M[model] - half)), min(1.0, float(self.auroc_M[model] + half))
 
-    def p_of_difference(self, one: int, other: int) -> float:
-        """Two-sided p of equal AUROC; 1 where the two are the same in every patient."""
+    def p_of_difference(self, one: int, other: int) -> float | None:
+        """Two-sided p of equal AUROC: 1 where the two are the same, None where they differ without any variance."""
         difference = abs(float(self.auroc_M[one] - self.auroc_M[other]))
         if difference < 1e-12:
             return 1.0
         c = self.covariance_MM
         variance = float(c[one, one] + c[other, other] - 2 * c[one, other])
-        return float(2 * norm.sf(difference / np.sqrt(variance))) if variance > 0 else 0.0
+        if variance <= ROUNDING * float(c[one, one] + c[other, other]):
+            return None
+        return float(2 * norm.sf(difference / np.sqrt(variance)))
 
 
 def delong(truth_N: Floats, scores_MN: Floats) -> Delong | None:

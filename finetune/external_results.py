@@ -45,6 +45,7 @@ def results_of(
         "task": trained.results["task"],
         "labels": list(cases.label_names),
         "classes": list(cases.class_names),
+        "pooling": trained.model.card.pooling,
         "dataset": told_of(dataset),
         "trained_on": trained.results["dataset"],
         "trained_on_test": {name: entry["test"][name] for name in OVERALL if name in entry["test"]},

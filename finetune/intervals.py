@@ -30,7 +30,7 @@ Resamples: TypeAlias = Mapping[Key, Floats]
 
 HOW = (
     "Student's intervals from the standard deviation over the resamples: of AUROC and of shares in the form of Wilson "
-    "and Newcombe with a design effect, of other figures on the logit scale"
+    "and Newcombe with a design effect, of other figures between bounds on the logit scale"
 )
 ON_POSITIVES, ON_NEGATIVES = ("sensitivity", "confusion", "bin"), ("specificity",)
 ON_ALL = ("brier", "top1", "top3", "mae", "rmse", "pearson", "spearman")
@@ -86,7 +86,7 @@ class Intervals:
         """Of the difference between two models on the same draws, each with its figures and their resamples.
 
         Also the difference on each resample, (R,). Where the two figures vary more than resampling shows, as their
-        own intervals know, so does their difference.
+        own intervals know, so does their difference; where resampling shows nothing, as if they were independent.
         """
         (plain, values), (plain_other, values_other) = one, other
         differences = {k: values[k] - values_other[k] for k in {key, *self._parts(key)} & values.keys()}
@@ -96,7 +96,7 @@ class Intervals:
             wider = self._corrected(part, plain[part], values[part]) + self._corrected(
                 part, plain_other[part], values_other[part]
             )
-            return variance * wider / raw if raw > 0 else variance
+            return variance * wider / raw if raw > 0 else wider
 
         values_R, difference = differences[key], plain[key] - plain_other[key]
         defined = values_R[np.isfinite(values_R)]

@@ -44,12 +44,7 @@ def finetune(config: FinetuneConfig) -> None:
     cohort = choose_cohort(dataset, config)
     check_full(config, cohort, entrants)
     check_baselines(entrants, cohort.task, dataset.location)
-    warnings = [*cohort.notes] + [
-        warning
-        for entrant in entrants
-        if entrant.kind == "encoder"
-        for warning in find_leaks(cohort, entrant.location, config.on_leak)
-    ]
+    warnings = [*cohort.notes, *_told_of_the_past(entrants, cohort, config)]
     if is_begun(out, identity) and is_whole(out):
         print(f"reused: these results were finished earlier: {out.file(REPORT)}")
         return
@@ -59,6 +54,19 @@ def finetune(config: FinetuneConfig) -> None:
         launch(work, config, config.cluster, out, sizes, needs_of(config, entrants), heeds=config.head == "full")
         fitted = [_fit(entrant, cohort, config, out) for entrant in entrants]
         write_results(out, config, cohort, identity, fitted, warnings, started)
+
+
+def _told_of_the_past(entrants: list[Contender], cohort: Cohort, config: FinetuneConfig) -> list[str]:
+    """Whom the networks have met, or that nobody knows. Raises InputError as `find_leaks`."""
+    warnings = []
+    for entrant in entrants:
+        if entrant.kind == "encoder":
+            warnings += find_leaks(cohort, entrant.location, config.on_leak)
+        elif entrant.kind == "published" and ":" in entrant.location:
+            warnings.append(
+                f"{entrant.title}: weights of others, of which nobody knows whether they were trained on test images"
+            )
+    return warnings
 
 
 def work(config: FinetuneConfig) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def external(results: dict[str, Any]) -> dict[str, Any]:
     name, model = next(iter(found["models"].items()))
     model["validation"] = {}
     counts = found["cohort"].pop("test")
-    trained_on = {**found["dataset"], "test": {"auroc": model["test"]["auroc"]}}
+    trained_on, on_test = found["dataset"], {"auroc": model["test"]["auroc"]}
     found |= {"kind": "external", "models": {name: model}, "comparisons": [], "cohort": {"external": counts}}
     settings = {"splits": ["val", "test"], "seed": 3}
     found["identity"] = {"model": "f" * 64, "dataset": found["dataset"]["fingerprint"],
@@ -77,7 +77,8 @@ def external(results: dict[str, Any]) -> dict[str, Any]:
     found["dataset"] = {**found["dataset"], "name": "elsewhere"}
     ood = {"new_dataset": figure(0.8), "unseen_condition": figure(None)}
     del found["test_evaluations"]
-    found |= {"trained_on": trained_on, "out_of_distribution": {"energy": ood, "knn": ood, "mahalanobis": ood},
+    found |= {"trained_on": trained_on, "trained_on_test": on_test,
+              "out_of_distribution": {"energy": ood, "knn": ood, "mahalanobis": ood},
               "out_of_distribution_counts": {"known_cases": 40, "unseen_cases": 0}}  # fmt: skip
     return found
 

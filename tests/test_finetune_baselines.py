@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from clusters.config import InputError
 from data.loader import evaluation_batches
 from finetune.baselines import check_baselines, fit_baseline, logits_of, orb_descriptors
+from finetune.checks import check_full
 from finetune.cohort import choose_cohort
 from finetune.contenders import ORB_KEYPOINTS, absolute_baseline, contenders, load
 from finetune.run import finetune
@@ -52,6 +53,9 @@ def test_all_baselines_stand_in_one_table(compared, finetuned, weights):
     assert models["knn"]["chosen"]["neighbours"] in (5, 10, 20)
     assert models["imagenet"]["title"] == f"{NAME}, theirs.safetensors"
     assert weights not in (Path(compared.out) / "results.json").read_text()
+    told = f"{NAME}, theirs.safetensors: weights of others, of which nobody knows whether they were trained on test"
+    assert any(warning.startswith(told) for warning in results["warnings"])
+    assert told in (Path(compared.out) / "report.html").read_text()
     # The neighbours go by the features that are there already.
     assert sorted(p.name.rsplit("-", 1)[0] for p in (Path(compared.out) / "features").iterdir()) == [
         "features-imagenet", "features-orb", "features-pca", "features-pretrained", "features-untrained",
@@ -151,6 +155,43 @@ def test_networks_of_the_literature_make_features(finetuned, synthetic_dataset, 
         assert encoder.eval()(pixels.float() / 255).shape == (2, 2048)
         assert card.size_px == 299
         assert card.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("name", "size_px"), [("vgg16", 32), ("inception_v3", 80)])
+def test_networks_of_the_literature_are_loaded_from_a_file(finetuned, synthetic_dataset, tmp_path, name, size_px):
+    """As timm writes them, classifier included, whatever the size of the images."""
+    torch.manual_seed(6)
+    given = timm.create_model(name).state_dict()
+    safetensors.torch.save_file(given, tmp_path / "theirs.safetensors")
+    words = [f"{name}:{tmp_path}/theirs.safetensors"]
+    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path / "out", baselines=words, size_px=size_px)
+    contender = contenders(config)[1]
+    assert contender.title.endswith(", theirs.safetensors") and str(tmp_path) not in contender.title
+    encoder, card = load(contender, config)
+    (tmp_path / "theirs.safetensors").unlink()  # VGG16's are half a gigabyte
+    state = encoder.state_dict()
+    assert len(state) > 20 and set(given) > set(state)
+    assert all(torch.equal(tensor, given[key]) for key, tensor in state.items())
+    known = timm.get_pretrained_cfg(name)
+    assert known is not None and (card.mean, card.std) == (known.mean, known.std)
+
+
+@pytest.mark.parametrize(
+    ("word", "full", "problem"),
+    [
+        ("inception_v3", {"train": "lora"}, "inception_v3 has none; use all or last_N"),
+        ("vgg16", {"train": "last_40"}, r"last_40, but vgg16 has \d+ blocks above its stem"),
+        ("imagenet", {"train": "last_40"}, rf"last_40, but {NAME} has \d+ blocks above its stem"),
+    ],
+)
+def test_a_network_of_others_that_cannot_be_trained_so_is_refused_at_the_start(
+    finetuned, synthetic_dataset, tmp_path, weights, word, full, problem
+):
+    words = [f"imagenet:{weights}" if word == "imagenet" else word]
+    full = {"batch_size": 24, **full}
+    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path, baselines=words, size_px=80, full=full)
+    with pytest.raises(InputError, match=problem):
+        check_full(config, choose_cohort(synthetic_dataset, config), contenders(config)[1:])
 
 
 def test_what_cannot_be_had_is_said_in_one_line(finetuned, synthetic_dataset, tmp_path, weights):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from finetune.bootstrap import bootstrap
-from finetune.delong import delong
+from finetune.delong import Delong, delong
 from finetune.ranking import Ranking
 
 
@@ -79,8 +79,19 @@ def test_the_same_model_twice_does_not_differ_and_a_far_better_one_does():
     found = delong(truth, np.stack([good, good, none]))
     assert found is not None
     assert found.p_of_difference(0, 1) == 1.0
-    assert found.p_of_difference(0, 2) < 1e-6
-    assert found.p_of_difference(0, 2) == found.p_of_difference(2, 0)
+    p = found.p_of_difference(0, 2)
+    assert p is not None and p < 1e-6
+    assert p == found.p_of_difference(2, 0)
+
+
+def test_a_difference_without_variance_has_no_p():
+    """Perfect against constant, and a rounding error of a variance that is 0."""
+    truth = np.array([1.0, 1, 0, 0])
+    found = delong(truth, np.array([[0.9, 0.8, 0.2, 0.1], [0.5, 0.5, 0.5, 0.5]]))
+    assert found is not None
+    assert found.p_of_difference(0, 1) is None
+    almost = Delong(np.array([0.9, 0.8]), np.array([[0.02, 0.02 - 1e-18], [0.02 - 1e-18, 0.02]]))
+    assert almost.p_of_difference(0, 1) is None
 
 
 def test_unknown_truth_does_not_count():

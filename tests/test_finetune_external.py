@@ -68,6 +68,8 @@ def test_another_hospital_s_dataset_is_evaluated_without_training(trained, elsew
     assert results["kind"] == "external"
     assert results["dataset"]["fingerprint"] == dataset.fingerprint
     assert results["trained_on"] == ours["dataset"]
+    report = next((tmp_path / "out").glob("*/report.html")).read_text().replace("&#x27;", "'")
+    assert "A case's answer: mean of the probabilities of a case's images. " in report
     model, before = results["models"]["pretrained"], ours["models"]["pretrained"]
     assert model["temperature"] == before["temperature"]
     for label, row in model["test"]["per_class"].items():

@@ -171,7 +171,10 @@ def test_the_results_of_a_case_are_those_of_its_pooled_images(
     head.load_state_dict(state)
     features = torch.randn(6, head.in_features)
     assert pool_images(head(features).detach().numpy(), np.repeat([0, 1], 3), "attention").shape == (6, 5)
-    assert "attention scores" in json.loads((out / "model/model.json").read_text())["pooling"]
+    pooling = json.loads((out / "model/model.json").read_text())["pooling"]
+    assert "attention scores" in pooling
+    page = (out / "report.html").read_text().replace("&#x27;", "'")
+    assert f"A case's answer: {pooling} (of PCA" in page and "answer: mean of the probabilities" not in page
 
 
 def test_a_batch_is_a_function_of_its_step_whoever_is_asked(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kstest, norm
+from scipy.stats import kstest, norm, rankdata
+from scipy.stats import t as student
 
 from finetune.bootstrap import bootstrap, patient_strata
 from finetune.comparisons import comparisons, holm
@@ -14,6 +15,7 @@ from finetune.coverage import DIFFERENCE, NAIVE, SETTINGS, CoverageConfig, Setti
 from finetune.interval_forms import hanley_variance
 from finetune.intervals import Intervals
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
+from finetune.regression import NumberFigures, ScoredNumbers
 from finetune.reported import Reported
 
 
@@ -227,11 +229,76 @@ def test_comparisons_are_paired_corrected_and_say_what_could_have_been_found():
     assert 0 < worse["low"] < worse["value"] < worse["high"]
     assert worse["p"] < 1e-4
     assert worse["p_delong"] < 1e-4
-    assert worse["p_holm"] == pytest.approx(2 * worse["p_delong"])
-    assert same["p_holm"] >= same["p_delong"] > 0.001
+    assert worse["p_holm"] == pytest.approx(2 * worse["p"])
+    assert same["p_holm"] == pytest.approx(same["p"])
+    assert same["p_delong"] > 0.001
     # The two that are nearly the same model vary together, so a small difference would have been found.
     assert same["detectable"] < worse["detectable"] / 3
     assert by["model 2", "brier"]["value"] < 0
+
+
+def test_what_is_corrected_is_the_p_of_the_interval_where_delong_says_something_else():
+    """Two patients of each side: DeLong's normal quantile makes too much of them, Student's does not."""
+    truth = np.array([1.0, 1, 0, 0])
+    one, other, constant = (
+        one_label(truth, scores) for scores in ([0.9, 0.8, 0.2, 0.1], [0.9, 0.1, 0.5, 0.3], [0.5] * 4)
+    )
+    rows = {row["baseline"]: row for row in compared(one, other, constant) if row["figure"] == "auroc"}
+    assert all(row["p_holm"] >= row["p"] for row in rows.values())
+    for row in rows.values():
+        assert (row["p"] < 0.05) == (row["low"] > 0 or row["high"] < 0)
+    # Perfect against constant: no resample differs, of which DeLong's test knows nothing.
+    assert rows["model 2"]["p_delong"] is None
+    assert rows["model 2"]["low"] < rows["model 2"]["value"] < rows["model 2"]["high"]
+    assert rows["model 1"]["p_delong"] < rows["model 1"]["p"]
+
+
+def test_differences_of_numbers_are_those_of_a_plain_paired_bootstrap():
+    rng = np.random.default_rng(6)
+    patients = np.repeat(np.arange(80), 2)
+    truth = rng.normal(55, 12, 160)
+    shared = truth + rng.normal(0, 8, 160)
+    predicted = [shared + rng.normal(0, spread, 160) for spread in (2, 5)]
+    cases = one_label((truth < 50).astype(float), rng.random(160), patients)
+    figures = [NumberFigures(ScoredNumbers(truth[:, None], p[:, None], patients, ("EF",))) for p in predicted]
+
+    def together(counts):
+        return {(str(m), *key): values for m, of in enumerate(figures) for key, values in of(counts).items()} | {
+            (str(m), *key): values for m in range(2) for key, values in CaseFigures(cases)(counts).items()
+        }
+
+    found = bootstrap(together, patient_strata(cases.truth_NK, patients), 2000, 0)
+    plain = together(np.ones((80, 1), dtype=np.float32))
+    reported = {
+        str(m): Reported(
+            cases,
+            {key[1:]: values for key, values in found.items() if key[0] == str(m)},
+            0.95,
+            {key[1:]: float(values[0]) for key, values in plain.items() if key[0] == str(m)},
+        )
+        for m in range(2)
+    }
+    rows = {row["figure"]: row for row in comparisons(reported) if row["label"] == "EF"}
+    assert set(rows) == {"mae", "rmse", "pearson", "spearman"}
+
+    def differences(some):
+        t, (a, b) = truth[some], (p[some] for p in predicted)
+        return {
+            "mae": np.abs(a - t).mean() - np.abs(b - t).mean(),
+            "rmse": np.sqrt(((a - t) ** 2).mean()) - np.sqrt(((b - t) ** 2).mean()),
+            "pearson": np.corrcoef(a, t)[0, 1] - np.corrcoef(b, t)[0, 1],
+            "spearman": np.subtract(*(np.corrcoef(rankdata(p), rankdata(t))[0, 1] for p in (a, b))),
+        }
+
+    drawn = rng.integers(0, 80, (1000, 80))
+    again = [differences((2 * some[:, None] + np.arange(2)).ravel()) for some in drawn]
+    for name, row in rows.items():
+        expected, spread = differences(slice(None))[name], np.std([values[name] for values in again])
+        assert row["value"] == pytest.approx(expected), name
+        half = student.ppf(0.975, 79) * spread
+        assert (row["high"] - row["low"]) / 2 == pytest.approx(half, rel=0.1), name
+        assert row["p"] == pytest.approx(2 * student.sf(abs(expected) / spread, 79), rel=0.5), name
+    assert rows["mae"]["value"] < 0 < rows["pearson"]["value"], "the first model is the better one"
 
 
 def test_delong_stands_where_patients_have_one_case_and_nowhere_else():

@@ -11,10 +11,16 @@ from torch.nn.functional import cross_entropy
 from clusters.config import InputError
 from clusters.storage import Folder
 from finetune.cohort import choose_cohort
+from finetune.contenders import contenders, load
 from finetune.features import read_parts
+from finetune.full_batches import FullBatches
 from finetune.full_config import LossConfig
+from finetune.heads import Classifier
+from finetune.learner import Training
 from finetune.losses import LabelLoss
+from finetune.parameters import layers
 from finetune.run import work
+from pretrain.views import ViewConfig
 from tests.finetune_runs import recipe, write_encoder
 
 
@@ -96,6 +102,32 @@ def test_two_processes_train_as_one_would(synthetic_dataset, trained, tmp_path, 
         assert found[name].float().numpy() == pytest.approx(expected[name].float().numpy(), abs=1e-4), name
     assert logits(two).shape == logits(one).shape
     assert logits(two) == pytest.approx(logits(one), abs=1e-3)
+
+
+def test_lars_by_rates_of_layers_takes_the_steps_that_are_written_out(synthetic_dataset, trained):
+    """v ← m·v + lr·(share of the layer)·η·|w| / |g + λw| · (g + λw); biases and norms plainly, as does a head of 0."""
+    optim = {"name": "lars", "lr": 0.8, "warmup": 0.0, "weight_decay": 0.01, "layer_decay": 0.5}
+    config = recipe(synthetic_dataset, trained.encoder, Path("/none"), full={"batch_size": 24, "optim": optim})
+    encoder, card = load(contenders(config)[0], config)
+    model = Classifier(encoder, encoder.num_features, 5)  # type: ignore[arg-type]
+    cohort, views = choose_cohort(synthetic_dataset, config), ViewConfig(size_px=32)
+    learning, batches = Training(model, cohort, views, card.config.channels, config), FullBatches(cohort, views, config)
+    layer_of = layers(model)
+    top = max(layer_of.values())
+    moved = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for step in range(3):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        learning.step(step, 10, batches(step))
+        for name, parameter in model.named_parameters():
+            rate = 0.8 * 0.5 * (1 + np.cos(np.pi * step / 10)) * 0.5 ** (top - layer_of[name])
+            update = parameter.grad
+            assert update is not None
+            if parameter.ndim > 1:
+                update = update + 0.01 * before[name]
+                rate *= float(0.001 * before[name].norm() / update.norm()) if before[name].any() else 1.0
+            moved[name] = 0.9 * moved[name] + rate * update
+            torch.testing.assert_close(parameter.detach(), before[name] - moved[name], rtol=1e-5, atol=1e-7, msg=name)
+    assert all(movement.any() for movement in moved.values())
 
 
 def test_class_weights_enter_the_loss_as_in_a_plain_weighted_mean(synthetic_dataset, trained):

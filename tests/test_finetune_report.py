@@ -275,6 +275,7 @@ def test_an_evaluation_elsewhere_has_its_page(
     write_report(Folder(tmp_path), external(whole(results, evidence)), synthetic_dataset)
     shown = opened(browser, tmp_path / "report.html", PHONE)
     assert "of elsewhere, without any training there; it had been trained on synthetic" in shown.texts(".lead")[0]
+    assert any(" here, " in told and "on the test patients of synthetic." in told for told in shown.texts("#part-1 p"))
     titles = shown.texts("h2")
     assert "All figures" in titles and "Cases unlike the training data" in titles and "Compared with" not in titles
     assert shown.overflow_px() == 0 and "undefined" in shown.page.content()

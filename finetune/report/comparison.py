@@ -10,6 +10,7 @@ from finetune.report.words import NAMES, SMALLER_IS_BETTER, Results, first_model
 FIRST = ("auroc", "auprc", "balanced_accuracy", "top1")
 COMPARED = (*FIRST, "f1", "top3", "brier", "ece")
 """What models are compared in; those that come first are seen at once, the rest on a click."""
+OF_NUMBERS = ("mae", "rmse", "pearson", "spearman")
 
 
 def comparison(results: Results) -> tuple[Html, list[Drawing]]:
@@ -31,7 +32,10 @@ def comparison(results: Results) -> tuple[Html, list[Drawing]]:
     differences = [row for row in results["comparisons"] if row.get("label") is None]
     if differences:
         parts.append(_differences(differences, results))
-    by_label = [row for row in results["comparisons"] if row.get("label") is not None]
+    of_numbers = [row for row in results["comparisons"] if row["figure"] in OF_NUMBERS]
+    if of_numbers:
+        parts.append(_differences(of_numbers, results))
+    by_label = [row for row in results["comparisons"] if row.get("label") is not None and row not in of_numbers]
     if by_label:
         parts.append(folded("Differences in AUROC by class", _differences(by_label, results)))
     chosen = [[m["title"], m["head"], _chosen(m.get("chosen") or {})] for m in models.values() if m.get("head")]
@@ -45,9 +49,9 @@ def _numbers(results: Results) -> Html:
     names = list(first_model(results)["test"].get("numbers") or {})
     if not names:
         return EMPTY
-    header = ["", "cases", "MAE", "RMSE", "Pearson", "Spearman"]
+    header = ["", "cases", *(NAMES[figure] for figure in OF_NUMBERS)]
     rows = [
-        [f"{name}, {m['title']}", row["cases"], *(shown(row.get(f)) for f in ("mae", "rmse", "pearson", "spearman"))]
+        [f"{name}, {m['title']}", row["cases"], *(shown(row.get(f)) for f in OF_NUMBERS)]
         for name in names
         for m in results["models"].values()
         if (row := (m["test"].get("numbers") or {}).get(name))
@@ -64,10 +68,10 @@ def _differences(rows: list[dict[str, Any]], results: Results) -> Html:
     header += ["detectable"] if detectable else []
     body = []
     for row in rows:
-        name = NAMES.get(row["figure"], row["figure"])
+        name = NAMES[row["figure"]] + ("" if row.get("label") is None else f", {row['label']}")
         cells = [
             results["models"][row["baseline"]]["title"],
-            name if row.get("label") is None else f"{name}, {row['label']}",
+            f"{name} (smaller is better)" if row["figure"] in SMALLER_IS_BETTER else name,
             shown(row, signed=True),
             p_of(row["p"]),
         ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.report.words import Results, first_model
+from finetune.report.words import Results, first_model, label_kind
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -63,6 +63,7 @@ def read_evidence(predictions: bytes, results: Results) -> Evidence | None:
     evaluated = (columns["split"] == "test") | (results.get("kind") == "external")
     scores: dict[str, Floats] = {}
     found: dict[str, Any] = {}
+    kind = label_kind(results)
     for name in results["models"]:
         mine = evaluated & (columns["model"].astype(str) == name)
         if not mine.any():
@@ -75,7 +76,7 @@ def read_evidence(predictions: bytes, results: Results) -> Evidence | None:
         if not found:
             truth = np.stack([columns[f"label.{label}"][mine][first] for label in labels], axis=1)
             members = columns["member"][mine].astype(str)[first]
-            found = {"key_N": keys, "member_N": members, "truth_NK": _hard(truth.astype(np.float64), results["task"])}
+            found = {"key_N": keys, "member_N": members, "truth_NK": _hard(truth.astype(np.float64), kind)}
     return Evidence(labels, scores=scores, **found) if found else None
 
 
@@ -83,7 +84,7 @@ def decisions(evidence: Evidence, results: Results) -> Decisions:
     """What the first model decided, with the thresholds of the results."""
     scores_NK = evidence.scores[next(iter(results["models"]))]
     truth_NK = evidence.truth_NK
-    if results["task"] == "multiclass":
+    if label_kind(results) == "multiclass":
         num_labels = len(evidence.labels)
         decided_NK = np.eye(num_labels, dtype=bool)[scores_NK.argmax(axis=1)]
         sure_NK = np.broadcast_to(scores_NK.max(axis=1, keepdims=True), scores_NK.shape)
@@ -102,10 +103,10 @@ def thresholds_of(results: Results) -> dict[str, float]:
     return {} if old is None else {results["labels"][0]: old}
 
 
-def _hard(truth_NK: Floats, task: str) -> Floats:
+def _hard(truth_NK: Floats, kind: str) -> Floats:
     """Soft labels as figures take them: the likeliest class, or the nearer of no and yes."""
     known_NK = np.isfinite(truth_NK)
-    if task == "multiclass":
+    if kind == "multiclass":
         known_N = known_NK.all(axis=1)
         hard = np.full(truth_NK.shape, np.nan)
         hard[known_N] = np.eye(truth_NK.shape[1])[truth_NK[known_N].argmax(axis=1)]

@@ -6,7 +6,7 @@ from data.charts import legend
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
 from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
 from finetune.report.tables import forest
-from finetune.report.words import NAMES, Results, first_model, listed, shown, title_of, with_own_titles
+from finetune.report.words import NAMES, Results, first_model, label_names, listed, shown, title_of, with_own_titles
 
 JUDGED = ("auroc", "sensitivity", "specificity")
 SCORES = {"energy": "energy", "knn": "nearest neighbours", "mahalanobis": "Mahalanobis"}
@@ -39,7 +39,7 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
 def _of_everybody(told: dict[str, Any], results: Results) -> float | None:
     """The figure of all patients over the labels that the groups' figures are of."""
     per_class = first_model(results)["test"].get("per_class") or {}
-    over = told.get("macro_over") or results["labels"]
+    over = told.get("macro_over") or label_names(results)
     values = [per_class.get(label, {}).get("auroc", {}).get("value") for label in over]
     return None if not values or None in values else sum(values) / len(values)
 
@@ -161,7 +161,7 @@ def _left_out(told: dict[str, Any], results: Results) -> Html:
     texts = []
     if hidden := told.get("hidden_groups"):
         texts.append(f"{hidden} group{'s' if hidden > 1 else ''} of too few patients are not shown.")
-    over = told.get("macro_over")
-    if over and set(over) != set(results["labels"]) and len(results["labels"]) > 1:
+    over, labels = told.get("macro_over"), label_names(results)
+    if over and set(over) != set(labels) and len(labels) > 1:
         texts.append(f"Means are over the labels that every group can be judged on: {listed(list(over))}.")
     return paragraph(" ".join(texts)) if texts else EMPTY

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.page import EMPTY, Content, Html, join, note, paragraph, tag, text, tiles
+from data.page import Content, Html, join, note, paragraph, tag, text, tiles
 from finetune.report.words import (
     MEANINGS,
     Figure,
@@ -12,7 +12,10 @@ from finetune.report.words import (
     first_model,
     in_percent,
     interval_of,
+    label_kind,
+    label_names,
     listed,
+    number_names,
     p_of,
     shown,
     title_of,
@@ -65,40 +68,36 @@ def headline(results: Results) -> Html:
 
 
 def _does(results: Results) -> str:
-    labels, task = results["labels"], results["task"]
-    if task == "binary":
+    labels, kind, numbers = label_names(results), label_kind(results), number_names(results)
+    if kind == "binary":
         what = f"says whether {labels[0]} is there"
-    elif task == "multilabel":
+    elif kind == "multilabel":
         what = f"says of each of {len(labels)} findings whether it is there ({listed(labels)})"
-    elif task == "regression":
-        what = f"estimates {listed(labels)}"
     else:
-        classes = results.get("classes") or labels
-        what = f"says which of {len(classes)} classes it is ({listed(list(classes))})"
-    numbers = list(first_model(results)["test"].get("numbers") or {})
-    also = f" and estimates {listed(numbers)}" if numbers and task != "regression" else ""
+        what = f"says which of {len(labels)} classes it is ({listed(labels)})"
+    also = f" and estimates {listed(numbers)}" if numbers else ""
     return f"This model looks at the images of a case and {what}{also}."
 
 
 def _success(results: Results, test: dict[str, Any]) -> list[Content]:
     """How often it is right, in hundredths; what is undefined is not said."""
     said: list[Content] = []
+    labels, kind = label_names(results), label_kind(results)
     brackets = f" ({confidence(results)} intervals in brackets)"
-    if results["task"] == "multiclass" and _defined(test.get("top1")):
+    if kind == "multiclass" and _defined(test.get("top1")):
         said += ["It named the right class in ", tag("b", in_percent(test["top1"])), f" of the cases{brackets}. "]
-    label = results["labels"][0]
-    row = test.get("per_class", {}).get(label, {})
-    if results["task"] == "binary" and _defined(row.get("sensitivity")) and _defined(row.get("specificity")):
+    row = test.get("per_class", {}).get(labels[0], {})
+    if kind == "binary" and _defined(row.get("sensitivity")) and _defined(row.get("specificity")):
         found, cleared = (tag("b", in_percent(row[name])) for name in ("sensitivity", "specificity"))
         said += [
             "It found ",
             found,
-            f" of the cases with {label} and cleared ",
+            f" of the cases with {labels[0]} and cleared ",
             cleared,
             f" of those without{brackets}. ",
         ]
     if _defined(test.get("auroc")):
-        over = ", averaged over the labels" if len(results["labels"]) > 1 else ""
+        over = ", averaged over the labels" if len(labels) > 1 else ""
         said += ["Of two cases, one with a condition and one without, it gives the one with it the higher probability ",
                  tag("b", in_percent(test["auroc"])), f" of the time{over}{'' if said else brackets}. "]  # fmt: skip
     for name, numbers in (test.get("numbers") or {}).items():
@@ -142,14 +141,11 @@ def _sentence(row: dict[str, Any], results: Results) -> Html:
 
 def _external(results: Results) -> Html:
     """How the model did where it was trained, beside how it does here."""
-    before = results.get("trained_on") or {}
-    if not isinstance(before.get("test"), dict):
-        return EMPTY
-    here = first_model(results)["test"]
+    before, here = results.get("trained_on") or {}, first_model(results)["test"]
     told = [
         f"{title_of(name, results)} {value_of(here[name])} here, {value_of(figure)} on the test patients of "
         f"{before.get('name', 'the training data')}."
-        for name, figure in before["test"].items()
+        for name, figure in (results.get("trained_on_test") or {}).items()
         if name in ("auroc", "balanced_accuracy") and here.get(name)
     ]
     return join(paragraph(sentence) for sentence in told)

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.page import Content, Html, folded, join, pairs, paragraph, table, tag
-from finetune.report.words import Results, confidence, counted, first_model, listed, shown, title_of
+from finetune.report.words import (
+    Results,
+    confidence,
+    counted,
+    first_model,
+    label_kind,
+    label_names,
+    listed,
+    number_names,
+    shown,
+    title_of,
+)
 
 CHECKLISTS = "Reporting checklists: TRIPOD+AI (Collins et al., 2024) and CLAIM (Tejani et al., 2024)"
 OURS, AUTHORS = "on this page", "for the authors to state"
@@ -30,7 +41,7 @@ def model_card(results: Results, model: Model | None) -> Html:
 
 
 def _details(results: Results, model: Model | None) -> dict[str, Content]:
-    first = first_model(results)
+    first, labels, numbers = first_model(results), label_names(results), number_names(results)
     stages = [f"{stage['stage']} on {listed([o['name'] for o in stage['datasets']])}" for stage in first["lineage"]]
     told: dict[str, Content] = {
         "what it is": first["title"],
@@ -40,10 +51,9 @@ def _details(results: Results, model: Model | None) -> dict[str, Content]:
         else "encoder and head trained together",
         "pretrained": "; ".join(stages) or "not by Manyview",
         "trained on, with labels": (results.get("trained_on") or results["dataset"])["name"],
-        "output": f"a probability of each of {listed(results['labels'])}",
+        "output": f"a probability of {'each of ' if len(labels) > 1 else ''}{listed(labels)}"
+        + (f", and an estimate of {listed(numbers)}" if numbers else ""),
     }
-    if results["task"] == "regression":
-        told["output"] = f"an estimate of {listed(results['labels'])}"
     if model:
         size = model.get("size_px") or (model.get("input") or {}).get("size_px")
         told["input"] = f"images of any size; their largest centred square at {size} px" if size else None
@@ -70,7 +80,7 @@ def _latency(rows: Any) -> str | None:
 def _intended(results: Results) -> list[str]:
     name = (results.get("trained_on") or results["dataset"])["name"]
     return [
-        f"Research: measuring how well {_outcome(results)} can be read from images like those of {name}, comparing "
+        f"Research: measuring how well {_outcomes(results)} can be read from images like those of {name}, comparing "
         "encoders, and choosing what to study further.",
         "Who reads its answers should know the images and the condition; the answer is a second look, never the "
         "only one.",
@@ -78,9 +88,10 @@ def _intended(results: Results) -> list[str]:
 
 
 def _not_for(results: Results) -> list[str]:
+    chooses = "it must choose among these, and " if label_kind(results) == "multiclass" else "it "
     return [
         "Diagnosis, triage or treatment of a patient: it is not a medical device, and nothing here shows use in care.",
-        f"Conditions other than {listed(results['labels'])}: it must choose among these, and says nothing of others. "
+        f"Conditions other than {listed(label_names(results))}: {chooses}says nothing of others. "
         "Images of another kind, or of poor quality, get an answer too.",
         "Patients, devices, hospitals or skin tones that were not measured here, before they are.",
     ]
@@ -96,6 +107,8 @@ def _known(results: Results) -> dict[str, Content]:
     for name in ("auroc", "auprc", "balanced_accuracy", "ece"):
         if test.get(name):
             told[title_of(name, results)] = f"{shown(test[name])}, {confidence(results)} interval"
+    for name, row in (test.get("numbers") or {}).items():
+        told[f"{name}: mean absolute error"] = f"{shown(row['mae'])}, {confidence(results)} interval"
     groups = list(test.get("subgroups") or {})
     told["groups judged"] = listed(groups) if groups else "none: who it fails for is not known"
     gaps = [f"{attribute} {shown(gap)}" for attribute, row in (test.get("subgroups") or {}).items()
@@ -123,9 +136,8 @@ def _limits(results: Results) -> list[str]:
     return texts
 
 
-def _outcome(results: Results) -> str:
-    return listed(list(results.get("classes") or results["labels"])) if results["task"] == "multiclass" else listed(
-        results["labels"])  # fmt: skip
+def _outcomes(results: Results) -> str:
+    return listed([*label_names(results), *number_names(results)])
 
 
 def _methods(results: Results) -> list[Item]:
@@ -140,7 +152,7 @@ def _methods(results: Results) -> list[Item]:
         ("7", "preparing the data; CLAIM: preprocessing, de-identification",
          "images re-encoded without metadata, largest centred square, standardised; the manifest says the rest"),
         ("8", "outcome; CLAIM: reference standard, annotators, their agreement",
-         f"labels {listed(results['labels'])} as the source gives them; how they were made: {AUTHORS}"),
+         f"{_outcomes(results)} as the source gives them; how they were made: {AUTHORS}"),
         ("9", "predictors", "pixels alone; no clinical field is read"),
         ("10", "sample size", f"all labelled patients{'' if fraction == 1 else f', {fraction:g} to train on'}; "
                               "the intervals say what it is enough for"),

@@ -24,7 +24,7 @@ from finetune.report.model_card import model_card
 from finetune.report.pictures import looked_at, mistakes, pictures_of
 from finetune.report.reproduce import reproduce
 from finetune.report.study import cohort, lineage, method
-from finetune.report.words import Results, first_model, with_own_titles
+from finetune.report.words import Results, first_model, label_kind, with_own_titles
 
 REPORT, PREDICTIONS, CONFIG, MODEL_CARD = "report.html", "predictions.parquet", "config.json", "model/model.json"
 
@@ -75,7 +75,7 @@ def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: 
         ("Who was studied", cohort(results)),
         ("Data and lineage", lineage(results)),
         ("Model card", model_card(results, card)),
-        ("How it was done", method(results)),
+        ("How it was done", method(results, results.get("pooling") or (card or {}).get("pooling"))),
         ("Reproduce", reproduce(results, config)),
     ]
     sections = [Section(title, body) for title, body in parts if body]
@@ -99,7 +99,7 @@ def _pictures(
     """The mistakes and the maps; a model that cannot be seen into leaves the maps out and says so."""
     if evidence is None or dataset is None:
         return EMPTY, EMPTY
-    found = pictures_of(dataset, evidence, decisions(evidence, results), results["task"] == "multiclass")
+    found = pictures_of(dataset, evidence, decisions(evidence, results), label_kind(results) == "multiclass")
     errors = mistakes(found)
     if beside.model is None:
         return errors, EMPTY

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from data.page import EMPTY, Html, folded, join, pairs, paragraph, table, tag
+from finetune.heads import POOLING
 from finetune.report.words import Results, confidence
 
 SPLITS = {"train": "training", "val": "validation", "test": "test", "external": "evaluated"}
@@ -57,29 +58,40 @@ def _made_from(model: dict[str, Any]) -> Html:
     return join(parts)
 
 
-def method(results: Results) -> Html:
-    """How figures and intervals came about, in a reviewer's words."""
+def method(results: Results, pooling: str | None) -> Html:
+    """How figures and intervals came about, in a reviewer's words; `pooling`: how a case's answer is made, if known."""
     resampling, times = results["bootstrap"], results.get("test_evaluations")
     how = resampling.get("interval", "percentiles of the resamples")
     corrected = any(row.get("p_holm") is not None for row in results["comparisons"])
     delong = any(row.get("p_delong") is not None for row in results["comparisons"])
     texts = [
-        "A case's probability is the mean over its images; all figures are of cases. Splits are by patient. Everything "
-        "that was chosen (regularisation or epoch, temperature, and decision thresholds) was chosen on validation.",
+        f"{_answer_of_a_case(pooling)}All figures are of cases. Splits are by patient. Everything that "
+        "was chosen (regularisation or epoch, temperature, and decision thresholds) was chosen on validation.",
         f"Intervals: {confidence(results)}, from {resampling['resamples']} bootstrap resamples of whole patients, "
-        f"drawn within strata of the patient's rarest class; {how}. Differences are taken between "
-        "models on the same resamples. They say how the figures would vary with other patients, not with another seed "
+        "drawn within strata of the patient's rarest class; how many patients each stratum has is drawn too, since "
+        f"it differs from study to study. {how[0].upper()}{how[1:]}. Differences are taken between models on the same "
+        "resamples. They say how the figures would vary with other patients, not with another seed "
         f"of the training.{'' if corrected else ' P-values are not corrected for several comparisons.'}",
     ]
     if corrected:
         texts.append("P-values are also given corrected for several comparisons after Holm (1979): over the models for "
-                     "each figure, and over models and classes for the AUROC of single classes.")  # fmt: skip
+                     "each figure, over models and classes for the AUROC of single classes, over models and numbers "
+                     "for figures of numbers. What is corrected is the p that belongs to the interval.")  # fmt: skip
     if delong:
-        texts.append("DeLong's test (1988) stands beside the bootstrap where every patient has one case, as it takes "
-                     "cases to be independent.")  # fmt: skip
+        texts.append("DeLong's test (1988) stands beside it, uncorrected, where every patient has one case, as it "
+                     "takes cases to be independent.")  # fmt: skip
     if times is not None:
         texts.append(
             f"The test split was evaluated {times} time{'s' if times != 1 else ''} with this recipe in this folder."
         )
     identity = json.dumps(results["identity"], indent=2)
     return join([*(paragraph(t) for t in texts), folded("Config", tag("pre", identity, {"tabindex": 0}))])
+
+
+def _answer_of_a_case(pooling: str | None) -> str:
+    """A sentence, or nothing where it is not known."""
+    if pooling is None:
+        return ""
+    by_image = POOLING["none"]
+    others = "" if pooling == by_image else f" (of PCA, ORB and nearest neighbours: {by_image})"
+    return f"A case's answer: {pooling}{others}. "

@@ -42,9 +42,29 @@ def first_model(results: Results) -> dict[str, Any]:
     return next(iter(results["models"].values()))
 
 
+def number_names(results: Results) -> list[str]:
+    """The outcomes that are numbers."""
+    return list(first_model(results)["test"].get("numbers") or {})
+
+
+def label_names(results: Results) -> list[str]:
+    """The outcomes that are labels: of two heads, those of the classification."""
+    numbers = number_names(results)
+    return [name for name in results["labels"] if name not in numbers]
+
+
+def label_kind(results: Results) -> str:
+    """What the labels are: binary, multilabel or multiclass; of two heads, those of the classification."""
+    if results["task"] != "two_heads":
+        return results["task"]
+    if not results["classes"]:
+        return "multilabel"
+    return "binary" if len(label_names(results)) == 1 else "multiclass"
+
+
 def title_of(name: str, results: Results) -> str:
     """A figure's name at the head of something."""
-    if name in MACRO and len(results["labels"]) > 1:
+    if name in MACRO and len(label_names(results)) > 1:
         return f"Macro {NAMES[name]}"
     return NAMES[name][0].upper() + NAMES[name][1:]
 
