@@ -214,6 +214,16 @@ class Checkpoints:
         self.folder.write_json("attempt.json", {"attempt": attempt, "token": token})
         return attempt, token
 
+    def is_newest(self) -> bool:
+        """Whether no later start of this run is known; also where storage does not say."""
+        try:
+            self._check_attempt()
+        except Superseded:
+            return False
+        except OSError:
+            return True
+        return True
+
     def _check_attempt(self) -> None:
         newest = self.folder.read_json("attempt.json")
         if (newest["attempt"], newest.get("token")) != (self._attempt, self._token):

@@ -18,11 +18,13 @@ class LineWriter:
     """Appends to one file, in order. What a full disk refuses is tried again together with the next line.
 
     A kill loses what was added since the last write to a URL, of a local file next to nothing. `say` tells a person
-    what goes wrong.
+    what goes wrong. Lines that are not `permitted` when their turn comes are dropped.
     """
 
-    def __init__(self, folder: Folder, name: str, say: Callable[[str], None]) -> None:
-        self._folder, self._name, self._say = folder, name, say
+    def __init__(
+        self, folder: Folder, name: str, say: Callable[[str], None], permitted: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._folder, self._name, self._say, self._permitted = folder, name, say, permitted
         self._lines: deque[str] = deque()
         self._lock, self._hurry = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -73,7 +75,7 @@ class LineWriter:
                     self._thread = None
                     self._hurry.clear()
                     return
-            written = self._write(lines)
+            written = not self._permitted() or self._write(lines)
 
     def _write(self, lines: list[str]) -> bool:
         torn = self._refused  # perhaps; readers leave out a line that is

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -135,13 +135,20 @@ class Tracker:
             told = {"project": config.project, "name": title, "group": group, "mode": mode, "config": run_config}
             self._wandb = WandbRun(run, part, strict, told)
 
-    def start_section(self, folder: Folder, name: str, scores: Sequence[str] = ()) -> None:
+    def start_section(
+        self,
+        folder: Folder,
+        name: str,
+        scores: Sequence[str] = (),
+        permitted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """From now on metrics.jsonl stands in this folder, and names elsewhere tell of this stage.
 
-        Of `scores` W&B's table of runs shows the largest value instead of the last one.
+        Of `scores` W&B's table of runs shows the largest value instead of the last one. Where records are not
+        `permitted` any more (`Checkpoints.is_newest`), metrics.jsonl is another's.
         """
         self.flush()
-        self._folder, self._section, self._lines = folder, name, LineWriter(folder, METRICS, say)
+        self._folder, self._section, self._lines = folder, name, LineWriter(folder, METRICS, say, permitted)
         if self._wandb is not None:
             self._wandb.define(name, scores)
 

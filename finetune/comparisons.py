@@ -10,8 +10,8 @@ import numpy as np
 
 from finetune.bootstrap import Key
 from finetune.delong import delong
-from finetune.metrics import ScoredCases
-from finetune.reported import NUMBERS, Reported, finite, one_case_each
+from finetune.metrics import OF_NUMBERS, ScoredCases
+from finetune.reported import Reported, finite, one_case_each
 
 COMPARED: tuple[Key, ...] = (("auroc",), ("auprc",), ("balanced_accuracy",), ("top1",), ("f1",), ("brier",))
 
@@ -26,7 +26,7 @@ def comparisons(models: dict[str, Reported]) -> list[dict[str, Any]]:
     (name, one), *others = models.items()
     labels = one.cases.label_names if len(one.cases.label_names) > 1 else ()
     keys = [*(key for key in COMPARED if key in one.plain), *(("auroc", label) for label in labels)]
-    keys += [key for key in one.plain if key[0] in NUMBERS]
+    keys += [key for key in one.plain if key[0] in OF_NUMBERS]
     rows = [_difference(name, one, baseline, other, key) for baseline, other in others for key in keys]
     families = {(row["figure"], row["label"] is not None) for row in rows}
     for family in families:

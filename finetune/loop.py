@@ -51,8 +51,8 @@ def train_full(
     with drawn_by(config.seed):
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
-    tracker.start_section(folder, contender.name)
     saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
+    tracker.start_section(folder, contender.name, permitted=saved.is_newest)
     with termination.heeding(), saved as checkpoints:
         best = _take_steps(
             training, FullBatches(cohort, views, config), title, card, cohort, config, tracker, checkpoints

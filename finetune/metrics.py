@@ -18,6 +18,9 @@ from finetune.calibration import ReliabilityFigures
 from finetune.ranking import Counts, Ranking, Values, macro_auroc, roc_curve, share, sums_of
 from finetune.thresholds import youden_threshold
 
+OF_NUMBERS = ("mae", "rmse", "pearson", "spearman")
+"""The figures of predicted numbers."""
+
 __all__ = ["CaseFigures", "RankFigures", "ScoredCases", "figures_of", "macro_auroc", "roc_curve", "youden_threshold"]
 
 

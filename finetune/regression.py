@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Counts = NDArray[np.float32]
 Values = NDArray[np.float64]
-FIGURES = ("mae", "rmse", "pearson", "spearman")
 
 
 class Regression:

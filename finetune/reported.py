@@ -17,12 +17,11 @@ from finetune.calibration import (
 )
 from finetune.delong import delong
 from finetune.intervals import Intervals, Plain, Resamples
-from finetune.metrics import ScoredCases, confusion, figures_of
+from finetune.metrics import OF_NUMBERS, ScoredCases, confusion, figures_of
 from finetune.thresholds import OperatingConfig
 
 OVERALL = ("auroc", "auprc", "balanced_accuracy", "f1", "top1", "top3", "brier", "ece")
 PER_LABEL = ("auroc", "auprc", "sensitivity", "specificity", "precision", "f1", "brier", "ece")
-NUMBERS = ("mae", "rmse", "pearson", "spearman")
 
 
 class Reported:
@@ -75,7 +74,7 @@ class Reported:
     def numbers(self, num_known: Mapping[str, int]) -> dict[str, Any]:
         """Figures of predicted numbers, and how many cases have them."""
         return {
-            name: {**{one: self.figure(one, name) for one in NUMBERS}, "cases": cases}
+            name: {**{one: self.figure(one, name) for one in OF_NUMBERS}, "cases": cases}
             for name, cases in num_known.items()
         }
 

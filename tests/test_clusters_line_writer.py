@@ -73,3 +73,15 @@ def test_metrics_on_a_url_are_written_in_batches_and_in_order(tmp_path: Path, mo
             time.sleep(0.1 if step in (0, 50) else 0)  # in which more than one could be written
         assert [record["step"] for record in tracker.records()] == list(range(100 * batch + 100))
     assert script.calls == 2 * 3, "an append, and in it the writing of the whole file"
+
+
+def test_a_worker_that_was_replaced_and_wakes_records_no_more(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    tracker = Tracker(folder, TrackingConfig(wandb="disabled"), "test", {})
+    checkpoints = Checkpoints(folder, CheckpointConfig(), tracker.flush)
+    tracker.start_section(folder, "1-simclr", permitted=checkpoints.is_newest)
+    for step in (1, 2):
+        tracker.log(step, {"loss": 1.0})
+        tracker.flush()
+        Checkpoints(folder, CheckpointConfig())  # another start
+    assert [record["step"] for record in tracker.records()] == [1]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table
+from finetune.metrics import OF_NUMBERS
 from finetune.report.drawings import Drawing, forest_drawing
 from finetune.report.tables import forest
 from finetune.report.words import NAMES, SMALLER_IS_BETTER, Results, first_model, p_of, shown, title_of
@@ -10,7 +11,6 @@ from finetune.report.words import NAMES, SMALLER_IS_BETTER, Results, first_model
 FIRST = ("auroc", "auprc", "balanced_accuracy", "top1")
 COMPARED = (*FIRST, "f1", "top3", "brier", "ece")
 """What models are compared in; those that come first are seen at once, the rest on a click."""
-OF_NUMBERS = ("mae", "rmse", "pearson", "spearman")
 
 
 def comparison(results: Results) -> tuple[Html, list[Drawing]]:
