@@ -25,7 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 from clusters.config import Config, InputError, Transient, absolute
 from data.cache import CachePlace
 from data.combined import AnyDataset
-from data.images import decode_stored
+from data.images import BadImage, decode_stored
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
@@ -157,6 +157,11 @@ class _Steps(TorchDataset[T | _Refusal], Generic[T]):
             return self._make(step)
         except InputError as error:
             return _Refusal(str(error))
+        except BadImage as error:
+            return _Refusal(
+                f"an image in the batch of step {step} cannot be used ({error.reason}), though its bytes are those that "
+                "were written; import the dataset again, which sets such images aside"
+            )
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             what = " ".join((error.strerror or str(error)).split()) or type(error).__name__

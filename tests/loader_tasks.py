@@ -7,6 +7,7 @@ import cv2
 import torch
 
 from clusters.config import InputError
+from data.images import decode_stored
 
 
 def pids(step: int) -> torch.Tensor:
@@ -26,14 +27,16 @@ def die(step: int) -> torch.Tensor:
 
 
 def fail(step: int) -> torch.Tensor:
-    """An error of the code, one of the file system and one of a driver, each told by another kind."""
+    """An error of the code, one of the file system, one of a driver and one of a file, each of another kind."""
     if step == 0:
         return torch.tensor([step])
     if step == 1:
         raise RuntimeError("shapes do not fit")
     if step == 2:
         raise OSError(5, "Input/output error", "/data/shard-000001.tar")
-    raise TimeoutError("no answer\nfrom the store")
+    if step == 3:
+        raise TimeoutError("no answer\nfrom the store")
+    return torch.from_numpy(decode_stored(b"bytes of no image"))
 
 
 def threads(_: int) -> torch.Tensor:

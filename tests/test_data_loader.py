@@ -51,12 +51,13 @@ def test_an_error_of_the_code_in_a_loader_process_keeps_its_traceback() -> None:
 @pytest.mark.parametrize("num_processes", [0, 1])
 def test_what_cannot_be_read_is_one_line_wherever_it_is_read(num_processes: int) -> None:
     told = []
-    for step in (2, 3):
+    for step in (2, 3, 4):
         with pytest.raises(InputError) as caught:
             list(training_batches(fail, step, step + 1, LoaderConfig(num_processes=num_processes)))
         told.append(str(caught.value))
     assert told[0].startswith("/data/shard-000001.tar: Input/output error, while reading the batch of step 2; check")
     assert told[1].startswith("no answer from the store, while reading the batch of step 3; check")
+    assert told[2].startswith("an image in the batch of step 4 cannot be used (not an image)")
     assert "\n" not in "".join(told)
 
 
