@@ -159,8 +159,8 @@ class _Steps(TorchDataset[T | _Refusal], Generic[T]):
             return _Refusal(str(error))
         except BadImage as error:
             return _Refusal(
-                f"an image in the batch of step {step} cannot be used ({error.reason}), though its bytes are those that "
-                "were written; import the dataset again, which sets such images aside"
+                f"an image in the batch of step {step} cannot be used ({error.reason}), though its bytes are those "
+                "that were written; import the dataset again, which sets such images aside"
             )
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
