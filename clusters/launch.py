@@ -7,6 +7,7 @@ debugging. With more, Ray Train starts, restarts and resizes the workers; it is 
 and never decides what is valid: the function finds its own state in the run folder at every start.
 """
 
+import gc
 import math
 import os
 import sys
@@ -86,7 +87,7 @@ def launch(
         if follower is not None:
             follower.close()
         if started_here:
-            ray.shutdown()
+            disconnect()
 
 
 def address_of(cluster: ClusterConfig) -> str:
@@ -135,6 +136,18 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
         )
     except Exception as error:  # a bare one where Ray's daemons do not come up in time on a busy machine
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
+
+
+def disconnect() -> None:
+    """Shut down what was connected or started here, with nothing left of it in this process.
+
+    Ray numbers actors alike in each of its sessions: a handle of this one that were freed in the next one would end
+    an actor there.
+    """
+    import ray
+
+    gc.collect()
+    ray.shutdown()
 
 
 def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) -> bool:

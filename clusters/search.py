@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from clusters import distributed, preflight, tracking
 from clusters.config import Config, InputError
-from clusters.launch import ClusterConfig, address_of, check_resources, connect, set_environment
+from clusters.launch import ClusterConfig, address_of, check_resources, connect, disconnect, set_environment
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 
@@ -35,7 +35,7 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        disconnect()
 
 
 def run_trials(

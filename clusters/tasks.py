@@ -59,7 +59,7 @@ def connected() -> Iterator[bool]:
 
     Yields whether a local one was started here, which ends with it.
     """
-    from clusters.launch import set_environment
+    from clusters.launch import disconnect, set_environment
 
     local = (os.environ.get("RAY_ADDRESS") or "local") == "local"
     set_environment(local)
@@ -72,7 +72,7 @@ def connected() -> Iterator[bool]:
         yield local and not before
     finally:
         if not before:
-            ray.shutdown()
+            disconnect()
 
 
 def _connect() -> None:

@@ -32,13 +32,14 @@ def test_a_killed_worker_changes_no_bit_of_what_is_learned(
     words = [sys.executable, "-m", "finetune", str(tmp_path / "recipe.yaml")]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(words, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics = tmp_path / "killed/training/pretrained/metrics.jsonl"
-    wait_for(lambda: driver.poll() is not None or metrics.exists(), "a step")
+    training = tmp_path / "killed/training/pretrained"
+    saved = "checkpoints/step-*/MANIFEST.json"
+    wait_for(lambda: driver.poll() is not None or any(training.glob(saved)), "a checkpoint")
     family = psutil.Process(driver.pid).children(recursive=True)
     workers = [child for child in family if any("RayTrainWorker" in word for word in child.cmdline()[:1])]
     assert len(workers) == 2, driver.communicate()[0] if driver.poll() is not None else family
     workers[1].kill()
-    taken = metrics.read_text().count('"loss"')
+    taken = (training / "metrics.jsonl").read_text().count('"loss"')
     said, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, said
     assert taken < steps, "it was killed too late"

@@ -95,7 +95,8 @@ def steps_of(run: Path) -> list[int]:
 
 
 def wait_for_steps(process: subprocess.Popen[str], run: Path, after: int) -> None:
-    """Until workers have gone on after a step."""
+    """Until workers have gone on after a step, and after what was recorded when this was called."""
+    after = max([after, *steps_of(run)])
 
     def there() -> bool:
         assert process.poll() is None, process.communicate()[0]
