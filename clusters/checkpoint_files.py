@@ -20,8 +20,9 @@ import safetensors.torch
 import torch
 
 from clusters.config import InputError
+from clusters.retries import retried
 from clusters.snapshot import Copy, attach
-from clusters.storage import Folder, retried
+from clusters.storage import Folder
 
 MANIFEST = "MANIFEST.json"
 TENSORS = "state.safetensors"

@@ -62,8 +62,8 @@ def _rows(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_consecutive_actor_init_deaths = RETRIES
-    # One block a part: each is done, told and, should its actor die, done again by itself.
     before = threading.enumerate()
+    # One block a part: each is done, told and, should its actor die, done again by itself.
     items = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
     done = items.map_batches(
         _Actor,  # type: ignore[arg-type]

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from clusters import distributed, preflight, tracking
 from clusters.config import Config, InputError
-from clusters.launch import ClusterConfig, address_of, check_resources, connect, disconnect, set_environment
+from clusters.connection import address_of, check_resources, connect, set_environment
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
+from clusters.workers import ClusterConfig
 
 C = TypeVar("C", bound=Config)
 
@@ -35,7 +36,7 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     try:
         yield
     finally:
-        disconnect()
+        ray.shutdown()
 
 
 def run_trials(

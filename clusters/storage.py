@@ -1,14 +1,12 @@
 """A folder that may be a local path or any fsspec URL, with writes that are whole or not there."""
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -16,18 +14,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec
 
 from clusters.config import InputError
+from clusters.retries import PASSING, retried
 
 # What `pip install` needs for the places whose drivers do not come along by themselves.
 EXTRAS = {"s3": "manyview[s3]", "s3a": "manyview[s3]"}
 BLOCK_BYTES = 1 << 22
 REMOTE_BLOCK_BYTES = 1 << 24  # fewer, longer requests
-
-RETRY_AFTER_S = (1.0, 4.0, 16.0)
-PASSING = {
-    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.EPIPE, errno.EREMOTEIO, errno.ETIMEDOUT,
-    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-}  # fmt: skip
-"""What storage behind a network gives while it is busy or out of reach. That it is full, or forbidden, stays so."""
 
 CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 """What fsspec's drivers call it: S3, HTTP; GCS, Azure; SFTP; S3; Azure; GCS; memory."""
@@ -271,23 +263,3 @@ def _naming(place: str) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, place) from error
-
-
-def retried(call: Callable[[], T], place: str, done: str = "written") -> T:
-    """What a call returns, tried again after growing waits where it fails in a way that may pass, and this is said.
-
-    `done`: what the call does to that place. Any other error, and the last one, is raised as it is.
-    """
-    for failures, wait_s in enumerate(RETRY_AFTER_S):
-        try:
-            return call()
-        except OSError as error:
-            if not (error.errno in PASSING or isinstance(error, (ConnectionError, TimeoutError))):
-                raise
-            if failures == 0:
-                from clusters import tracking  # which itself writes through this module
-
-                told = error.strerror or str(error) or type(error).__name__
-                tracking.say(f"{place} could not be {done} ({told}); trying again")
-            time.sleep(wait_s)
-    return call()

@@ -1,12 +1,13 @@
 """Map a function over tasks on a Ray cluster, for work that needs no training: an import, an export."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from clusters import security
 from clusters.config import InputError
+from clusters.connection import address_of, set_environment
+from clusters.workers import ClusterConfig
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,29 +60,25 @@ def connected() -> Iterator[bool]:
 
     Yields whether a local one was started here, which ends with it.
     """
-    from clusters.launch import disconnect, set_environment
-
-    local = (os.environ.get("RAY_ADDRESS") or "local") == "local"
-    set_environment(local)
+    address = address_of(ClusterConfig())
+    set_environment(address == "local")
     import ray
 
     before = ray.is_initialized()
     if not before:
-        _connect()
+        _connect(address)
     try:
-        yield local and not before
+        yield address == "local" and not before
     finally:
         if not before:
-            disconnect()
+            ray.shutdown()
 
 
-def _connect() -> None:
+def _connect(address: str) -> None:
     import logging
 
     import ray
 
-    # Without "local", Ray would go looking for whatever cluster was started last on this machine.
-    address = os.environ.get("RAY_ADDRESS") or "local"
     security.guard(address)
     try:
         ray.init(

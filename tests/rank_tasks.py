@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusters import distributed, storage, termination, tracking
+from clusters import distributed, retries, termination, tracking
 from clusters.batch_norm import global_batch_norm
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
@@ -255,7 +255,7 @@ def restore_where_storage_fails(values: dict[str, Any]) -> tuple[str, Any]:
     checkpoints = Checkpoints(folder if distributed.rank() == values["rank"] else Folder(at), CheckpointConfig())
     if how == "error":
         script.at(lambda call: call <= times, fails(errno.EIO))
-    waits, storage.RETRY_AFTER_S = storage.RETRY_AFTER_S, (0.0, 0.0, 0.0)
+    waits, retries.RETRY_AFTER_S = retries.RETRY_AFTER_S, (0.0, 0.0, 0.0)
     try:
         restored = checkpoints.restore()
         assert restored is not None
@@ -263,7 +263,7 @@ def restore_where_storage_fails(values: dict[str, Any]) -> tuple[str, Any]:
     except (InputError, OSError) as error:
         return type(error).__name__, str(error)
     finally:
-        storage.RETRY_AFTER_S = waits
+        retries.RETRY_AFTER_S = waits
 
 
 def flipped(content: bytes) -> bytes:

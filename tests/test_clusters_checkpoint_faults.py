@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from clusters import checkpoint_files, checkpoint_writer, storage, tracking
+from clusters import checkpoint_files, checkpoint_writer, retries, tracking
 from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -167,7 +167,7 @@ def test_training_goes_on_past_failed_saves_and_stops_after_the_third(
 def test_storage_that_fails_twice_and_then_works_is_said_and_costs_nothing(
     place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
     script = Script()
     checkpoints = Checkpoints(FaultyFolder(place, script), CONFIG)
     script.at(lambda call: call in (2, 4), fails(errno.EIO))

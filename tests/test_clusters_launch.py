@@ -25,7 +25,8 @@ import yaml
 
 from clusters import distributed
 from clusters.config import InputError
-from clusters.launch import LEAN_RAY, QUIET_RAY, ClusterConfig, launch
+from clusters.connection import LEAN_RAY, QUIET_RAY
+from clusters.launch import ClusterConfig, launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig

@@ -13,7 +13,8 @@ import pytest
 
 from clusters import preflight
 from clusters.config import InputError
-from clusters.launch import QUIET_RAY, ClusterConfig, launch
+from clusters.connection import QUIET_RAY
+from clusters.launch import ClusterConfig, launch
 from clusters.preflight import Needs
 from clusters.storage import Folder
 from clusters.tracking import Tracker, TrackingConfig

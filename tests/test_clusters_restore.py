@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from clusters import storage
+from clusters import retries
 from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
 from clusters.storage import Folder
 from tests.faulty_storage import Script, UnreliableFolder, fails
@@ -32,7 +32,7 @@ def test_storage_that_fails_twice_at_every_look_of_a_restore_costs_nothing(
     place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Above all nothing is taken for missing, and removed as unfinished, that is out of reach for a moment."""
-    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
     save(Checkpoints(Folder(place), CONFIG), 1, 2)
     script = Script()
     script.at(lambda call: call % 3 != 0, fails(errno.EIO))
@@ -48,7 +48,7 @@ def test_a_local_file_that_storage_cannot_tell_of_is_not_taken_for_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver's own `exists`, and Python's, say that it is not there."""
-    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
     (tmp_path / "file").write_bytes(b"there")
     real, calls = os.stat, []
 

@@ -75,9 +75,12 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("cluster", [GUARDED], indirect=True)
-def test_a_cluster_that_wants_a_token_is_joined_with_one(cluster: int, token: Path) -> None:
+def test_a_cluster_that_wants_a_token_is_joined_with_one(
+    cluster: int, token: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     security.guard(f"{own_address()}:{cluster}")
     security.guard(f"127.0.0.1:{cluster}")
+    assert capsys.readouterr().err == "", "nor is it said to be open"
 
 
 @pytest.mark.parametrize("cluster", [GUARDED], indirect=True)
@@ -171,7 +174,7 @@ def test_collectives_beside_a_local_ray_listen_on_this_machine_alone(tmp_path: P
     script = f"""
 import os, psutil
 import torch.distributed as dist
-from clusters.launch import set_environment
+from clusters.connection import set_environment
 def addresses():
     return {{one.laddr.ip for one in psutil.Process().net_connections() if one.status == "LISTEN"}}
 os.environ.pop("GLOO_SOCKET_IFNAME", None)

@@ -5,13 +5,13 @@ import os
 
 import pytest
 
-from clusters import storage
-from clusters.storage import retried
+from clusters import retries
+from clusters.retries import retried
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRY_AFTER_S", (0.0, 0.0, 0.0))
 
 
 class Busy:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clusters.config import Config, InputError
-from clusters.launch import LEAN_RAY, QUIET_RAY, ClusterConfig
+from clusters.connection import LEAN_RAY, QUIET_RAY
+from clusters.launch import ClusterConfig
 from clusters.preflight import Needs
 from clusters.search import run_trials
 from clusters.storage import Folder

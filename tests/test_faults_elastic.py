@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from clusters.launch import LEAN_RAY, QUIET_RAY, launch
+from clusters.connection import LEAN_RAY, QUIET_RAY
+from clusters.launch import launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
@@ -45,7 +46,7 @@ def test_pretraining_loses_a_node_and_gets_another(
     import ray
     from ray.cluster_utils import Cluster
 
-    run, elastic = tmp_path / "run", {"num_workers": [1, 2], "resize_every_s": 1}
+    run, elastic = tmp_path / "run", {"num_workers": [1, 4], "resize_every_s": 1}
     told = values(synthetic_dataset, run, **{**recipe, "cluster": elastic})
     del told["gone_before"]
     config = PretrainConfig.model_validate(told)
@@ -56,7 +57,7 @@ def test_pretraining_loses_a_node_and_gets_another(
         with ThreadPoolExecutor(1) as pool:
             # Not the other way round: Ray adds nodes in a main thread only
             learned_by = pool.submit(
-                launch, train_while_nodes_change, config, config.cluster, Folder(run), sizes=[1, 2]
+                launch, train_while_nodes_change, config, config.cluster, Folder(run), sizes=[1, 2, 4]
             )
             change_nodes(cluster, second, run)
             # Now there is room for three, of whom two can share the batch

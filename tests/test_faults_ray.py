@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from clusters.config import InputError
-from clusters.launch import LEAN_RAY, QUIET_RAY, launch
+from clusters.connection import LEAN_RAY, QUIET_RAY
+from clusters.launch import launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig

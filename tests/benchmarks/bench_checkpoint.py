@@ -50,7 +50,7 @@ def run() -> list[dict[str, Any]]:
             whole, held_up = _loop(num_steps, lambda: torch.save(state, Path(folder) / "peer.pt"))
             peer.append((held_up, whole - alone))
     what = "a checkpoint, ResNet-50 with AdamW; peer torch.save of the same state"
-    rows = [(f"training held up by {what}", 2.0, 5.0), (f"training on all cores made longer by {what}", 0.0, 1.0)]
+    rows = [(f"training held up by {what}", 2.0, 5.0), (f"training on all cores made longer by {what}", 1.0, 2.0)]
     return [_row(*row, ours=one, peer=other) for row, one, other in zip(rows, zip(*ours), zip(*peer))]
 
 

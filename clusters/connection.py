@@ -1,0 +1,93 @@
+"""The Ray that work runs on: where it is, what it reads from the environment, joined or started, and large enough."""
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+
+from clusters import scaling, security
+from clusters.config import InputError
+from clusters.workers import ClusterConfig
+
+QUIET_RAY = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a dead worker is noticed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, ranks that report unequally often wait for ever
+}
+
+LEAN_RAY = {
+    "RAY_worker_niceness": "0",  # at Ray's own 15 everything else on the machine goes before the training
+    "RAY_prestart_worker_first_driver": "0",  # processes that nobody asks for import while the first steps run
+    "RAY_enable_metrics_collection": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_task_events_report_interval_ms": "0",  # of tasks that its dashboard, which is off, would show
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # or it lists all log files ten times a second
+}
+"""For a Ray that is started here, whose daemons would take the cores of the training."""
+
+
+def address_of(cluster: ClusterConfig) -> str:
+    """Where the Ray is that a run uses; `local`: one that is started here.
+
+    Without that word Ray would go looking for whatever cluster was started last on this machine.
+    """
+    return cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def set_environment(local: bool) -> None:
+    """Set what a Ray that is used, and one that is started here, reads; what a person has set stays as it is."""
+    # A worker's gloo would listen on whatever address this machine's name stands for.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    for name, value in {**QUIET_RAY, **({**LEAN_RAY, **loopback} if local else {})}.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(cluster: ClusterConfig, follow_log: bool) -> None:
+    """Connect to the cluster, or start a local Ray. Raises InputError where it cannot be reached."""
+    import ray
+
+    address = address_of(cluster)
+    where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
+    security.guard(address)
+    print(f"starting on {where} with {cluster.said} workers …", flush=True)
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=not follow_log,
+        )
+    except Exception as error:  # a bare one where Ray's daemons do not come up in time on a busy machine
+        raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
+
+
+def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) -> bool:
+    """Say at once what is missing, also for the fewest workers; Ray itself would wait for ever.
+
+    Returns whether to use GPUs.
+    """
+    import ray
+
+    sizes, there = sizes or cluster.sizes, ray.cluster_resources()
+    cpus, gpus, fewest = there.get("CPU", 0.0), there.get("GPU", 0.0), sizes[0]
+    asked = fewest * cluster.cpus_per_worker
+    if asked > cpus:
+        raise InputError(
+            f"cluster.num_workers: {fewest} workers ask for {asked:g} CPU cores and the cluster "
+            f"has {cpus:g}; lower cluster.num_workers or cluster.cpus_per_worker"
+        )
+    if cluster.use_gpu and gpus < fewest:
+        raise InputError(
+            f"cluster.use_gpu: {fewest} workers ask for a GPU each and the cluster has "
+            f"{gpus:g}; lower cluster.num_workers or set cluster.use_gpu=false"
+        )
+    use_gpu = gpus >= fewest if cluster.use_gpu is None else cluster.use_gpu
+    if cluster.elastic:
+        room = min(cpus / cluster.cpus_per_worker, gpus if use_gpu else math.inf)
+        print(f"there is room for {scaling.largest(sizes, int(room))} workers now", flush=True)
+    return use_gpu
