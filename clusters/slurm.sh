@@ -9,8 +9,9 @@
 #
 # Run it from the project's folder on storage that every node sees. A job that is preempted is queued again
 # (--requeue) and goes on from its newest checkpoint. Three minutes before its time is over, and on
-# `scancel --batch --signal=TERM JOBID`, it saves the step that it is at and ends with 143; submit it again to go on. `ray symmetric-run` calls `ray stop` at its end, which stops every
-# Ray of yours on these nodes: hence --exclusive.
+# `scancel --batch --signal=TERM JOBID`, it saves the step that it is at and ends with 143; submit it again to go
+# on. `ray symmetric-run` calls `ray stop` at its end, which stops every Ray of yours on these nodes: hence
+# --exclusive.
 #SBATCH --job-name=manyview
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -37,7 +38,8 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 [ "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" = 600 ] || { echo "chmod 600 $RAY_AUTH_TOKEN_PATH first" >&2; exit 2; }
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}  # not by a pipe into head: scontrol may meet it closed, and pipefail would end this script
 port=$((20000 + SLURM_JOB_ID % 10000))
 gpus=${SLURM_GPUS_ON_NODE:-0}
 

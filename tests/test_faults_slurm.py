@@ -31,7 +31,7 @@ def test_the_batch_script_tells_the_driver_alone_and_ends_as_it_does(tmp_path: P
     (tmp_path / "driver.py").write_text(DRIVER)
     programs = {
         "srun": RUN_THE_REST,
-        "scontrol": "#!/bin/bash\necho node1\necho node2\n",
+        "scontrol": "#!/bin/bash\necho node1\nsleep 0.2\necho node2\n",  # a reader of one line is gone by then
         "python": f'#!/bin/bash\nexec {sys.executable} driver.py "$@"\n',
     }
     for name, text in programs.items():
@@ -44,7 +44,8 @@ def test_the_batch_script_tells_the_driver_alone_and_ends_as_it_does(tmp_path: P
     words = ["bash", str(ROOT / "clusters/slurm.sh"), "recipe.yaml", "data=/my data"]
     script = subprocess.Popen(words, cwd=tmp_path, env=environment)
     try:
-        wait_for(lambda: (tmp_path / "started").exists(), "the driver", 60)
+        wait_for(lambda: (tmp_path / "started").exists() or script.poll() is not None, "the driver", 60)
+        assert script.poll() is None
         script.send_signal(signal.SIGTERM)
         assert script.wait(30) == 143
     finally:
