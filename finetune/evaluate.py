@@ -17,6 +17,7 @@ from finetune.comparisons import comparisons
 from finetune.contenders import Contender
 from finetune.intervals import HOW
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
+from finetune.patients import by_patient
 from finetune.regression import NumberFigures, score_numbers
 from finetune.reported import OVERALL, Reported, finite
 from finetune.subgroups import case_attributes, subgroup_tables
@@ -150,6 +151,8 @@ def compare(
     values = resample(named, config, seed)
     reported = {name: report_figures(item, values[name], config.confidence) for name, item in named.items()}
     models = {name: describe(named[name], reported[name], operating) for name in named}
+    for name, item in named.items():
+        models[name]["test"]["by_patient"] = by_patient(item.test, config, seed)
     first = models[judged[0].outcome.contender.name]
     attributes = case_attributes(cohort.dataset, cohort.test)
     first["test"]["subgroups"] = subgroup_tables(judged[0].test, attributes, config, seed)

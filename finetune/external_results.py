@@ -16,6 +16,7 @@ from finetune.foreign import Foreign
 from finetune.intervals import HOW
 from finetune.label_map import Matched
 from finetune.metrics import CaseFigures, ScoredCases
+from finetune.patients import by_patient
 from finetune.regression import NumberFigures, ScoredNumbers
 from finetune.reported import OVERALL, Reported
 from finetune.results import told_of
@@ -62,6 +63,7 @@ def results_of(
                 **all_figures_of(reported, operating),
                 "calibration": {"before": calibration_of(cases, as_trained), "after": calibration_of(cases)},
                 **({"numbers": reported.numbers(numbers.num_known)} if numbers else {}),
+                "by_patient": by_patient(cases, config.bootstrap, config.seed),
                 "subgroups": subgroup_tables(cases, attributes, config.bootstrap, config.seed),
             },
         }},

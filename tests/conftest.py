@@ -1,6 +1,7 @@
 """Data that several tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from data.sources import read_raw, synthetic
 from finetune.config import FinetuneConfig
 from tests.browser import chromium
 from tests.ranks import Ranks
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and processes started here would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
