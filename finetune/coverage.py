@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def measure(study: Study, config: CoverageConfig) -> dict[Key, tuple[float, float, float, float]]:
-    """Of each figure: the truth, the share of intervals that hold it, their mean width, and the share of studies without."""
+    """Of each figure: truth, share of intervals that hold it, their mean width, share of studies without one."""
     truth = study.truth()
     numbers = np.array_split(np.arange(config.draws), min(config.draws, 4 * num_cores()))
     if num_cores() > 1 and config.draws > 100:
