@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -23,8 +23,6 @@ REMOTE_BLOCK_BYTES = 1 << 24  # fewer, longer requests
 
 CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 """What fsspec's drivers call it: S3, HTTP; GCS, Azure; SFTP; S3; Azure; GCS; memory."""
-
-T = TypeVar("T")
 
 
 class Folder:

@@ -31,7 +31,7 @@ class CoverageConfig(Config):
 
 def usage() -> str:
     """What `--help` says."""
-    return f"""usage: python -m finetune coverage [key=value …]
+    return f"""usage: python -m finetune coverage run [key=value …]
 
 Simulates studies whose truth is known and prints how often the 95 % intervals hold it.
 

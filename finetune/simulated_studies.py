@@ -27,7 +27,7 @@ SHOWN: tuple[Key, ...] = (
     ("auroc",), ("auprc",), ("balanced_accuracy",), ("sensitivity",), ("specificity",), ("f1",), ("top1",), ("brier",),
 )  # fmt: skip
 AT_SPECIFICITY = ("sensitivity_at_specificity", "class 1")
-NUMBER, OF_NUMBERS = "number", ("mae", "rmse", "pearson", "spearman")
+NUMBER = "number"
 Ends = dict[Key, tuple[float, float]]
 
 

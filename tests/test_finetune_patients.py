@@ -1,14 +1,18 @@
 """Figures by patient: several cases of one person become one row."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
 from finetune.bootstrap import BootstrapConfig
+from finetune.config import FinetuneConfig
 from finetune.metrics import ScoredCases
 from finetune.patients import by_patient, whole_patients
 from finetune.report.patients import by_patient as section
@@ -54,6 +58,26 @@ def test_figures_are_scikit_learn_s_of_the_largest_by_patient(rows):
         assert found["auroc"]["value"] == pytest.approx(row["auroc"]["value"])
     else:
         assert row["auroc"]["value"] is None
+
+
+def test_a_run_s_results_and_page_tell_what_its_predictions_give_by_patient(finetuned: FinetuneConfig):
+    out = Path(finetuned.out)
+    results, rows = json.loads((out / "results.json").read_text()), pd.read_parquet(out / "predictions.parquet")
+    rows = rows[rows["split"] == "test"]
+    assert "By patient" in (out / "report.html").read_text()
+    for name, model in results["models"].items():
+        cases = rows[rows["model"] == name].groupby(["patient", "key"]).mean(numeric_only=True)
+        patients = cases.groupby("patient").max()
+        assert len(patients) < len(cases), "some have several cases"
+        found = model["test"]["by_patient"]
+        assert found["patients"] == len(patients)
+        for label, row in found["per_class"].items():
+            truth, scores = patients[f"label.{label}"], patients[f"probability.{label}"]
+            assert row["positives"] == truth.sum()
+            if truth.nunique() == 2:
+                assert row["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
+            else:
+                assert row["auroc"]["value"] is None
 
 
 def test_one_case_each_has_no_figures_by_patient():
