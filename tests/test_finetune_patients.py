@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,8 @@ def test_figures_are_scikit_learn_s_of_the_largest_by_patient(rows):
 
 def test_a_run_s_results_and_page_tell_what_its_predictions_give_by_patient(finetuned: FinetuneConfig):
     out = Path(finetuned.out)
-    results, rows = json.loads((out / "results.json").read_text()), pd.read_parquet(out / "predictions.parquet")
+    results = json.loads((out / "results.json").read_text())
+    rows: Any = pd.read_parquet(out / "predictions.parquet")
     rows = rows[rows["split"] == "test"]
     assert "By patient" in (out / "report.html").read_text()
     for name, model in results["models"].items():
