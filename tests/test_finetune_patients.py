@@ -66,7 +66,7 @@ def test_a_run_s_results_and_page_tell_what_its_predictions_give_by_patient(fine
     results = json.loads((out / "results.json").read_text())
     rows: Any = pd.read_parquet(out / "predictions.parquet")
     rows = rows[rows["split"] == "test"]
-    assert "By patient" in (out / "report.html").read_text()
+    assert "patients as wholes" in (out / "report.html").read_text()
     for name, model in results["models"].items():
         cases = rows[rows["model"] == name].groupby(["patient", "key"]).mean(numeric_only=True)
         patients = cases.groupby("patient").max()

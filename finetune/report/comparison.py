@@ -5,6 +5,7 @@ from typing import Any
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table
 from finetune.metrics import OF_NUMBERS
 from finetune.report.drawings import Drawing, forest_drawing
+from finetune.report.patients import by_patient
 from finetune.report.tables import forest
 from finetune.report.words import NAMES, SMALLER_IS_BETTER, Results, first_model, p_of, shown, title_of
 
@@ -29,6 +30,9 @@ def comparison(results: Results) -> tuple[Html, list[Drawing]]:
             drawings.append(forest_drawing(f"models-{name}", title, [row[:2] for row in rows]))
     parts += [folded("More figures", join(more))] if more else []
     parts.append(_numbers(results))
+    patients, drawn = by_patient(results)
+    parts.append(patients)
+    drawings += drawn
     differences = [row for row in results["comparisons"] if row.get("label") is None]
     if differences:
         parts.append(_differences(differences, results))

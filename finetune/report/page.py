@@ -21,7 +21,6 @@ from finetune.report.figure_files import write_figures
 from finetune.report.groups import label_efficiency, other_hospitals, subgroups, unseen
 from finetune.report.headline import headline, lead
 from finetune.report.model_card import model_card
-from finetune.report.patients import by_patient
 from finetune.report.pictures import looked_at, mistakes, pictures_of
 from finetune.report.reproduce import reproduce
 from finetune.report.study import cohort, lineage, method
@@ -62,7 +61,6 @@ def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: 
         ("Confusion", confusion(results)),
         ("Can the probabilities be believed?", calibration(results)),
         ("Compared with" if len(results["models"]) > 1 else "All figures", comparison(results)),
-        ("By patient", by_patient(results)),
         ("Subgroups", subgroups(results)),
         ("Other hospitals", other_hospitals(list(beside.external))),
         ("With fewer labels", label_efficiency(beside.efficiency)),
