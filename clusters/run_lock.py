@@ -1,23 +1,25 @@
 """One run at a time in a run folder: a second is refused while the first lives.
 
-The kernel holds the lock and lets it go with its holder, however that ends: none is ever left behind. Where there are
-no such locks (a URL, some network file systems) two runs can begin, and the attempt numbers of checkpoints make the
-first one stop.
+The kernel holds the lock and lets it go with its holder, however that ends: none is ever left behind. A URL, and a
+network file system without such locks, has a lease instead (lease.py).
 """
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import gethostname
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from clusters.config import InputError
+from clusters.lease import lease, named
 from clusters.storage import Folder
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -26,13 +28,23 @@ def run_lock(run: Folder, privacy: Literal["normal", "strict"] = "normal") -> It
 
     With `privacy=strict` the host is not written down.
     """
-    file = None if run.path is None else _acquire(run.path, 0o600 if privacy == "strict" else 0o666)
-    if run.path is None or file is None:
+    holder = {"process": os.getpid(), **({} if privacy == "strict" else {"host": gethostname()})}
+    with ExitStack() as held:
+        with suppress(OSError):  # nothing can be written there: what the run does next says so
+            held.enter_context(_lock_or_lease(run, holder, 0o600 if privacy == "strict" else 0o666))
         yield
+
+
+@contextmanager
+def _lock_or_lease(run: Folder, holder: dict[str, Any], mode: int) -> Iterator[None]:
+    file = None if run.path is None else _acquire(run.path, mode)
+    if run.path is None or file is None:
+        with lease(run, holder):
+            yield
         return
     with file:
         file.truncate(0)
-        file.write(json.dumps({"process": os.getpid(), **({} if privacy == "strict" else {"host": gethostname()})}))
+        file.write(json.dumps(holder))
         file.flush()
         try:
             yield
@@ -41,7 +53,7 @@ def run_lock(run: Folder, privacy: Literal["normal", "strict"] = "normal") -> It
 
 
 def _acquire(folder: Path, mode: int) -> TextIO | None:
-    """The lock, as the open file that holds it; none where there are no locks, or nothing can be written at all."""
+    """The lock, as the open file that holds it; none where there are no locks. OSError: nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
@@ -61,7 +73,9 @@ def _acquire(folder: Path, mode: int) -> TextIO | None:
             else:  # another's, who has gone
                 (folder / LOCK).unlink()
                 file.close()
-    except OSError:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
         return None
 
 
@@ -82,8 +96,7 @@ def _is_still_there(file: TextIO, path: Path) -> bool:
 
 
 def _named(content: str) -> str:
-    """`process 12, host lab3`; a holder that is just about to write itself down is not known yet."""
     try:
-        return ", ".join(f"{key} {value}" for key, value in json.loads(content).items())
+        return named(json.loads(content))
     except ValueError:
-        return "it has just begun"
+        return named({})

@@ -100,12 +100,6 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path, end: signal.Signals | None)
         pass
 
 
-def test_a_url_has_no_lock() -> None:
-    run = Folder("memory://run-without-lock")
-    with run_lock(run), run_lock(run):
-        assert run.names() == []
-
-
 def test_a_lock_that_was_removed_while_it_was_opened_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
