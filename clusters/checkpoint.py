@@ -6,6 +6,7 @@
 The run folder alone decides what is resumed. Ray is never given a checkpoint.
 """
 
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,10 @@ from clusters.storage import Folder
 
 ROUND_S = 10.0
 """How long ranks wait for rank 0 at a time, so that none takes it for dead."""
+AGAIN_S = 30.0
+"""After a save that failed, a notice asks for no other one for so long: a few that fail end the run."""
+
+ATTEMPT = "attempt.json"
 
 T = TypeVar("T")
 
@@ -37,6 +42,10 @@ class Restored:
 
 class Superseded(InputError):
     """A newer start of the same run has taken over; this one must not write any more."""
+
+
+class Replaced(Superseded):
+    """It is one of the same launch: Ray has started other workers in the place of these, and the run goes on."""
 
 
 class Checkpoints:
@@ -83,7 +92,8 @@ class Checkpoints:
         is left out.
         """
         by_step = self.config.every_steps is not None and step % self.config.every_steps == 0
-        if by_step or notice.is_given() or (self.config.keep_best and BEST_BY in (scores or {})):
+        failed = self._writer.last_failure() is not None and time.monotonic() - self._saved_at < AGAIN_S
+        if by_step or (notice.is_given() and not failed) or (self.config.keep_best and BEST_BY in (scores or {})):
             return self._writer.bear(self._alone_s)
         return self._writer.idle() and time.monotonic() - self._saved_at >= self.config.every_s
 
@@ -209,10 +219,19 @@ class Checkpoints:
             )
 
     def _begin_attempt(self) -> tuple[int, str]:
-        attempt = 1 + (self.folder.read_json("attempt.json")["attempt"] if self.folder.exists("attempt.json") else 0)
+        attempt = 1 + (self._last_attempt() if self.folder.exists(ATTEMPT) else 0)
         token = uuid.uuid4().hex  # two that start at once where there is no lock may read the same number
-        self.folder.write_json("attempt.json", {"attempt": attempt, "token": token})
+        self.folder.write_json(ATTEMPT, {"attempt": attempt, "token": token, "launch": _launch()})
         return attempt, token
+
+    def _last_attempt(self) -> int:
+        """As it is written down or, where that is damaged, as the checkpoints that are there tell."""
+        try:
+            return int(self.folder.read_json(ATTEMPT)["attempt"])
+        except (ValueError, KeyError, TypeError):
+            tracking.say(f"{self.folder.file(ATTEMPT)} is damaged; written anew, from the names of the checkpoints")
+            every = [name for done in (True, False) for name in checkpoint_files.names(self._at, done)]
+            return max((name.attempt for name in every), default=0)
 
     def is_newest(self) -> bool:
         """Whether no later start of this run is known; also where storage does not say."""
@@ -225,9 +244,9 @@ class Checkpoints:
         return True
 
     def _check_attempt(self) -> None:
-        newest = self.folder.read_json("attempt.json")
+        newest = self.folder.read_json(ATTEMPT)
         if (newest["attempt"], newest.get("token")) != (self._attempt, self._token):
-            raise Superseded(
+            raise (Replaced if newest.get("launch") == _launch() is not None else Superseded)(
                 f"{self.folder.location}: attempt {newest['attempt']} of this run has taken over from attempt "
                 f"{self._attempt}{' of the same moment' * (newest['attempt'] == self._attempt)}; leave the run to it"
             )
@@ -238,7 +257,12 @@ def _on_main(find: Callable[[], T]) -> T:
     found, problem = None, None
     try:
         found = find() if distributed.is_main() else None
-    except (OSError, InputError) as error:
+    except Exception as error:
         problem = error
     distributed.stop_together(problem)
     return distributed.broadcast_object(found)
+
+
+def _launch() -> str | None:
+    """The launch that this is a Ray worker of; none elsewhere."""
+    return os.environ.get("MANYVIEW_RAY_WORKER")

@@ -2,7 +2,7 @@
 
     step-000001200/state.safetensors   every tensor of the state
                    state.json          the rest of it: numbers, names, structure
-                   MANIFEST.json       format, sizes and SHA-256; written last, it is the commit
+                   MANIFEST.json       format, sizes and SHA-256, its own too; written last, it is the commit
 
 Nothing in it depends on the number of workers, the device or torch's version, and nothing is pickled.
 """
@@ -27,8 +27,8 @@ from clusters.storage import Folder
 MANIFEST = "MANIFEST.json"
 TENSORS = "state.safetensors"
 STRUCTURE = "state.json"
-FORMAT = 1
-"""Of the layout. A checkpoint whose MANIFEST tells none is of the first."""
+FORMAT, FORMATS = 2, (1, 2)
+"""Of the layout, written and read. The first has no hash of its MANIFEST, which may tell no format either."""
 
 
 class Name(NamedTuple):
@@ -74,7 +74,8 @@ def write(folder: Folder, name: Name, copy: Copy, about: dict[str, Any], permit:
         folder.write(STRUCTURE, structure)
         files[STRUCTURE] = {"size": len(structure), "sha256": hashlib.sha256(structure).hexdigest()}
         permit()
-        folder.write_json(MANIFEST, {"format": FORMAT, "step": name.step, **about, "files": files})
+        manifest = {"format": FORMAT, "step": name.step, **about, "files": files}
+        folder.write_json(MANIFEST, {**manifest, "sha256": _sha256_of(manifest)})
     except BaseException:
         with suppress(OSError):
             if not folder.exists(MANIFEST):
@@ -95,16 +96,19 @@ def verify(folder: Folder, step: int) -> str | None:
     """
     try:
         manifest = folder.read_json(MANIFEST)
-        made_as, says, files = manifest.get("format", FORMAT), manifest["step"], dict(manifest["files"])
+        made_as, says, files = manifest.get("format", 1), manifest["step"], dict(manifest["files"])
+        told = manifest.pop("sha256", None)
         expected = [(name, files[name]["size"], files[name]["sha256"]) for name in files]
     except FileNotFoundError:
         return f"has no {MANIFEST}: it is being written, or its saving was cut off"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
-    if made_as != FORMAT:
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    if (told is not None or made_as == FORMAT) and told != _sha256_of(manifest):
+        return f"{MANIFEST} does not match its own hash"
+    if made_as not in FORMATS:
         raise InputError(
-            f"{folder}: a checkpoint of format {made_as}, and this Manyview reads format {FORMAT}; go on with the "
-            "version that wrote it, or a later one"
+            f"{folder}: a checkpoint of format {made_as}, and this Manyview reads formats up to {FORMAT}; go on with "
+            "the version that wrote it, or a later one"
         )
     if says != step:
         return f"says that it stands at step {says}"
@@ -112,6 +116,10 @@ def verify(folder: Folder, step: int) -> str | None:
         return f"{MANIFEST} does not name {TENSORS} and {STRUCTURE}"
     problems = (_problem(folder, *one) for one in expected)
     return next((problem for problem in problems if problem is not None), None)
+
+
+def _sha256_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def read(folder: Folder, manifest: dict[str, Any]) -> Any:

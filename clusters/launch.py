@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from clusters import distributed, leaving, preflight, scaling, tracking
+from clusters.checkpoint import Replaced
 from clusters.config import Config, InputError, Transient
 from clusters.connection import address_of, check_resources, connect, set_environment
 from clusters.preflight import NOTHING, Needs
@@ -47,6 +48,7 @@ def launch(
     Stopped after SIGTERM.
     """
     if cluster.num_workers == 0:
+        preflight.check_here(run.location, needs)
         return function(config)
     set_environment(local=address_of(cluster) == "local")
     import ray
@@ -130,7 +132,7 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
             name=settings["launch"],
             storage_path=f"{settings['run']}/.ray",
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": "1"}},
+            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": settings["launch"]}},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -160,7 +162,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     leaving.look_for_notices(run, settings["launch"])
     try:
         return settings["function"](settings["config"])
-    except Transient as error:
+    except (Transient, Replaced) as error:  # no note: workers that are started again, or have been, go on
         raise RuntimeError(str(error)) from None
     except Stopped:
         leaving.leave(run, settings["launch"])

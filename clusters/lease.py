@@ -17,8 +17,8 @@ from clusters.storage import Folder
 
 LEASE = ".lease.json"
 RENEW_S = 5.0
-STALE_S = 30.0
-"""More than RENEW_S and the waits of a write that is tried again (21 s)."""
+STALE_S = 60.0
+"""More than RENEW_S and the waits of a read and of a write that are tried again (21 s each)."""
 SETTLE_S = 1.0
 LOOK_S = 0.5
 
@@ -67,6 +67,7 @@ def _renew(run: Folder, mine: dict[str, Any], ends: threading.Event) -> None:
     while not ends.wait(RENEW_S):
         with suppress(OSError):
             if not _is_mine(run, mine):
+                print(f"{run}: another run has taken it over; this one stops at its next checkpoint", flush=True)
                 return
             mine["renewed"] += 1
             run.write_json(LEASE, mine)

@@ -107,6 +107,12 @@ def check_nodes(
         print(f"{num_workers} workers ask for {asked} each; free now: {there}. The run waits for its turn", flush=True)
 
 
+def check_here(run: str, needs: Needs) -> None:
+    """Raise InputError where the checkpoints of a run in this process would not fit on the disk."""
+    if needs.states:
+        _judge_disk(look(run, []), needs)
+
+
 def _reports(nodes: Mapping[str, str], run: str, datasets: Sequence[str], timeout_s: float) -> Iterator[NodeReport]:
     """What each node finds, by its title and Ray's id of it; all look at once."""
     import ray

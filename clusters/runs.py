@@ -85,7 +85,7 @@ def _run_at(root: Folder, name: str, stages: list[str], sizes: dict[str, int], n
     records = {stage: _last_records(root / stage, sizes.get(f"{stage}/{METRICS}", 0)) for stage in stages}
     stage = max(stages, key=lambda s: (_place(s), _time(records[s])), default="")
     here = records.get(stage, [])
-    done = json.loads(root.read(f"{stage}/finished.json")) if f"{stage}/finished.json" in sizes else None
+    done, harm = _end_of(root / stage) if f"{stage}/finished.json" in sizes else (None, [])
     ended = any(f"{prefix}{mark}" in sizes for mark in RUN_ENDS) and (done is not None or not stages)
     total = (done or {}).get("steps") or _planned_steps(root, stage, sizes)
     step = max((record["step"] for record in here), default=total if done else 0)
@@ -98,8 +98,19 @@ def _run_at(root: Folder, name: str, stages: list[str], sizes: dict[str, int], n
         knn=_last(here, "probe/knn_auroc"),
         age_s=age_s,
         size_bytes=sum(inside.values()),
-        health=_health(here, inside, ended, age_s),
+        health=", ".join([_health(here, inside, ended, age_s), *harm]),
     )
+
+
+def _end_of(stage: Folder) -> tuple[dict[str, Any] | None, list[str]]:
+    """What a stage ended with, and what is wrong with that; a run may tidy, or lose a bit, while it is looked at."""
+    try:
+        done = stage.read_json("finished.json")
+        return (done, []) if isinstance(done, dict) else (None, ["finished.json is damaged"])
+    except FileNotFoundError:
+        return None, []
+    except (OSError, ValueError):
+        return None, ["finished.json is damaged or out of reach"]
 
 
 def _health(records: list[dict[str, Any]], inside: dict[str, int], ended: bool, age_s: float | None) -> str:

@@ -161,8 +161,13 @@ class Folder:
         return digest.hexdigest()
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's content. Raises FileNotFoundError or json.JSONDecodeError."""
-        return json.loads(self.read(name))
+        """A JSON file's content. Raises FileNotFoundError, and InputError where it is none."""
+        try:
+            return json.loads(self.read(name))
+        except InputError:
+            raise
+        except ValueError:
+            raise InputError(f"{self.file(name)}: damaged, for it holds no JSON; restore it from a backup") from None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole: after a crash it holds the old bytes or the new ones, never a part. `retried`."""

@@ -221,9 +221,9 @@ def hash_of(value: Any) -> str:
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; empty where there is none. A killed writer's torn last line is left out."""
+    """The records of a metrics.jsonl; empty where there is none. A line that is torn or damaged is left out."""
     records = []
-    for line in folder.read(METRICS).decode().splitlines() if folder.exists(METRICS) else ():
+    for line in folder.read(METRICS).decode(errors="replace").splitlines() if folder.exists(METRICS) else ():
         with suppress(ValueError, TypeError):
             record = json.loads(line)
             if "step" in record:

@@ -105,7 +105,6 @@ def _take_steps(
             tracker.log(done, {score_key(cohort.task): score})
             best = _better(best, done // steps_per_epoch, score, model)
         if saving:
-            distributed.stop_together(checkpoints.problem())
             checkpoints.save(done, {**training.state(), "best": best})
         if leaver and done < total_steps:
             checkpoints.wait()
@@ -116,10 +115,15 @@ def _take_steps(
 
 
 def _to_save(checkpoints: Checkpoints, done: int, total_steps: int) -> tuple[bool, str | None]:
-    """Whether all ranks save now, and the notice to leave that one of them has."""
+    """Whether all ranks save now, and the notice to leave that one of them has.
+
+    Raises on all ranks what keeps rank 0 from saving.
+    """
     # Rank 0 decides when it is time, so that all ranks look at the loss together
-    told = distributed.gather_objects((checkpoints.due(done), termination.notice()))
-    leaver = next((notice for _, notice in told if notice is not None), None)
+    told = distributed.gather_objects((checkpoints.due(done), termination.notice(), checkpoints.problem()))
+    problem, leaver = (next((one[at] for one in told if one[at] is not None), None) for at in (2, 1))
+    if problem is not None:
+        raise problem
     return done == total_steps or told[0][0] or leaver is not None, leaver
 
 

@@ -8,6 +8,8 @@ from clusters.checkpoint_policy import CheckpointConfig
 from clusters.config import InputError, differences, load_config
 from clusters.storage import Folder
 from pretrain.config import PretrainConfig
+from pretrain.encoder_folder import CONFIG, PROJECTION, WEIGHTS, fingerprint_of
+from pretrain.stage_folder import finished, stages_on_disk, stored_config
 
 FREE = "cluster, tracking, loader, checkpoint and probe may change"
 
@@ -39,29 +41,28 @@ def doctor(argv: Sequence[str]) -> Iterator[str]:
 
 def _stages(run: Folder) -> list[tuple[str, dict[str, Any]]]:
     """Name and config.json of the stages on disk, in their order."""
-    found = []
-    for name in run.names():
-        place = name.split("-")[0]
-        if place.isdigit() and (run / name).exists("config.json"):
-            try:
-                found.append((int(place), name, (run / name).read_json("config.json")))
-            except ValueError:
-                raise InputError(
-                    f"{run / name}: config.json is damaged; restore it from a backup, or remove the stage's folder and "
-                    "those after it to do them again"
-                ) from None
-    return [(name, config) for _, name, config in sorted(found, key=lambda one: one[0]) if "identity" in config]
+    found = [(name, stored_config(run / name)) for _, name in sorted(stages_on_disk(run).items())]
+    for name, stored in found:
+        if stored is None:
+            raise InputError(
+                f"{run / name}: config.json is gone or damaged; restore it from a backup, or remove the stage's folder "
+                "and those after it to do them again"
+            )
+    return [(name, stored) for name, stored in found if stored is not None]
 
 
 def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> tuple[list[str], str | None, bool]:
     """Lines about a stage, what hinders it if anything does, and whether the stages after it can begin."""
-    if folder.exists("finished.json"):
-        missing = [file for file in ("encoder/model.safetensors", "encoder/config.json") if not folder.exists(file)]
-        if missing:
-            problem = f"{name} is marked finished and {missing[0]} is gone; remove {folder} to do it again"
+    try:
+        ended = finished(folder)
+    except InputError as error:
+        return [str(error)], str(error), False
+    if ended is not None:
+        harm = _harm(folder / "encoder", ended.encoder)
+        if harm:
+            problem = f"{name} is marked finished and {harm}; remove {folder} to do it again"
             return [f"{name}: {problem}"], problem, False
-        steps = folder.read_json("finished.json")["steps"]
-        return [f"{name}: finished at step {steps}; would be reused as it is"], None, True
+        return [f"{name}: finished at step {ended.steps}; would be reused as it is"], None, True
     checkpoints = list_checkpoints(folder, _policy(config))
     lines = [f"{name}: not finished, {len(checkpoints)} checkpoint{'s' * (len(checkpoints) != 1)}"]
     lines += [f"  {one.name}  {one.size_bytes} bytes  {_state_of(one)}" for one in checkpoints]
@@ -74,6 +75,15 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
         return [*lines, f"{name}: {problem}"], problem, False
     lines.append(f"{name}: would start from step 0, since nothing was saved yet")
     return lines, None, False
+
+
+def _harm(encoder: Folder, fingerprint: str) -> str | None:
+    """What is wrong with the encoder of a finished stage: a file that is gone, or other bytes than were written."""
+    missing = [file for file in (WEIGHTS, CONFIG) if not encoder.exists(file)]
+    if missing:
+        return f"encoder/{missing[0]} is gone"
+    kept = encoder.read(PROJECTION) if encoder.exists(PROJECTION) else b""
+    return None if fingerprint_of(encoder.read(WEIGHTS), kept) == fingerprint else f"encoder/{WEIGHTS} was altered"
 
 
 def _policy(config: dict[str, Any]) -> CheckpointConfig:
@@ -128,7 +138,8 @@ def _compare(run: Folder, stages: list[tuple[str, dict[str, Any]]], argv: Sequen
         if changed:
             raise InputError(f"{run / name}: refused: {'; '.join(changed)}; set on_change=redo, or give another run=")
         folder = run / name
-        previous = folder.read_json("finished.json")["encoder"] if folder.exists("finished.json") else None
+        ended = finished(folder)
+        previous = ended.encoder if ended is not None else None
         yield f"{name}: this recipe changes nothing that decides the result"
         if previous is None:
             return

@@ -12,9 +12,7 @@ from pretrain.workers import possible_workers
 
 
 def needs_of(config: PretrainConfig) -> Needs:
-    """What a run asks of the nodes of a cluster; each stage keeps its own checkpoints, also when it is finished."""
-    if config.cluster.num_workers == 0:
-        return Needs()
+    """What a run asks of every node; each stage keeps its own checkpoints, also when it is finished."""
     states, keeps = [checkpoint_bytes(config, number) for number in range(len(config.stages))], config.checkpoint
     return Needs(config.locations, states, keeps.keep + keeps.keep_best, keeps.keep_every_h)
 

@@ -1,7 +1,6 @@
 """A recipe from end to end: what is reused, what is run, and the encoder at the end."""
 
 import hashlib
-import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from pretrain.monitor import probe_dataset
 from pretrain.patient_mask import check_patient_mask
 from pretrain.report import write_report
 from pretrain.stage import Rows
+from pretrain.stage_folder import finished, stages_on_disk, stored_config
 from pretrain.weights_source import NONE, find_weights, weights_fingerprint, with_absolute_weights
 from pretrain.workers import elastic_remarks, possible_workers
 
@@ -67,10 +67,10 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     previous: Folder | None = None
     fingerprint: str | None = None
     folders = [run / config.stage_name(number) for number in range(len(config.stages))]
-    done = distributed.broadcast_object([_finished(folder) for folder in folders])
+    done = distributed.broadcast_object([_encoder_of(folder) for folder in folders])
     if config.cluster.elastic:
         say(f"workers: {distributed.world_size()} of {config.cluster.said}")
-    check_memory(config, [number for number, finished in enumerate(done) if finished is None])
+    check_memory(config, [number for number, ended in enumerate(done) if ended is None])
     for number, folder in enumerate(folders):
         if done[number] is None:
             chosen = config.model_copy(update={"augment": where_views_are_finished(config, folder)})
@@ -79,7 +79,7 @@ def train(config: PretrainConfig) -> dict[str, Any]:
                 identity = config.stage_identity(number, dataset_identity(dataset, rows, config), fingerprint)
                 folder.write_json("config.json", {"identity": identity, "config": chosen.model_dump(mode="json")})
             run_stage(chosen, number, folder, previous, dataset, rows, tracker)
-        previous, fingerprint = folder, distributed.broadcast_object(_finished(folder))
+        previous, fingerprint = folder, distributed.broadcast_object(_encoder_of(folder))
     if distributed.is_main() and previous is not None:
         copy_encoder(previous / "encoder", run / "encoder")
         write_report(run, config, dataset, rows)
@@ -179,10 +179,8 @@ def _weights_that_are_gone(config: PretrainConfig, run: Folder) -> str | None:
     They have done their part. Only the same place is believed to have held them.
     """
     folder = run / config.stage_name(0)
-    if config.encoder.weights == NONE or not _is_ours(folder, "identity") or _finished(folder) is None:
-        return None
-    begun = folder.read_json("config.json")
-    if begun["config"]["encoder"]["weights"] != config.encoder.weights:
+    begun = None if config.encoder.weights == NONE else stored_config(folder)
+    if begun is None or _encoder_of(folder) is None or begun["config"]["encoder"]["weights"] != config.encoder.weights:
         return None
     try:
         find_weights(config.encoder)
@@ -203,9 +201,9 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
     Returns whether anything is left to do. Removes nothing but Manyview's own stages, and those only where
     on_change=redo asks for it.
     """
-    if run.exists("encoder") and not _is_ours(run / "encoder", "manyview"):
+    if run.exists("encoder") and not _is_encoder_of_ours(run / "encoder"):
         raise InputError(f"{run / 'encoder'}: not an encoder that Manyview wrote; give another run=")
-    on_disk = _stages_on_disk(run)
+    on_disk = stages_on_disk(run)
     previous: str | None = None
     for number in range(len(config.stages)):
         name, there = config.stage_name(number), on_disk.get(number + 1)
@@ -214,8 +212,9 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
         elif there != name:
             changed = [f"stage {number + 1}: {there} -> {name}"]
         else:
-            before = (run / name).read_json("config.json")["identity"]
-            changed = differences(before, config.stage_identity(number, identity, previous, began_from))
+            before = stored_config(run / name)
+            now = config.stage_identity(number, identity, previous, began_from)
+            changed = ["config.json is gone or damaged"] if before is None else differences(before["identity"], now)
         if changed and config.on_change == "refuse":
             raise InputError(
                 f"{run / (there or name)}: made with another config ({'; '.join(changed[:3])}); set on_change=redo "
@@ -230,7 +229,7 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
                     run.remove(old)
             run.remove("encoder")
             return True
-        previous = _finished(run / name)
+        previous = _encoder_of(run / name)
         if previous is None:
             return True
         say(f"{name}: reused, finished earlier ({run / name})")
@@ -238,19 +237,14 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
     return at_the_top.get("fingerprint") != previous
 
 
-def _stages_on_disk(run: Folder) -> dict[int, str]:
-    """The stage folders that Manyview wrote, by their place."""
-    named = {name: re.fullmatch(r"([1-9]\d*)-[a-z0-9_]+", name) for name in run.names()}
-    return {int(m[1]): name for name, m in named.items() if m and _is_ours(run / name, "identity")}
-
-
-def _is_ours(folder: Folder, mark: str) -> bool:
+def _is_encoder_of_ours(folder: Folder) -> bool:
     try:
-        return mark in folder.read_json("config.json")
-    except (OSError, ValueError, TypeError):
+        return "manyview" in folder.read_json("config.json")
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return False
 
 
-def _finished(folder: Folder) -> str | None:
+def _encoder_of(folder: Folder) -> str | None:
     """The fingerprint of a finished stage's encoder."""
-    return folder.read_json("finished.json")["encoder"] if folder.exists("finished.json") else None
+    ended = finished(folder)
+    return ended.encoder if ended is not None else None

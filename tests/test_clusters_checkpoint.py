@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, and never a silent start from step 0."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusters import checkpoint_files
 from clusters import checkpoint_policy as policy
 from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
 from clusters.checkpoint_files import Name
@@ -47,6 +49,14 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes(b"")
     else:
         path.unlink()
+
+
+def rewrite(folder: Path, **told: Any) -> None:
+    """Have a checkpoint's MANIFEST tell something else, as if it had been written so."""
+    manifest = {**json.loads((folder / "MANIFEST.json").read_text()), **told}
+    del manifest["sha256"]
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -115,18 +125,38 @@ def test_a_damaged_one_is_set_aside_and_named(tmp_path: Path, capsys: pytest.Cap
     assert any(name.startswith("damaged-step-000000002") for name in (Folder(tmp_path) / "checkpoints").names())
 
 
-def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
-    saved(str(tmp_path / "original"), 1)
-    name = "checkpoints/step-000000001/state.safetensors"
-    content = (tmp_path / "original" / name).read_bytes()
-    for place in range(0, len(content), 7):
-        shutil.copytree(tmp_path / "original", tmp_path / "copy", dirs_exist_ok=True)
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "MANIFEST.json"])
+def test_every_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+    """And none is taken for another format, which would stop the run rather than set the checkpoint aside.
+
+    The last digit of a fraction may change and the number be the same: such a MANIFEST says what it said.
+    """
+    saved(str(tmp_path), 1)
+    folder = tmp_path / "checkpoints/step-000000001"
+    content = (folder / name).read_bytes()
+    assert checkpoint_files.verify(Folder(folder), 1) is None
+    for place in range(8 * len(content)):
         altered = bytearray(content)
-        altered[place] ^= 0x10
-        (tmp_path / "copy" / name).write_bytes(altered)
-        with pytest.raises(InputError):
-            Checkpoints(Folder(tmp_path / "copy"), CONFIG).restore()
-        shutil.rmtree(tmp_path / "copy")
+        altered[place // 8] ^= 1 << place % 8
+        (folder / name).write_bytes(altered)
+        found = checkpoint_files.verify(Folder(folder), 1)
+        assert found or (name == "MANIFEST.json" and json.loads(altered) == json.loads(content)), f"bit {place}"
+
+
+def test_a_damaged_number_of_the_attempt_is_told_anew_from_the_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(str(tmp_path), 1)
+    stalled = saved(str(tmp_path), 2)
+    (tmp_path / "attempt.json").write_bytes(b'{"attempt": \x92')
+    again = saved(str(tmp_path), 3)
+    assert "attempt.json is damaged; written anew, from the names" in capsys.readouterr().out
+    assert (Folder(tmp_path) / "checkpoints").names()[-1] == "step-000000003-attempt-3"
+    stalled.save(4, state(4.0))
+    with pytest.raises(Superseded):
+        stalled.wait()
+    restored = again.restore()
+    assert restored is not None and restored.step == 3
 
 
 def test_never_a_silent_start_from_nothing(tmp_path: Path) -> None:
@@ -197,14 +227,13 @@ def test_what_is_written_now_is_the_same_but_for_its_manifest(tmp_path: Path) ->
     again.wait()
     for name in ("state.safetensors", "state.json"):
         assert (tmp_path / "again/checkpoints/step-000000003" / name).read_bytes() == (GOLDEN / name).read_bytes()
-    assert Folder(tmp_path / "again/checkpoints/step-000000003").read_json("MANIFEST.json")["format"] == 1
+    assert Folder(tmp_path / "again/checkpoints/step-000000003").read_json("MANIFEST.json")["format"] == 2
 
 
 def test_a_later_format_is_refused_and_not_taken_for_damage(tmp_path: Path) -> None:
     checkpoints = saved(str(tmp_path), 1, 2)
-    manifest = tmp_path / "checkpoints/step-000000002/MANIFEST.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(InputError, match="step-000000002: a checkpoint of format 2, and this Manyview reads") as told:
+    rewrite(tmp_path / "checkpoints/step-000000002", format=9)
+    with pytest.raises(InputError, match="step-000000002: a checkpoint of format 9, and this Manyview reads") as told:
         checkpoints.restore()
     assert "\n" not in str(told.value)
     assert (Folder(tmp_path) / "checkpoints").names() == ["step-000000001", "step-000000002"]
@@ -272,10 +301,9 @@ def test_what_is_kept_does_not_depend_on_when_the_others_went(
 
 def test_the_time_that_a_stage_was_trained_for_goes_on_over_a_resume(tmp_path: Path) -> None:
     saved(str(tmp_path), 1)
-    manifest = tmp_path / "checkpoints/step-000000001/MANIFEST.json"
-    content = json.loads(manifest.read_text())
-    assert 0 <= content["trained_s"] < 600
-    manifest.write_text(json.dumps({**content, "trained_s": 5000.0}))
+    folder = tmp_path / "checkpoints/step-000000001"
+    assert 0 <= json.loads((folder / "MANIFEST.json").read_text())["trained_s"] < 600
+    rewrite(folder, trained_s=5000.0)
     checkpoints = Checkpoints(Folder(tmp_path), CONFIG)
     checkpoints.restore()
     checkpoints.save(2, state(2.0))

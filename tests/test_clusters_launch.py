@@ -25,12 +25,12 @@ import yaml
 
 from clusters import distributed
 from clusters.config import InputError
-from clusters.connection import LEAN_RAY, QUIET_RAY
 from clusters.launch import ClusterConfig, launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
+from tests.rays import use_own_ray
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -170,8 +170,7 @@ def meet_a_bad_image(_: PretrainConfig) -> dict[str, Any]:
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray cluster of two nodes with one core each, connected to."""
-    for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    use_own_ray(monkeypatch)
     import ray
     from ray.cluster_utils import Cluster
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from clusters.config import Config, InputError
-from clusters.connection import LEAN_RAY, QUIET_RAY
 from clusters.launch import ClusterConfig
 from clusters.preflight import Needs
 from clusters.search import run_trials
@@ -18,6 +17,7 @@ from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from data.verify import verify
 from tests.drawn_cases import files
+from tests.rays import use_own_ray
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,8 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 def two_cores() -> Iterator[None]:
     """A local Ray with two cores, connected to."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
-            patch.setenv(name, value)
+        use_own_ray(patch)
         import ray
 
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from clusters.connection import LEAN_RAY, QUIET_RAY
 from clusters.launch import launch
 from clusters.storage import Folder
 from data.dataset import Dataset
@@ -15,6 +14,7 @@ from pretrain.config import PretrainConfig
 from tests.elastic_tasks import ANNOUNCED_BEFORE, LOST_BEFORE, Taken, notes, train_while_nodes_change
 from tests.fault_runs import wait_for
 from tests.ranks import Ranks
+from tests.rays import use_own_ray
 from tests.test_clusters_elastic import SAMPLES, values
 
 STEPS, SAVED_AT = 9, 4
@@ -41,8 +41,7 @@ def test_pretraining_loses_a_node_and_gets_another(
     recipe = {"checkpoint": {"every_steps": SAVED_AT}, "gone_before": STEPS}
     undisturbed: list[Taken] = ranks.run("recorded", values(synthetic_dataset, tmp_path / "two", **recipe))[0]
 
-    for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    use_own_ray(monkeypatch)
     import ray
     from ray.cluster_utils import Cluster
 

@@ -21,13 +21,13 @@ import pytest
 import yaml
 
 from clusters.config import InputError
-from clusters.connection import LEAN_RAY, QUIET_RAY
 from clusters.launch import launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
 from tests.fault_runs import ROOT, Faults, assert_same_state, faulty_train, last_state, recipe, wait_for
+from tests.rays import use_own_ray
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
@@ -175,8 +175,7 @@ def test_drivers_and_workers_that_are_killed_or_told_to_leave(
 @pytest.fixture
 def spare_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster with one node more than two workers need, connected to."""
-    for name, value in {**QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
+    use_own_ray(monkeypatch)
     import ray
     from ray.cluster_utils import Cluster
 

@@ -1,5 +1,6 @@
 """What doctor says of a run is what the run would do."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pretrain.config import PretrainConfig
 from pretrain.doctor import doctor
 from pretrain.monitor import SCORES
 from pretrain.run import dataset_identity, pretraining_rows
+from tests.test_clusters_checkpoint import rewrite
 
 VALUES = {
     "encoder": {"name": "resnet18"},
@@ -114,8 +116,7 @@ def test_what_a_checkpoint_is_kept_for_is_said_and_one_that_is_being_written(beg
 
 
 def test_a_checkpoint_of_a_later_format_is_said(begun: Path) -> None:
-    manifest = begun / "1-simclr/checkpoints/step-000000010/MANIFEST.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
+    rewrite(begun / "1-simclr/checkpoints/step-000000010", format=9)
     with pytest.raises(InputError, match="step-000000010: a checkpoint of format 9"):
         said(str(begun))
 
@@ -132,11 +133,14 @@ def test_a_recipe_is_compared_with_what_was_begun(begun: Path, recipe: Path) -> 
 
 def test_finished_stages_are_reused(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Folder(begun / "1-simclr")
-    folder.write_json("finished.json", {"steps": 20, "encoder": "x"})
+    folder.write_json("finished.json", {"steps": 20, "encoder": hashlib.sha256(b"weights").hexdigest()})
     with pytest.raises(InputError, match="marked finished and encoder/model"):
         said(str(begun))
-    folder.write("encoder/model.safetensors", b"")
+    folder.write("encoder/model.safetensors", b"weighty")
     folder.write_json("encoder/config.json", {})
+    with pytest.raises(InputError, match=r"marked finished and encoder/model\.safetensors was altered; remove"):
+        said(str(begun))
+    folder.write("encoder/model.safetensors", b"weights")
     assert "1-simclr: finished at step 20; would be reused as it is\n2-micle: not begun" in said(str(begun))
     run_main(_run, ["doctor", str(begun)], _help)  # exit code 0
     assert "2-micle: not begun" in capsys.readouterr().out
@@ -147,3 +151,11 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         said(str(tmp_path))
     with pytest.raises(InputError, match="name the run folder first"):
         said("run=/x")
+
+
+@pytest.mark.parametrize("name", ["finished.json", "config.json"])
+def test_a_damaged_file_of_a_stage_is_named_with_its_mend(begun: Path, name: str) -> None:
+    (begun / "1-simclr" / name).write_bytes(b'{"\xe9')
+    with pytest.raises(InputError, match=rf"{name}.* damaged.*; restore it from a backup, or remove") as told:
+        said(str(begun))
+    assert "\n" not in str(told.value)

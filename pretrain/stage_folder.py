@@ -1,0 +1,61 @@
+"""What a stage has left in its folder. Nothing that is out of reach or damaged is taken for missing."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from clusters.checkpoint import ATTEMPT
+from clusters.config import InputError
+from clusters.storage import Folder
+
+CONFIG, FINISHED = "config.json", "finished.json"
+MARKS = (ATTEMPT, FINISHED, "checkpoints")
+"""What a stage leaves beside its config.json, and after it."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage that came to its end: how many steps it took, and the fingerprint of its encoder."""
+
+    steps: int
+    encoder: str
+
+
+def stages_on_disk(run: Folder) -> dict[int, str]:
+    """The stage folders that Manyview wrote, by their place. Raises OSError where storage does not say."""
+    named = {name: re.fullmatch(r"([1-9]\d*)-[a-z0-9_]+", name) for name in run.names()}
+    return {int(found[1]): name for name, found in named.items() if found and _is_stage(run / name)}
+
+
+def _is_stage(folder: Folder) -> bool:
+    """By its config.json or, where that is gone or damaged, by what a stage leaves beside it."""
+    stored = _read(folder, CONFIG)
+    return "identity" in (stored or {}) or any(map(folder.exists, MARKS))
+
+
+def stored_config(folder: Folder) -> dict[str, Any] | None:
+    """What a stage was made with: its `identity` and `config`; None where config.json is gone or damaged."""
+    stored = _read(folder, CONFIG)
+    return stored if stored is not None and isinstance(stored.get("identity"), dict) else None
+
+
+def finished(folder: Folder) -> Finished | None:
+    """What a stage ended with; None where it has not ended. Raises InputError where that is damaged."""
+    if not folder.exists(FINISHED):
+        return None
+    told = _read(folder, FINISHED) or {}
+    try:
+        return Finished(int(told["steps"]), str(told["encoder"]))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{folder.file(FINISHED)}: damaged; restore it from a backup, or remove {folder} and the stages after it "
+            "to do them again"
+        ) from None
+
+
+def _read(folder: Folder, name: str) -> dict[str, Any] | None:
+    try:
+        value = folder.read_json(name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
