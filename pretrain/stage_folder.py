@@ -9,7 +9,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 
 CONFIG, FINISHED = "config.json", "finished.json"
-MARKS = (ATTEMPT, FINISHED, "checkpoints")
+MARKS = (ATTEMPT, FINISHED)
 """What a stage leaves beside its config.json, and after it."""
 
 
