@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from pydantic import Field
 
@@ -20,6 +21,8 @@ START_US = 4.0
 """Of a collective before its first hop, about what NCCL's own tuning model has (src/graph/tuning.cc: 3.6 to 4.4)."""
 TREE_HOP = 1.85
 """A network hop of a tree over one of a ring (there: 5.0 and 2.7 µs)."""
+SLOWER = "slower ranks"
+"""What is waited for where ranks are not equally fast, in any collective."""
 MUCH = 0.2
 """Share of a step from which on communication is called its bottleneck."""
 
@@ -36,6 +39,14 @@ class MachineConfig(Config):
     )
     node_hop_us: float = Field(default=0.85, ge=0, description="µs a hop within a node (NCCL's tuning model, NVLink)")
     network_hop_us: float = Field(default=2.7, ge=0, description="µs a hop between nodes (there, InfiniBand)")
+    beside: bool = Field(
+        default=True, description="gradients are exchanged beside backward; false: by the cores that compute (gloo)"
+    )
+    jitter: float = Field(
+        default=0.0,
+        ge=0,
+        description="how unequal ranks are: standard deviation of a rank's time between two waits, as a share of it",
+    )
     launch_us: float = Field(default=5.0, ge=0, description="µs of the CPU for a kernel: no step takes fewer in all")
     cores_per_gpu: float = Field(default=8.0, gt=0, description="CPU cores a GPU that load, a loader process each")
     loaded_per_core: float | None = Field(
@@ -43,6 +54,13 @@ class MachineConfig(Config):
     )
     storage_gb_per_s: float = Field(default=2.0, gt=0, description="GB/s that a node reads from where the dataset lies")
     storage_total_gb_per_s: float = Field(default=100.0, gt=0, description="GB/s that it gives to all nodes together")
+
+    def slower_s(self, seconds: float, num_ranks: int) -> float:
+        """How much longer than their mean the slowest of so many ranks takes, each independently of the others.
+
+        The largest of n normal numbers is expected at the quantile (n - 3/8) / (n + 1/4) (Blom, 1958).
+        """
+        return self.jitter * seconds * NormalDist().inv_cdf((num_ranks - 0.375) / (num_ranks + 0.25))
 
     def seconds(self, one: Collective) -> float:
         """Of one collective by itself.
@@ -93,14 +111,21 @@ def step_time(
 ) -> StepTime:
     """Replay a step: collectives follow one another, gradients beside backward, all others while the rank waits."""
     exposed: defaultdict[str, float] = defaultdict(float)
-    free = 0.0  # when the last collective that was begun has ended
+    free = waited = 0.0  # when the last collective that was begun has ended; the work when ranks last met
     for one in trace.collectives:
+        if one.blocking and machine.jitter:
+            exposed[SLOWER] += machine.slower_s(seconds(one.before) - waited, one.num_ranks)
+            waited = seconds(one.before)
         now = seconds(one.before) + sum(exposed.values())
         begins = max(now, free)
         free = begins + machine.seconds(one)
-        if one.blocking:
+        if not (one.blocking or machine.beside):
+            exposed[GRADIENT] += free - begins
+        elif one.blocking:
             exposed[GRADIENT] += begins - now  # nothing else runs beside the work
             exposed[one.kind] += free - begins
+    if trace.collectives and machine.jitter:
+        exposed[SLOWER] += machine.slower_s(seconds(trace.total) - waited, trace.collectives[-1].num_ranks)
     exposed[GRADIENT] += max(0.0, free - seconds(trace.backward) - sum(exposed.values()))
     exposed[METRICS] = sum(map(machine.seconds, trace.now_and_then)) / metrics_every
     return StepTime(seconds(trace.total), dict(exposed))
@@ -125,4 +150,5 @@ MENDS = {
     BATCH_NORM: "compute.batch_norm_group of a node's samples, or more samples a GPU",
     LOSS: "a narrower projection_dim, or a smaller global batch",
     METRICS: "a larger tracking.every_steps",
+    SLOWER: "see which rank is slow (stragglers in the log), or compute.batch_norm_group of fewer",
 }

@@ -18,7 +18,7 @@ from pretrain.cluster_model import MachineConfig, StepTime, bottleneck, expected
 from pretrain.compute import ranks_per_group
 from pretrain.leakage import pretraining_rows
 from pretrain.loading_speed import LOADED_PER_CORE, measured_per_core
-from pretrain.measured_step import measured_step_s
+from pretrain.measured_step import measured_as, measured_step_s
 from pretrain.methods import METHODS
 from pretrain.run import check, check_recipe
 from pretrain.shard_replay import DescribedDataset, Layout, layout, replay
@@ -203,18 +203,19 @@ def _outcome(
 
 
 def _seconds(config: SimulateConfig, number: int, gpus: int, tracer: StepTracer) -> Callable[[Work], float]:
-    """Seconds of work: by the card's rates, scaled so that a step of one worker alone takes what is known of it."""
+    """Seconds of work: by the card's rates, scaled so that the step of which it is known takes as long as it did."""
     share = batch_size(config, number, gpus) // gpus
     card = next(card for card in CARDS if card.name == config.card)
     expected = expected_seconds(card, config.machine.launch_us)
+    alone = 1
     if config.step_s:
         known = config.step_s[config.gpus.index(gpus)]
     elif config.measure:
-        known = measured_step_s(config, number, share)
+        known, alone = measured_step_s(config, number, share, gpus), measured_as(gpus)
         share = max(2, share)
     else:
         return expected
-    scale = known / expected(tracer.trace(share, 1).total)
+    scale = known / expected(tracer.trace(share, alone).total)
     return lambda work: scale * expected(work)
 
 

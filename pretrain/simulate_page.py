@@ -60,7 +60,10 @@ def _assumed(config: SimulateConfig, stage: Stage) -> Iterator[str]:
         "table, its fastest"
     )
     yield "    protocol, at full bandwidth; rings for gathers, the faster of ring and tree for sums, one after another"
-    yield "  ranks are equally fast; probes, checkpoints and memory are left out (memory: python -m pretrain plan)"
+    if not machine.beside:
+        yield "    the cores that compute exchange the gradients too, not beside backward"
+    yield f"  ranks differ by {100 * machine.jitter:.3g} % (a standard deviation) between two waits"
+    yield "  probes, checkpoints and memory are left out (memory: python -m pretrain plan)"
     yield (
         f"  loader: {stage.loaded_per_core:,.0f} samples/s a core ({stage.loaded_from}), {machine.cores_per_gpu:g} "
         "cores a GPU; loading and reading go on beside the step"

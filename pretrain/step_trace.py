@@ -165,7 +165,7 @@ class _Recorder(Ledger):
 
 def _count(config: PretrainConfig, number: int, share: int, num_ranks: int) -> _Count:
     """One step of rank 0 of so many."""
-    with _ranks_without_network(num_ranks):
+    with ranks_without_network(num_ranks, torch.device("cpu")):  # where batch norms exchange what they do on GPUs
         module = module_without_numbers(config, number)
         global_batch_norm(module)
         if config.compute.checkpoint_activations:
@@ -235,12 +235,12 @@ def _buckets(ready: list[tuple[Tensor, Work]], num_ranks: int) -> list[Collectiv
 
 
 @contextmanager
-def _ranks_without_network(num_ranks: int) -> Iterator[None]:
-    """Be rank 0 of so many that are not there, on the CPU, where batch norms exchange what they do on GPUs."""
+def ranks_without_network(num_ranks: int, device: torch.device) -> Iterator[None]:
+    """Be rank 0 of so many that are not there; collectives end at once and give nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # importing it makes the backend known
 
     before = distributed.device()
-    distributed.use_device(torch.device("cpu"))
+    distributed.use_device(device)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=num_ranks)
     try:
         yield

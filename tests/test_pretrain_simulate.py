@@ -171,6 +171,27 @@ def test_collectives_beside_backward_cost_what_they_outlast_it() -> None:
     assert seconds(bucket(5, 2), statistics, bucket(6, 4))[GRADIENT] == pytest.approx(2, abs=1e-4)
 
 
+def test_gradients_without_cores_of_their_own_hold_up_the_work() -> None:
+    machine = MachineConfig(node_gb_per_s=1, node_hop_us=0, gpus_per_node=2, beside=False)
+    bucket = Collective(GRADIENT, "all_reduce", 2 * 10**9, 2, work(5), blocking=False)
+    statistics = Collective(BATCH_NORM, "all_gather", 10**9, 2, work(6))
+    found = step_time(StepTrace([bucket, statistics], work(9), work(10), []), lambda done: done[0], machine, 10)
+    assert found.exposed == pytest.approx({GRADIENT: 2, BATCH_NORM: 1, "metrics": 0}, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 8, 1024])
+def test_the_slowest_of_unequal_ranks_is_waited_for_each_time_that_they_meet(num_ranks: int) -> None:
+    """Against drawn steps of ranks whose parts of a step take times of a normal distribution."""
+    machine = MachineConfig(node_gb_per_s=1e6, node_hop_us=0, network_hop_us=0, network_gb_per_s=1e6, jitter=0.1)
+    meetings = [Collective(BATCH_NORM, "all_gather", 0, num_ranks, work(at)) for at in (1, 3, 8)]
+    found = step_time(StepTrace(meetings, work(9), work(10), []), lambda done: done[0], machine, 10)
+    drawn = np.random.default_rng(0).normal(size=(400, 4, num_ranks)) * 0.1 + 1
+    slowest = drawn.max(axis=2) @ np.array([1, 2, 5, 2])
+    assert found.total == pytest.approx(slowest.mean(), rel=0.02)
+    alone = step_time(StepTrace([], work(9), work(10), []), lambda done: done[0], machine, 10)
+    assert alone.total == 10
+
+
 def test_rings_and_trees_are_what_is_known_of_them() -> None:
     machine = MachineConfig(node_gb_per_s=100, network_gb_per_s=10, node_hop_us=1, network_hop_us=3)
 
