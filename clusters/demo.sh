@@ -40,6 +40,7 @@ trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+unset RAY_ADDRESS # another cluster's
 python -m data import source=synthetic out="$RUNS/data"
 clusters/local.sh up
 clusters/local.sh submit python -m pretrain pretrain/recipes/synthetic.yaml \

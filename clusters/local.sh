@@ -54,6 +54,7 @@ start() { # start NAME option…: one Ray node in a session of its own, until it
             kill -0 $! 2>/dev/null || break
             sleep 0.5
         done
+        kill -KILL $! 2>/dev/null || true
         echo "the $name did not start (attempt $attempt of 3); all of it: $STATE/$name.log" >&2
     done
     down

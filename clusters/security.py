@@ -16,8 +16,10 @@ from pathlib import Path
 from clusters.config import InputError, nearest
 
 PROBE_S = 5.0
+ANSWER_S = 15.0  # of a control store on a busy machine
 # Ray leaves 127.0.0.1 as it is only where this is 0; elsewhere it takes an address that others can reach.
 REACHABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+OPEN, GUARDED, NOBODY = "open", "guarded", "nobody"
 _staying = False
 
 
@@ -26,8 +28,8 @@ def guard(address: str) -> None:
 
     A Ray that is started here listens on 127.0.0.1 alone, and asks for a token unless RAY_AUTH_MODE=disabled says
     otherwise. One that others can reach must ask for a token: raises InputError where this side has none, or where the
-    cluster answers without one; and, wherever there is one, where others can read it. What only users of this machine
-    can use without a token is said.
+    cluster answers without one or does not tell; and, wherever there is one, where others can read it. What only users
+    of this machine can use without a token is said.
     """
     if address == "local":
         _stay_on_this_machine(True)
@@ -44,14 +46,20 @@ def guard(address: str) -> None:
     if _is_loopback(host) and not _others_reach(port):
         if _mode() == "token":
             _check_token(address)
-        if port and _answers_without_token(host, port):
+        if port and _asked_for_no_token(host, port) == OPEN:
             _tell_of_users(f"the Ray at {address}")
         return
     _check_token(address)
-    if port and _answers_without_token(host, port):
+    found = _asked_for_no_token(host, port) if port else GUARDED
+    if found == OPEN:
         raise InputError(
             f"the Ray at {address} runs whatever anybody sends it: it answers without a token; restart every node of "
             "it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
+        )
+    if found not in (GUARDED, NOBODY):
+        raise InputError(
+            f"the Ray at {address} does not tell whether it asks for a token ({found}); give the address of its "
+            "control store, as HOST:6379, or submit a job there; where it is only slow, try again"
         )
 
 
@@ -80,8 +88,14 @@ def prepare_token() -> None:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
-    if path.stat().st_uid == os.getuid() and _readable_by_others(path):
-        path.chmod(0o600)
+    if not _readable_by_others(path):
+        return
+    if path.stat().st_uid != os.getuid():
+        raise InputError(
+            f"{path}: another user's, and others on this machine can read the token; have it made 0600, or name a file "
+            "of your own by RAY_AUTH_TOKEN_PATH"
+        )
+    path.chmod(0o600)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -148,19 +162,25 @@ def _others_reach(port: int) -> bool:
     return False
 
 
-def _answers_without_token(host: str, port: int) -> bool:
-    """Ask the cluster's control store, as a stranger would, whether it is alive."""
+def _asked_for_no_token(host: str, port: int) -> str:
+    """Ask the cluster's control store, as a stranger would, whether it is alive: what it says to that.
+
+    NOBODY where nothing listens, as joining it will tell. Not by a proxy, to which gRPC would go even for 127.0.0.1.
+    """
     import grpc
 
-    with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
+    told = {grpc.StatusCode.UNAUTHENTICATED: GUARDED, grpc.StatusCode.UNAVAILABLE: NOBODY}
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(
             "/ray.rpc.NodeInfoGcsService/CheckAlive", request_serializer=bytes, response_deserializer=bytes
         )
         try:
-            ask(b"", timeout=PROBE_S)
-        except grpc.RpcError:  # refused, or not there at all: joining it will tell
-            return False
-    return True
+            ask(b"", timeout=ANSWER_S)
+        except grpc.RpcError as error:
+            code = error.code()
+            return told.get(code, code.name.lower().replace("_", " "))
+    return OPEN
 
 
 def _stay_on_this_machine(stay: bool) -> None:

@@ -11,7 +11,7 @@
 # (--requeue) and goes on from its newest checkpoint. Three minutes before its time is over, and on
 # `scancel --batch --signal=TERM JOBID`, it saves the step that it is at and ends with 143; submit it again to go
 # on. `ray symmetric-run` calls `ray stop` at its end, which stops every Ray of yours on these nodes: hence
-# --exclusive.
+# --exclusive. A worker a GPU; cluster.num_workers=N says otherwise, and has to on nodes without GPUs.
 #SBATCH --job-name=manyview
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -42,13 +42,30 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts%%$'\n'*}  # not by a pipe into head: scontrol may meet it closed, and pipefail would end this script
 port=$((20000 + SLURM_JOB_ID % 10000))
 gpus=${SLURM_GPUS_ON_NODE:-0}
+workers=cluster.num_workers=$((SLURM_JOB_NUM_NODES * gpus))
+[ "$gpus" -gt 0 ] || case " $*" in
+    *" cluster.num_workers="*) workers= ;;
+    *) echo "no GPUs on these nodes; say how many workers, as cluster.num_workers=$SLURM_JOB_NUM_NODES" >&2; exit 2 ;;
+esac
 
 # The driver runs on this node, the first. Told to leave, Slurm's processes on all nodes would end at once: so it alone is.
 driver=$PWD/.manyview-$SLURM_JOB_ID.pid
-trap 'kill -TERM "$(cat "$driver")"' TERM
 trap 'rm -f "$driver"' EXIT
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --disable-usage-stats -- \
-    bash -c 'echo $$ > "$0"; exec python -u -m pretrain "$@"' "$driver" "$@" cluster.address="$head:$port" \
-    cluster.num_workers=$((SLURM_JOB_NUM_NODES * gpus)) &
-wait $! || wait $!  # the first one ends too when this script is told
+    bash -c 'echo $$ > "$0"; exec python -u -m pretrain "$@"' "$driver" "$1" ${workers:+"$workers"} "${@:2}" \
+    cluster.address="$head:$port" &
+srun=$!
+
+tell() { # the driver, as soon as there is one
+    until [ -s "$driver" ] || ! kill -0 "$srun" 2>/dev/null; do sleep 1; done
+    [ ! -s "$driver" ] || kill -TERM "$(cat "$driver")" || true
+}
+trap tell TERM
+code=0
+wait "$srun" || code=$?
+while kill -0 "$srun" 2>/dev/null; do # being told ends a `wait` before srun has ended
+    code=0
+    wait "$srun" || code=$?
+done
+exit "$code"

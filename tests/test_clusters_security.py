@@ -5,6 +5,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,9 +17,11 @@ import pytest
 
 from clusters import security
 from clusters.config import InputError
+from clusters.connection import LEAN_RAY, QUIET_RAY
+from tests.fault_runs import wait_for
 
 ROOT = Path(__file__).parents[1]
-OPEN, GUARDED = "open", "guarded"
+OPEN, GUARDED, SLOW, OTHER = "open", "guarded", "slow", "other"
 
 
 class ControlStore(grpc.GenericRpcHandler):
@@ -29,7 +33,11 @@ class ControlStore(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
             assert handler_call_details.method == "/ray.rpc.NodeInfoGcsService/CheckAlive"
-            if self._kind == GUARDED:
+            if self._kind == SLOW:
+                time.sleep(3)
+            elif self._kind == OTHER:
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+            elif self._kind == GUARDED:
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
             return b""
 
@@ -112,6 +120,68 @@ def test_the_token_is_there_and_its_owner_s_alone(cluster: int, token: Path, mon
 def test_a_cluster_that_answers_strangers_is_refused_whatever_we_have(cluster: int, token: Path) -> None:
     with pytest.raises(InputError, match="it answers without a token; restart every node"):
         security.guard(f"{own_address()}:{cluster}")
+
+
+@pytest.mark.parametrize("cluster", [OPEN], indirect=True)
+def test_a_proxy_hides_no_open_cluster(cluster: int, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC would ask the proxy for any address, this machine's too."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="it answers without a token"):
+        security.guard(f"{own_address()}:{cluster}")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"), [(SLOW, "deadline exceeded"), (OTHER, "unimplemented")], indirect=["cluster"]
+)
+def test_what_does_not_tell_whether_it_wants_a_token_is_not_joined(
+    cluster: int, told: str, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "ANSWER_S", 1.0)
+    with pytest.raises(InputError, match=rf"does not tell whether it asks for a token \({told}\); give the address"):
+        security.guard(f"{own_address()}:{cluster}")
+    security.guard(f"{own_address()}:9")  # nobody is there, as joining it will tell
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_real_ray_tells_a_stranger_what_is_asked_for(mode: str, token: Path, tmp_path: Path) -> None:
+    """On an address that others can reach: an open one is refused, one with a token is joined."""
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, **QUIET_RAY, **LEAN_RAY, "RAY_AUTH_MODE": mode, "MANYVIEW_TEST": str(tmp_path)}
+    environment.pop(security.REACHABLE, None)
+    folder = tempfile.mkdtemp(prefix="mv-", dir="/tmp")  # short, for Ray's sockets
+    words = f"start --head --block --port={port} --num-cpus=0 --include-dashboard=false --temp-dir={folder}".split()
+    words.append("--object-store-memory=100000000")
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        ray = subprocess.Popen(
+            [Path(sys.executable).parent / "ray", *words],
+            env=environment, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: "runtime started" in log.read_text() or ray.poll() is not None, "Ray", 120)
+        assert ray.poll() is None, log.read_text()
+        if mode == "token":
+            security.guard(f"{own_address()}:{port}")
+        else:
+            with pytest.raises(InputError, match="it answers without a token"):
+                security.guard(f"{own_address()}:{port}")
+    finally:
+        ray.terminate()
+        ray.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_another_user_s_token_that_others_can_read_is_not_used(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token.chmod(0o644)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(InputError, match="another user's, and others on this machine can read the token; have it made"):
+        security.prepare_token()
+    token.chmod(0o600)
+    security.prepare_token()
 
 
 def test_what_only_this_machine_reaches_may_be_open_which_is_said(

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.fault_runs import ROOT, wait_for
@@ -24,13 +25,14 @@ time.sleep(60)
 """
 
 
-def test_the_batch_script_tells_the_driver_alone_and_ends_as_it_does(tmp_path: Path) -> None:
-    token, bin_folder = tmp_path / "token", tmp_path / ".venv/bin"
-    token.touch(0o600)
+def batch(folder: Path, *words: str, gpus: int = 4, before_driver: str = "") -> "subprocess.Popen[str]":
+    """The script on two nodes, the driver of which stands in for Manyview."""
+    token, bin_folder = folder / "token", folder / ".venv/bin"
     bin_folder.mkdir(parents=True)
-    (tmp_path / "driver.py").write_text(DRIVER)
+    token.touch(0o600)
+    (folder / "driver.py").write_text(DRIVER)
     programs = {
-        "srun": RUN_THE_REST,
+        "srun": RUN_THE_REST.replace('shift\n"$@"', f'shift\n{before_driver}\n"$@"'),
         "scontrol": "#!/bin/bash\necho node1\nsleep 0.2\necho node2\n",  # a reader of one line is gone by then
         "python": f'#!/bin/bash\nexec {sys.executable} driver.py "$@"\n',
     }
@@ -38,19 +40,59 @@ def test_the_batch_script_tells_the_driver_alone_and_ends_as_it_does(tmp_path: P
         (bin_folder / name).write_text(text)
         (bin_folder / name).chmod(0o755)
     (bin_folder / "activate").write_text(f'PATH="{bin_folder}:$PATH"\n')
-    slurm = {"JOB_NODELIST": "node[1-2]", "JOB_ID": "7", "GPUS_ON_NODE": "4", "JOB_NUM_NODES": "2", "CPUS_ON_NODE": "8"}
+    slurm = {"JOB_NODELIST": "node[1-2]", "JOB_ID": "7", "JOB_NUM_NODES": "2", "CPUS_ON_NODE": "8"}
+    slurm |= {"GPUS_ON_NODE": str(gpus)} if gpus else {}
     environment = {**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}}
     environment["RAY_AUTH_TOKEN_PATH"] = str(token)
-    words = ["bash", str(ROOT / "clusters/slurm.sh"), "recipe.yaml", "data=/my data"]
-    script = subprocess.Popen(words, cwd=tmp_path, env=environment)
+    script = ["bash", str(ROOT / "clusters/slurm.sh"), *words]
+    return subprocess.Popen(script, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(script: "subprocess.Popen[str]", seconds: float = 30) -> int:
     try:
-        wait_for(lambda: (tmp_path / "started").exists() or script.poll() is not None, "the driver", 60)
-        assert script.poll() is None
-        script.send_signal(signal.SIGTERM)
-        assert script.wait(30) == 143
+        return script.wait(seconds)
     finally:
         script.kill()
+
+
+def test_the_batch_script_tells_the_driver_alone_and_ends_as_it_does(tmp_path: Path) -> None:
+    script = batch(tmp_path, "recipe.yaml", "data=/my data")
+    wait_for(lambda: (tmp_path / "started").exists() or script.poll() is not None, "the driver", 60)
+    assert script.poll() is None
+    script.send_signal(signal.SIGTERM)
+    assert ended(script) == 143
     assert (tmp_path / "told").exists()
     told = (tmp_path / "started").read_text()
-    assert told == "-u -m pretrain recipe.yaml data=/my data cluster.address=node1:20007 cluster.num_workers=8"
+    assert told == "-u -m pretrain recipe.yaml cluster.num_workers=8 data=/my data cluster.address=node1:20007"
     assert not list(tmp_path.glob(".manyview-*"))
+
+
+def test_a_driver_that_is_not_there_yet_is_told_once_it_is(tmp_path: Path) -> None:
+    script = batch(tmp_path, "recipe.yaml", before_driver="touch begun; sleep 3")
+    wait_for(lambda: (tmp_path / "begun").exists(), "srun", 60)
+    time.sleep(0.5)  # the script, which has just started it, waits for it by now
+    script.send_signal(signal.SIGTERM)
+    assert ended(script) in (143, 0)
+    assert (tmp_path / "told").exists() or not (tmp_path / "started").exists()
+
+
+def test_nodes_without_gpus_want_a_number_of_workers(tmp_path: Path) -> None:
+    script = batch(tmp_path / "none", "recipe.yaml", gpus=0)
+    assert ended(script) == 2
+    assert script.stderr is not None
+    assert script.stderr.read() == "no GPUs on these nodes; say how many workers, as cluster.num_workers=2\n"
+    script = batch(tmp_path / "told", "recipe.yaml", "cluster.num_workers=6", gpus=0)
+    wait_for(lambda: (tmp_path / "told/started").exists(), "the driver", 60)
+    script.send_signal(signal.SIGTERM)
+    assert ended(script) == 143
+    told = (tmp_path / "told/started").read_text()
+    assert told == "-u -m pretrain recipe.yaml cluster.num_workers=6 cluster.address=node1:20007"
+
+
+def test_the_user_s_number_of_workers_is_the_last_word(tmp_path: Path) -> None:
+    script = batch(tmp_path, "recipe.yaml", "cluster.num_workers=[2,8]")
+    wait_for(lambda: (tmp_path / "started").exists(), "the driver", 60)
+    script.send_signal(signal.SIGTERM)
+    assert ended(script) == 143
+    words = (tmp_path / "started").read_text().split()
+    assert [word for word in words if word.startswith("cluster.num")][-1] == "cluster.num_workers=[2,8]"

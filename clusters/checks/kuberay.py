@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from clusters.checks.images import is_pinned
 from clusters.checks.mistakes import Mistake
 from clusters.checks.pods import Anything, Fields, Metadata, PodTemplate, Quantity, Resources, Variable
+from clusters.checks.ray_options import tokens_off
 from clusters.checks.secrets import is_secret_name
 from clusters.checks.yaml_lines import Document
 from clusters.config import nearest
@@ -142,6 +143,10 @@ def check_kuberay(document: Document) -> Iterator[Mistake]:
         yield from _wrong_fields(document, kind, error)
         return
     path: list[str | int] = ["spec"] if kind is RayCluster else ["spec", "rayClusterSpec"]
+    for off in tokens_off(document.value):
+        yield Mistake(
+            document.line(list(off)), "token authentication is turned off", "set RAY_AUTH_MODE=token, or leave it"
+        )
     cluster = document.value["spec"] if kind is RayCluster else document.value["spec"].get("rayClusterSpec")
     if cluster is not None:
         yield from _check_cluster(document, path, cluster)

@@ -3,9 +3,12 @@
 import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from clusters.config import nearest
 
+TOKENS_OFF = r"\bRAY_AUTH_MODE=(?!['\"]?token\b)\S*|\b(?:unset|export -n|env -u)\b[^\n;&|]*\bRAY_AUTH_MODE\b"
+"""What a shell says that turns token authentication off."""
 STARTS = re.compile(r"\b(?:start|symmetric-run)\b(?=.*\s--)")
 
 
@@ -25,6 +28,23 @@ def wrong_options(command: str) -> Iterator[tuple[str, str]]:
             f"--dashboard-host={host[1]} opens the dashboard, which runs jobs, to others",
             "set 127.0.0.1 and come through SSH (`ray dashboard`) or a port-forward",
         )
+
+
+def tokens_off(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a YAML file token authentication is turned off: in any command, and as a variable of any container."""
+    if isinstance(value, str) and re.search(TOKENS_OFF, value):
+        yield path
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from tokens_off(item, (*path, place))
+    if isinstance(value, dict):
+        named = value.get(
+            "RAY_AUTH_MODE", value.get("value", "token") if value.get("name") == "RAY_AUTH_MODE" else "token"
+        )
+        if named != "token":
+            yield path
+        for key, item in value.items():
+            yield from tokens_off(item, (*path, key))
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any
 
 from clusters.checks.images import is_pinned, unpinned_installs
 from clusters.checks.mistakes import Mistake
-from clusters.checks.ray_options import wrong_options
+from clusters.checks.ray_options import tokens_off, wrong_options
 from clusters.checks.yaml_lines import Document
 from clusters.config import InputError, nearest
 
@@ -86,6 +86,8 @@ def _check_prepared(document: Document) -> Iterator[Mistake]:
 
 
 def _check_authentication(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
+    for path in tokens_off(config):
+        yield Mistake(document.line(list(path)), "token authentication is turned off", f"write {TOKEN_MODE}")
     docker = config.get("docker") or {}
     in_container = any(TOKEN_MODE in option for option in docker.get("run_options", []))
     for key in STARTS:
@@ -105,7 +107,7 @@ def _check_authentication(document: Document, config: dict[str, Any]) -> Iterato
     rules = (config["provider"].get("security_group") or {}).get("IpPermissions") or []
     for place, rule in enumerate(rules):
         path = ["provider", "security_group", "IpPermissions", place]
-        if "0.0.0.0/0" in str(rule) and (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
+        if re.search(r"0\.0\.0\.0/0|'::/0'", str(rule)) and (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
             yield Mistake(document.line(path), "a port is open to the whole internet", "open 22 alone, and tunnel")
 
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 
 from clusters.checks.mistakes import Mistake, line_at
-from clusters.checks.ray_options import wrong_options
+from clusters.checks.ray_options import TOKENS_OFF, wrong_options
 from clusters.config import nearest
 
 # Options of sbatch (long form) that a recipe may have need of.
@@ -35,7 +35,7 @@ def check_shell(text: str) -> Iterator[Mistake]:
         if not re.search(pattern, code):
             yield Mistake(1, what, mend)
     forbidden = {
-        r"RAY_AUTH_MODE=(?!token\b)\S*": ("token authentication is turned off", "set RAY_AUTH_MODE=token"),
+        TOKENS_OFF: ("token authentication is turned off", "set RAY_AUTH_MODE=token"),
         r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
         r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),
         r"\b(?:curl|wget)\b[^\n|]*\|\s*(?:ba)?sh\b": ("what is downloaded is run unseen", "install from the lock"),
