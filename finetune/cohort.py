@@ -15,7 +15,7 @@ from data.dataset import Dataset
 from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
 from finetune.study import study_of
-from finetune.study_checks import check_classes, check_fraction, class_members, classified, notes_on
+from finetune.study_checks import check_classes, check_fraction, class_members, classified, notes_on, notes_on_left_out
 from finetune.tasks import Task, pool_cases
 from finetune.two_heads import TwoHeads
 from pretrain.encoder_folder import encoder_folder, read_card, read_seen
@@ -131,7 +131,10 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         test=by_split["test"],
         all_train=dataset.rows(["train"]),
         patient_of=np.unique(patients, return_inverse=True)[1],
-        notes=notes_on(task, truth, patients, {**by_split, "train": train}),
+        notes=(
+            *notes_on(task, truth, patients, {**by_split, "train": train}),
+            *notes_on_left_out(task, truth, dataset.case_of, {name: dataset.rows([name]) for name in ("val", "test")}),
+        ),
     )
 
 

@@ -96,6 +96,21 @@ def card_of(contender: Contender, config: FinetuneConfig) -> "EncoderCard":
     return untrained_card(config) if contender.kind == "untrained" else read_card(contender.location)
 
 
+def weights_bytes(contender: Contender, config: FinetuneConfig) -> int:
+    """Bytes of the weights of a contender's network; the untrained one's are about those of the encoder it is like."""
+    import torch
+
+    from pretrain.encoder import create_encoder
+    from pretrain.encoder_folder import WEIGHTS, encoder_folder
+
+    if contender.kind != "published":
+        return encoder_folder(contender.location).size(WEIGHTS)
+    card = card_of(contender, config)
+    with torch.device("meta"):
+        network = create_encoder(card.config, config.size_px or card.size_px)
+    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+
+
 def load(contender: Contender, config: FinetuneConfig) -> tuple["nn.Module", Any]:
     """The encoder's network with its weights, and the card of its input."""
     from pretrain.encoder_folder import load_encoder, untrained_like

@@ -34,7 +34,7 @@ HOW = (
 )
 ON_POSITIVES, ON_NEGATIVES = ("sensitivity", "confusion", "bin"), ("specificity",)
 ON_ALL = ("brier", "top1", "top3", "mae", "rmse", "pearson", "spearman")
-SHARES = (*ON_POSITIVES, *ON_NEGATIVES, "top1", "top3")
+SHARES = (*ON_POSITIVES, *ON_NEGATIVES, "precision", "top1", "top3")
 WITHOUT_INTERVAL = ("ece",)
 BOUNDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "mae": None, "rmse": None}
 HALF_A_PATIENT = 0.5
@@ -59,6 +59,10 @@ class Intervals:
             }
             for side in (1, 0)
         )
+        self._called = {
+            label: len(np.unique(cases.patient_N[cases.decided_NK[:, k] & np.isfinite(cases.truth_NK[:, k])]))
+            for k, label in enumerate(cases.label_names)
+        }
         self._of_class = {
             name: len(np.unique(cases.patient_N[cases.true_class_N == c])) for c, name in enumerate(cases.class_names)
         }
@@ -178,7 +182,7 @@ class Intervals:
         return [(name, label) for name in names for label in self._labels]
 
     def _patients(self, key: Key) -> int:
-        """How many patients a figure rests on: those of the rarer side, where it needs both."""
+        """How many patients a figure rests on: those called, of precision; of the rarer side, where it needs both."""
         name, label = key[0], key[1] if len(key) > 1 else ""
         if name == "confusion":
             return self._of_class[label]
@@ -186,6 +190,8 @@ class Intervals:
             return self._all
         if name.startswith(ON_POSITIVES):
             return self._positive[label]
+        if name == "precision":
+            return self._called[label]
         if name.startswith(ON_NEGATIVES):
             return self._negative[label]
         return min(self._positive[label], self._negative[label])

@@ -150,7 +150,7 @@ class OperatingFigures:
 
     def __init__(self, cases: ScoredCases, name: str) -> None:
         self._name, self._labels = name, cases.label_names
-        self._known_K = np.isfinite(cases.operating[name])
+        self._known_K = ~np.isnan(cases.operating[name])  # infinite: nobody is positive
         self._cells = LabelCells(cases, cases.scores_NK >= cases.operating[name])
 
     def __call__(self, counts_PR: Counts) -> dict[Key, Values]:

@@ -17,14 +17,13 @@ from finetune.checks import check_full
 from finetune.claims import begin, is_begun
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
-from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load
+from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load, weights_bytes
 from finetune.evaluate import Outcome
 from finetune.features import cache_name, compute_parts, read_parts
 from finetune.heads import pool_images
 from finetune.lineage import tell_lineage, tracker_of
 from finetune.linear import fit_linear
 from finetune.results import REPORT, Fitted, is_whole, write_results
-from pretrain.encoder_folder import WEIGHTS, encoder_folder
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -151,8 +150,7 @@ def needs_of(config: FinetuneConfig, entrants: list[Contender], num_runs: int = 
 
     Of each full training a state is its weights, the best ones, and the optimiser's two numbers for each.
     """
-    trained = [entrant for entrant in entrants if entrant.kind == "encoder" and config.head == "full"]
-    states = [4 * encoder_folder(entrant.location).size(WEIGHTS) for entrant in trained] * num_runs
+    states = [4 * weights_bytes(entrant, config) for entrant in entrants if entrant.head == "full"] * num_runs
     at_once = min(num_runs, config.cluster.sizes[-1])
     return Needs([config.data], states, config.checkpoint.keep, config.checkpoint.keep_every_h, at_once)
 

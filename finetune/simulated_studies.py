@@ -65,7 +65,7 @@ class Setting:
         """As of `Study`; of patients as wholes with as many images as they have in a study."""
         one, other = _without_end(self)
         found = figures_of(one)
-        truth = {key: found[key] for key in SHOWN if key in found}
+        truth = {key: found[key] for key in (*SHOWN, _precision(self)) if key in found}
         truth[DIFFERENCE] = found["auroc",] - figures_of(other)["auroc",]
         if len(self.shares) == 2:
             truth[AT_SPECIFICITY] = float((one.scores_NK >= _threshold(self))[one.truth_NK == 1].mean())
@@ -87,7 +87,9 @@ class Setting:
 
         values = bootstrap(both, patient_strata(one.truth_NK, one.patient_N), config.resamples, number)
         plain, values_other = figures_of(one), {key[1:]: v for key, v in values.items() if key[0] == "other"}
-        found = {key: intervals.of(key, plain, values) for key in (*SHOWN, AT_SPECIFICITY) if key in plain}
+        found = {
+            key: intervals.of(key, plain, values) for key in (*SHOWN, AT_SPECIFICITY, _precision(self)) if key in plain
+        }
         difference, _ = intervals.of_difference(("auroc",), (plain, values), (figures_of(other), values_other))
         found[DIFFERENCE] = difference.interval if difference else None
         ends = {key: (one.low, one.high) if one else (np.nan, np.nan) for key, one in found.items()}
@@ -180,6 +182,11 @@ def draw_study(
     seen = setting.strength * np.eye(len(shares))[true_N] + _noise(rng, patient_N, len(shares))
     worse = seen + 0.5 * _noise(rng, patient_N, len(shares))
     return _scored(setting, seen, true_N, patient_N), _scored(setting, worse, true_N, patient_N)
+
+
+def _precision(setting: Setting) -> Key:
+    """That of the rarest class, which few patients are called."""
+    return "precision", f"class {len(setting.shares) - 1}"
 
 
 @cache

@@ -102,5 +102,22 @@ def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[s
     return tuple(notes)
 
 
+def notes_on_left_out(task: Task, truth: Floats, case_of: NDArray[Any], rows_of: dict[str, Rows]) -> tuple[str, ...]:
+    """Of cases that are not evaluated although something of them is known, since something else is not."""
+    notes = []
+    for split, rows in rows_of.items():
+        known, used = np.isfinite(truth[rows]), task.usable(truth[rows], training=False)
+        left_out = known.any(axis=1) & ~used
+        always = np.atleast_1d(known[left_out].all(axis=0))
+        missing = [name for name, has in zip(task.label_names, always) if not has]
+        if missing:
+            gone, whole = (len(np.unique(case_of[rows[some]])) for some in (left_out, known.any(axis=1)))
+            notes.append(
+                f"{gone} of {whole} cases of the {split} split are left out, for not all of it is known of them: "
+                f"{_quoted(missing)}"
+            )
+    return tuple(notes)
+
+
 def _quoted(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -1,7 +1,8 @@
 """Figures of groups of patients (by sex, age, skin type, site, …), and the gap between the best and the worst.
 
 Groups are resampled as parts of the whole test split. A group of fewer than ten patients is not shown: its figures
-would say little of it and might say something of somebody.
+would say little of it and might say something of somebody. Those of whom an attribute is not known, or whose images
+differ in it, are shown and are no group: nothing is compared with them.
 Shapes: N cases, P patients, R resamples.
 """
 
@@ -12,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.dataset import Dataset
-from finetune.bootstrap import BootstrapConfig, Key, bootstrap, patient_strata
+from finetune.bootstrap import BootstrapConfig, Floats, Key, bootstrap, patient_strata
 from finetune.interval_forms import Spread, student_difference
 from finetune.metrics import DecisionFigures, RankFigures, ScoredCases
 from finetune.reported import Reported
 
 FEWEST_PATIENTS = 10
+FEWEST_OF_A_SIDE = 3
+"""Patients with a condition, and without it, of whom a group's figures of it are compared with another's."""
 UNKNOWN, MIXED = "unknown", "mixed"
+NO_GROUPS = (UNKNOWN, MIXED)
 FIGURES = ("auroc", "sensitivity", "specificity")
 PREFIX = "attr."
 GAP = (
@@ -53,7 +57,7 @@ def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, s
     names = np.unique(group_N).tolist()
     shown = [name for name in names if len(np.unique(cases.patient_N[group_N == name])) >= FEWEST_PATIENTS]
     groups = {name: _part(cases, group_N == name) for name in shown}
-    common = tuple(label for k, label in enumerate(cases.label_names) if _judged_everywhere(groups, k))
+    common = _common(groups)
     figures = {name: _GroupFigures(part, common) for name, part in groups.items()}
 
     def all_figures(counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
@@ -82,11 +86,14 @@ def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, s
 
 
 class _GroupFigures:
-    """AUROC, sensitivity and specificity of each label in a group, and their means over the common labels."""
+    """AUROC, sensitivity and specificity of each label in a group, and their means over the common labels.
+
+    No mean where it cannot be judged on one of them: it would be one over other labels than the others' are.
+    """
 
     def __init__(self, cases: ScoredCases, common: tuple[str, ...]) -> None:
         self._parts = (RankFigures(cases, precision=False), DecisionFigures(cases))
-        self._common = common
+        self._common = common if all(_is_judged(cases, label) for label in common) else ()
 
     def __call__(self, counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
         found: dict[Key, NDArray[np.float64]] = {}
@@ -111,9 +118,19 @@ def _part(cases: ScoredCases, inside_N: NDArray[np.bool_]) -> ScoredCases:
     )
 
 
-def _judged_everywhere(groups: dict[str, ScoredCases], k: int) -> bool:
-    """Whether a label has positives and negatives in every group: only then are means over labels comparable."""
-    return all((part.truth_NK[:, k] == side).any() for part in groups.values() for side in (0, 1))
+def _common(groups: dict[str, ScoredCases]) -> tuple[str, ...]:
+    """The labels that means are over: those that the two largest groups can be judged on, so that two have a mean."""
+    named = [part for name, part in groups.items() if name not in NO_GROUPS] or list(groups.values())
+    largest = sorted(named, key=lambda part: -len(np.unique(part.patient_N)))[:2]
+    labels = named[0].label_names if named else ()
+    return tuple(label for label in labels if all(_is_judged(part, label) for part in largest))
+
+
+def _is_judged(part: ScoredCases, label: str) -> bool:
+    """Whether a group has a few patients with a condition, and without it."""
+    truth_N = part.truth_NK[:, part.label_names.index(label)]
+    sides = [len(np.unique(part.patient_N[truth_N == side])) for side in (0, 1)]
+    return min(sides) >= FEWEST_OF_A_SIDE
 
 
 def _row(one: Reported) -> dict[str, Any]:
@@ -133,11 +150,18 @@ def _row(one: Reported) -> dict[str, Any]:
 
 
 def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
-    """The best group less the worst. None where fewer than two have the figure.
+    """The best group less the worst. None where fewer than two can be judged by it.
 
     The two are chosen for being so, which their interval does not know: it is of these two groups' difference.
     """
-    found = {name: one.plain[key] for name, one in groups.items() if np.isfinite(one.plain[key])}
+    labels = key[1:]
+    found = {
+        name: one.plain[key]
+        for name, one in groups.items()
+        if name not in NO_GROUPS
+        and np.isfinite(one.plain[key])
+        and all(_is_judged(one.cases, label) for label in labels)
+    }
     if len(found) < 2:
         return None
     best, worst = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
@@ -156,9 +180,19 @@ def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
     }
     if all(spread is not None for spread in spreads) and told["undefined_resamples"] * 2 < len(difference_R):
         spread = _sum_of([s for s in spreads if s is not None])
+        if len(np.intersect1d(one.cases.patient_N, other.cases.patient_N)):
+            spread = _of_shared(spread, one.values[key], other.values[key])
         interval = student_difference(told["value"], spread, one.confidence, 0).interval
         told |= {"low": interval.low, "high": interval.high}
     return told
+
+
+def _of_shared(spread: Spread, one_R: Floats, other_R: Floats) -> Spread:
+    """Of groups that share patients, whose figures vary together."""
+    known_R = np.isfinite(one_R) & np.isfinite(other_R)
+    apart = float(one_R[known_R].var() + other_R[known_R].var())
+    together = float((one_R - other_R)[known_R].var())
+    return replace(spread, variance=spread.variance * together / apart) if apart > 0 else spread
 
 
 def _sum_of(spreads: list[Spread]) -> Spread:

@@ -380,6 +380,16 @@ def test_numbers_stand_beside_the_labels_and_are_scaled_by_training(heart: Datas
     assert cohort.truth[~missing, 1].tolist() == (30 + case_number[~missing]).tolist()
     assert missing[cohort.train].any()  # their label teaches
     assert not missing[cohort.val].any() and not missing[cohort.test].any()
+    cases = {name: heart.case_of[heart.rows([name])] for name in ("val", "test")}
+    lacking = {name: len(np.unique(some[missing[heart.rows([name])]])) for name, some in cases.items()}
+    assert min(lacking.values()) > 0
+    told = [note for note in cohort.notes if "left out" in note]
+    assert told == [
+        f"{lacking[name]} of {len(np.unique(cases[name]))} cases of the {name} split are left out, for not all of it "
+        "is known of them: 'EF'"
+        for name in ("val", "test")
+    ]
+    assert not [note for note in choose_cohort(heart, config(heart)).notes if "left out" in note]
     numbers = cohort.task.parts[1]
     assert isinstance(numbers, Regression)
     assert numbers.mean_K[0] == pytest.approx(np.nanmean(cohort.truth[cohort.train, 1]), rel=1e-6)

@@ -18,6 +18,7 @@ from finetune.metrics import CaseFigures, ScoredCases, figures_of
 from finetune.regression import NumberFigures, ScoredNumbers
 from finetune.reported import Reported
 from finetune.simulated_studies import NAIVE, STUDIES, Setting, draw_study
+from finetune.thresholds import OperatingConfig, choose_thresholds
 
 
 def one_label(truth, scores, patients=None) -> ScoredCases:
@@ -37,7 +38,7 @@ def resampled(cases, num=400):
 def test_intervals_hold_the_truth_in_95_of_100_studies_and_image_level_ones_do_not():
     """300 patients of 1 to 5 images each, 200 studies; the whole simulation is `python -m finetune coverage`."""
     found = measure(STUDIES[0], CoverageConfig(draws=200, resamples=100))
-    assert len(found) == 12
+    assert len(found) == 13
     for key, (_, covered, _, none) in found.items():
         assert none == 0
         if key == NAIVE:
@@ -53,7 +54,9 @@ def test_intervals_hold_the_truth_of_other_studies_too(study):
     for key, (_, covered, _, none) in found.items():
         if key != NAIVE:
             assert none < 0.02, key
-            assert covered >= 0.91, key
+            # Few positives and a fixed mix make some intervals wide (README); one that is everything holds always
+            wide = "5 % of" in study.title or "exactly" in study.title
+            assert 0.91 <= covered <= (0.995 if wide else 0.985), key
 
 
 def test_the_sizes_of_strata_are_drawn_as_patients_come():
@@ -133,6 +136,39 @@ def test_undefined_resamples_are_left_out_and_counted():
     assert found.num_undefined == 100
     values["auroc", "x"] = np.where(np.arange(400) % 2 == 0, np.nan, values["auroc", "x"])
     assert Intervals(cases, 0.95).of(("auroc", "x"), plain, values) is None
+
+
+def test_precision_rests_on_those_who_were_called_positive():
+    """Of a hundred with the disease one or two are called: what is known of these is as much as they tell."""
+    truth = np.repeat([1.0, 0.0], [100, 200])
+
+    def of(called, truth=truth):
+        cases = one_label(truth, np.isin(np.arange(300), called).astype(float))
+        found = Intervals(cases, 0.95).of(("precision", "x"), figures_of(cases), resampled(cases))
+        return None if found is None else (found.low, found.high)
+
+    assert of([0]) is None
+    low, high = of([0, 1]) or (1, 0)
+    assert low < 0.16 and high == 1  # exact of 2 in 2: 0.158
+    low, high = of([299, 298]) or (1, 0)
+    assert low == 0 and high > 0.84
+    # 45 of 50, by Clopper and Pearson 0.782 to 0.967
+    assert of(np.r_[0:45, 100:105]) == pytest.approx((0.782, 0.967), abs=0.03)
+
+
+def test_a_threshold_that_nobody_reaches_finds_nobody():
+    """The best negative is above all positives: at 90 % specificity of five nobody is called."""
+    truth, scores = [0.0] * 5 + [1.0] * 3, [0.9, 0.1, 0.2, 0.3, 0.1, 0.8, 0.7, 0.6]
+    chosen = choose_thresholds(np.array(truth)[:, None], np.array(scores)[:, None], ("x",), OperatingConfig())
+    assert chosen.at_specificity_K[0] == np.inf
+    cases = replace(one_label(truth, scores), operating=chosen.operating)
+    figures = figures_of(cases)
+    assert figures["sensitivity_at_specificity", "x"] == 0
+    assert figures["specificity_at_specificity", "x"] == 1
+    row = Reported(cases, resampled(cases), 0.95).per_label(OperatingConfig())["x"]["at_specificity"]
+    assert row["threshold"] is None and row["sensitivity"]["value"] == 0
+    unknown = replace(cases, operating={name: np.full(1, np.nan) for name in chosen.operating})
+    assert np.isnan(figures_of(unknown)["sensitivity_at_specificity", "x"])
 
 
 @given(

@@ -155,7 +155,12 @@ def test_room_is_asked_for_for_what_all_trials_and_seeds_keep(synthetic_dataset,
     grid = {"learning_rates": [0.01, 0.1], "weight_decays": [0.0], "seeds": 3}
     changed = {"grid": grid, "checkpoint": {"keep": 2}, "cluster": {"num_workers": 2}}
     config = SearchConfig.model_validate({**recipe(synthetic_dataset, encoder, tmp_path).model_dump(), **changed})
-    needs = needs_of(config, contenders(config), 2 + 3)
+    needs = needs_of(config, contenders(config)[:1], 2 + 3)
     state = 4 * (tmp_path / "pretrained/encoder/model.safetensors").stat().st_size
     assert (needs.kept_bytes, needs.written_bytes) == (5 * 2 * state, 2 * state)
-    assert needs_of(config.model_copy(update={"head": "linear"}), contenders(config), 5).states == []
+    linear = config.model_copy(update={"head": "linear"})
+    assert needs_of(linear, contenders(linear), 5).states == []
+    compared = config.model_copy(update={"baselines": ["untrained", "vgg16", "pca"]})
+    one, same, vgg16 = needs_of(compared, contenders(compared)).states  # each network that is trained leaves its own
+    assert one == same == state
+    assert vgg16 > 4 * 4 * 100_000_000

@@ -1,4 +1,4 @@
-"""Tables of groups: planted gaps are found, small groups are hidden, unknown is a group."""
+"""Tables of groups: planted gaps are found, small groups are hidden, unknown is no group."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,68 @@ def test_groups_of_fewer_than_ten_patients_are_not_shown():
     assert "nine patients" not in str(table)
 
 
-def test_means_over_labels_are_over_those_that_every_group_can_be_judged_on():
+@pytest.mark.parametrize("name", ["unknown", "mixed"])
+def test_nothing_is_compared_with_those_of_whom_an_attribute_is_not_known(name):
+    """They are seen best, and lack a condition: neither makes a gap, nor takes the condition out of the means."""
+    rng = np.random.default_rng(3)
+    true, patients = np.arange(300) % 3, np.arange(300)
+    group = np.where(patients < 130, "female", np.where(patients < 270, "male", name))
+    true = np.where((group == name) & (true == 2), 0, true)
+    truth = np.eye(3)[true]
+    scores = truth * np.where(group == name, 9, 1)[:, None] + rng.random((300, 3)) * 1.5
+    labels = ("a", "b", "c")
+    cases = ScoredCases(truth, scores, true, scores.argmax(1), patients, labels, labels)
+    table = subgroup_tables(cases, {"sex": group}, CONFIG, 0)["sex"]
+    assert table["groups"][name]["labels"]["a"]["auroc"]["value"] == 1
+    assert table["macro_over"] == ["a", "b", "c"]
+    assert table["groups"][name]["auroc"]["value"] is None
+    assert {table["gaps"]["auroc"][side] for side in ("best", "worst")} == {"female", "male"}
+    assert {table["gaps"]["labels"]["a"]["auroc"][side] for side in ("best", "worst")} == {"female", "male"}
+
+
+def test_a_group_with_hardly_anybody_of_a_condition_is_not_the_best_at_it():
+    rng = np.random.default_rng(4)
+    patients = np.arange(230)
+    group = np.where(patients < 100, "20", np.where(patients < 200, "40", "60"))
+    truth = np.where(group == "60", patients < 202, patients % 4 == 0).astype(float)  # two patients of thirty
+    scores = np.where(group == "60", truth, truth * 0.3 + rng.random(230))
+    cases = ScoredCases(
+        truth[:, None], scores[:, None], truth.astype(int), (scores > 0.5).astype(int), patients, ("x",), ("no", "x")
+    )
+    table = subgroup_tables(cases, {"age": group}, CONFIG, 0)["age"]
+    assert table["groups"]["60"]["labels"]["x"]["auroc"]["value"] == 1
+    for gap in (table["gaps"]["auroc"], table["gaps"]["labels"]["x"]["auroc"]):
+        assert {gap["best"], gap["worst"]} == {"20", "40"}
+
+
+def test_a_gap_between_images_of_the_same_patients_knows_that_they_vary_together():
+    """Two views of each patient, which a reader takes for much the same."""
+    rng = np.random.default_rng(5)
+    patients = np.tile(np.arange(150), 2)
+    truth = (patients % 3 == 0).astype(float)
+    noise = rng.normal(size=150)[patients] + 0.2 * rng.normal(size=300)
+    scores = 1 / (1 + np.exp(-(truth * 1.5 - 0.7 + noise)))
+    cases = ScoredCases(
+        truth[:, None], scores[:, None], truth.astype(int), (scores > 0.5).astype(int), patients, ("x",), ("no", "x")
+    )
+    view = np.repeat(["AP", "PA"], 150)
+    shared = subgroup_tables(cases, {"view": view}, CONFIG, 0)["view"]["gaps"]["auroc"]
+    apart = ScoredCases(
+        cases.truth_NK, cases.scores_NK, cases.true_class_N, cases.decided_class_N, np.arange(300), ("x",), ("no", "x")
+    )
+    alone = subgroup_tables(apart, {"view": view}, CONFIG, 0)["view"]["gaps"]["auroc"]
+    assert shared["value"] == alone["value"]
+    assert shared["high"] - shared["low"] < 0.5 * (alone["high"] - alone["low"])
+    # A plain paired bootstrap of patients finds the same spread.
+    drawn = []
+    for _ in range(400):
+        some = rng.integers(0, 150, 150)
+        first, second = (roc_auc_score(truth[some + at], scores[some + at]) for at in (0, 150))
+        drawn.append(first - second)
+    assert (shared["high"] - shared["low"]) / 3.95 == pytest.approx(np.std(drawn), rel=0.2)
+
+
+def test_means_over_labels_are_over_those_that_the_largest_groups_can_be_judged_on():
     rng = np.random.default_rng(1)
     true = np.arange(120) % 3
     group = np.where(np.arange(120) < 60, "young", "old")

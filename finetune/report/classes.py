@@ -164,5 +164,5 @@ def _operating(results: Results) -> Html:
 def _point(found: dict[str, Any] | None) -> list[str | None]:
     if not found:
         return [None, None, None]
-    threshold = None if found["threshold"] is None else f"{found['threshold']:.3f}"
+    threshold = "none: nobody is positive" if found["threshold"] is None else f"{found['threshold']:.3f}"
     return [threshold, shown(found["sensitivity"], digits=2), shown(found["specificity"], digits=2)]

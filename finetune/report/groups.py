@@ -31,7 +31,7 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
             parts += [_gaps(told.get("gaps") or {}, attribute), _group_table(groups, attribute)]
             drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", title, [row[:2] for row in rows]))
         else:
-            parts.append(paragraph("No label can be judged in every group; each label by itself is below."))
+            parts.append(paragraph("No label can be judged in two groups; each label by itself is below."))
         parts += [_by_label(groups, attribute), _left_out(told, results)]
     return join(parts), [drawing for drawing in drawings if drawing]
 
@@ -163,5 +163,7 @@ def _left_out(told: dict[str, Any], results: Results) -> Html:
         texts.append(f"{hidden} group{'s' if hidden > 1 else ''} of too few patients are not shown.")
     over, labels = told.get("macro_over"), label_names(results)
     if over and set(over) != set(labels) and len(labels) > 1:
-        texts.append(f"Means are over the labels that every group can be judged on: {listed(list(over))}.")
+        texts.append(f"Means are over the labels that the two largest groups can be judged on: {listed(list(over))}.")
+    if over and any(row["auroc"]["value"] is None for row in told["groups"].values()):
+        texts.append("A group that cannot be judged on all of them has none.")
     return paragraph(" ".join(texts)) if texts else EMPTY
