@@ -7,7 +7,7 @@ from clusters.security import prepare_token
 
 
 def use_own_ray(patch: pytest.MonkeyPatch) -> None:
-    """Lean, quiet, and with a token.
+    """Lean, quiet, and with a token (see conftest.py).
 
     A process that has once used a token goes on asking for it. The control store of a later Ray without one could not
     reach it, and would take the actors that it has begun for given up.

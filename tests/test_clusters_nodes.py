@@ -16,6 +16,7 @@ from clusters.config import InputError
 from clusters.connection import QUIET_RAY
 from clusters.launch import ClusterConfig, launch
 from clusters.preflight import Needs
+from clusters.security import prepare_token
 from clusters.storage import Folder
 from clusters.tracking import Tracker, TrackingConfig
 from data.dataset import Dataset
@@ -32,9 +33,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     (packages / "timm-0.0.1.dist-info").mkdir()
     (packages / "timm-0.0.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: timm\nVersion: 0.0.1\n")
     with pytest.MonkeyPatch.context() as environment:
-        told = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "500"}
+        told = {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "500"}
         for name, value in {**QUIET_RAY, **told}.items():
             environment.setenv(name, value)
+        prepare_token()
         import ray
         from ray.cluster_utils import Cluster
 
