@@ -15,8 +15,8 @@ from finetune.config import FinetuneConfig
 from tests.browser import chromium
 from tests.ranks import Ranks
 
-# Ray in this process goes by what it finds when it is first imported: with a token, as everywhere. One that goes without
-# takes a cluster that asks for it for broken, and the other way round.
+# Ray in this process goes by what it finds when it is first imported: with a token, as everywhere. Without one it would
+# take a cluster that asks for it for broken, and the other way round.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and processes started here would inherit that.
