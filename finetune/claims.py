@@ -7,7 +7,7 @@ from clusters.storage import Folder
 
 CONFIG, SWEEP = "config.json", "sweep.json"
 """What one model of a folder was made with, and what all models of one that holds many have in common."""
-TRAINED, SWEPT = ("training", "results.json"), ("points", "efficiency.json", "search.json")
+TRAINED, SWEPT = ("results.json",), ("points", "efficiency.json", "search.json")
 """What they leave beside that."""
 
 

@@ -88,12 +88,12 @@ def test_a_damaged_end_of_a_stage_is_named_and_hides_no_other_run(
 def test_results_of_which_nothing_tells_what_they_were_made_with_are_left_alone(tmp_path: Path) -> None:
     out = Folder(tmp_path)
     claims.begin(out, {"seed": 0}, {})
-    out.write("training/pretrained/attempt.json", b"{}")
+    out.write("results.json", b"{}")
     assert claims.is_begun(out, {"seed": 0})
     out.remove("config.json")
-    with pytest.raises(InputError, match=r"training stands there and config\.json, .* is gone; restore it"):
+    with pytest.raises(InputError, match=r"results\.json stands there and config\.json, .* is gone; restore it"):
         claims.is_begun(out, {"seed": 0})
-    out.remove("training")
+    out.remove("results.json")
     assert not claims.is_begun(out, {"seed": 0})
     claims.claim(out, {"seed": 0})
     out.write("points/a.json", b"{}")

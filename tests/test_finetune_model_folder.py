@@ -88,7 +88,7 @@ def test_a_card_may_be_told_its_latency_and_nothing_else(runs, tmp_path):
         ("encoder.safetensors", b"other", "encoder.safetensors was altered"),
         ("head.safetensors", None, "head.safetensors is not there"),
         ("model.json", b"{}", "model.json is damaged"),
-        ("model.json", b"no json", "model.json is damaged"),
+        ("model.json", b"no json", "model.json: damaged, for it holds no JSON"),
         ("model.json", b'{"schema_version": 1}', "schema_version 1, this program reads 2"),
         ("model.json", None, "no model.json here; give a finished results folder"),
     ],

@@ -29,6 +29,7 @@ from pretrain.encoder_folder import CONFIG, WEIGHTS, load_encoder
 from pretrain.initial_weights import start
 from pretrain.views import ViewConfig
 from tests.finetune_runs import NAME, write_encoder
+from tests.test_clusters_checkpoint import rewrite
 
 
 class Marker:
@@ -76,9 +77,8 @@ def test_a_pickle_as_a_checkpoint_s_state(tmp_path: Path, sprung: bytes, name: s
     checkpoints.wait()
     folder = tmp_path / "checkpoints/step-000000001"
     (folder / name).write_bytes(sprung)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][name] = record(sprung)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    rewrite(folder, files={**files, name: record(sprung)})
     with pytest.raises(InputError) as error:
         Checkpoints(Folder(tmp_path), CheckpointConfig()).restore()
     refused(error, "step-000000001")
