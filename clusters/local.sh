@@ -54,7 +54,9 @@ start() { # start NAME option…: one Ray node in a session of its own, until it
             kill -0 $! 2>/dev/null || break
             sleep 0.5
         done
-        kill -KILL $! 2>/dev/null || true
+        # With all that it has started, and gone before the next, which wants the same port.
+        kill -KILL -- "-$!" 2>/dev/null || true
+        wait $! 2>/dev/null || true
         echo "the $name did not start (attempt $attempt of 3); all of it: $STATE/$name.log" >&2
     done
     down

@@ -155,10 +155,12 @@ def _others_reach(port: int) -> bool:
 
     internet = (socket.AF_INET, socket.AF_INET6)
     addresses = [one.address for found in psutil.net_if_addrs().values() for one in found if one.family in internet]
-    for address in addresses:
-        if not _is_loopback(address):
-            with suppress(OSError), socket.create_connection((address, port), timeout=PROBE_S):
-                return True
+    return any(not _is_loopback(address) and _listens(address, port) for address in addresses)
+
+
+def _listens(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), timeout=PROBE_S):
+        return True
     return False
 
 
@@ -166,10 +168,10 @@ def _asked_for_no_token(host: str, port: int) -> str:
     """Ask the cluster's control store, as a stranger would, whether it is alive: what it says to that.
 
     NOBODY where nothing listens, as joining it will tell. Not by a proxy, to which gRPC would go even for 127.0.0.1.
+    A Ray under TLS ends the connection of whoever shows no certificate, and with RAY_USE_TLS no other can be joined.
     """
     import grpc
 
-    told = {grpc.StatusCode.UNAUTHENTICATED: GUARDED, grpc.StatusCode.UNAVAILABLE: NOBODY}
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(
@@ -179,7 +181,12 @@ def _asked_for_no_token(host: str, port: int) -> str:
             ask(b"", timeout=ANSWER_S)
         except grpc.RpcError as error:
             code = error.code()
-            return told.get(code, code.name.lower().replace("_", " "))
+            if code == grpc.StatusCode.UNAUTHENTICATED:
+                return GUARDED
+            under_tls = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+            if code == grpc.StatusCode.UNAVAILABLE and (under_tls or not _listens(host, port)):
+                return NOBODY
+            return code.name.lower().replace("_", " ")
     return OPEN
 
 

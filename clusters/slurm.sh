@@ -57,15 +57,17 @@ srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes 
     cluster.address="$head:$port" &
 srun=$!
 
+told=
 tell() { # the driver, as soon as there is one
+    told=yes
     until [ -s "$driver" ] || ! kill -0 "$srun" 2>/dev/null; do sleep 1; done
     [ ! -s "$driver" ] || kill -TERM "$(cat "$driver")" || true
 }
 trap tell TERM
-code=0
-wait "$srun" || code=$?
-while kill -0 "$srun" 2>/dev/null; do # being told ends a `wait` before srun has ended
+while :; do # being told ends a `wait` with a code that is not srun's own, which the next `wait` returns
+    told=
     code=0
     wait "$srun" || code=$?
+    [ -n "$told" ] || break
 done
 exit "$code"

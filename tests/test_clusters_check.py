@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from clusters.check import check, run
+from clusters.checks.ray_options import tokens_off
 from clusters.checks.secrets import secrets_in
 from clusters.config import InputError
 from clusters.workers import ClusterConfig
@@ -29,6 +30,9 @@ RECIPES = [
 # Drawn by nobody: forms of keys, put together here so that no scanner takes this file for a leak.
 AWS_KEY = "AKIA" + "IOSFODNN7" + "EXAMPLE"
 RANDOM = "q7Xw2" + "Kd9Rt4" + "Vb8Yh3Zp6Lm1"
+# A variable whose value comes from where no check sees it.
+UNSEEN_MODE = """            env: [{name: RAY_AUTH_MODE, valueFrom: {configMapKeyRef: {name: ray, key: mode}}}]
+            ports:"""
 
 # Recipe, what stands there, what is planted instead, words of what must be said, and words of the line it is said of.
 PLANTED = [
@@ -140,7 +144,40 @@ PLANTED = [
         "authentication is turned off",
         "entrypoint",
     ),
+    ("kuberay/raycluster.yaml", "            ports:", UNSEEN_MODE, "authentication is turned off", "RAY_AUTH_MODE"),
+    (
+        "kuberay/rayjob.yaml",
+        "  backoffLimit: 4",
+        "  runtimeEnvYAML: 'env_vars: {RAY_AUTH_MODE: disabled}'",
+        "authentication is turned off",
+        "runtimeEnvYAML",
+    ),
+    (
+        "aws.yaml",
+        "    GroupName: manyview",
+        "    IpPermissions: [{FromPort: 8265, ToPort: 8265, Ipv6Ranges: [{CidrIpv6: '0::/0'}]}]",
+        "open to the whole internet",
+        "IpPermissions",
+    ),
+    (
+        "aws.yaml",
+        "    - --env RAY_AUTH_MODE=token",
+        "    - --env RAY_AUTH_MODE=disabled",
+        "authentication is turned off",
+        "MODE=disabled",
+    ),
+    ("gcp.yaml", "MODE=token ray start --head", "MODE=token-less ray start --head", "is turned off", "- >-"),
     ("local.sh", "umask 077", "umask 077\nunset RAY_AUTH_MODE", "authentication is turned off", "unset"),
+    ("local.sh", "umask 077", "umask 077\nenv -uRAY_AUTH_MODE ls", "authentication is turned off", "env -u"),
+    (
+        "local.sh",
+        "exec ray job submit",
+        """exec ray job submit --runtime-env-json='{"env_vars": {"RAY_AUTH_MODE": "disabled"}}'""",
+        "authentication is turned off",
+        "runtime-env-json",
+    ),
+    ("Dockerfile", "WORKDIR /opt", "ENV RAY_AUTH_MODE=disabled\nWORKDIR /opt", "is turned off", "ENV RAY_AUTH"),
+    ("Dockerfile", "WORKDIR /opt", "ENV RAY_AUTH_MODE disabled\nWORKDIR /opt", "is turned off", "ENV RAY_AUTH"),
     ("slurm.sh", "source .venv", "env -u RAY_AUTH_MODE true\nsource .venv", "authentication is turned off", "env -u"),
     ("local.sh", "    done\n    [ -z", "    [ -z", "bash cannot read this", "}"),
     ("local.sh", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "authentication is turned off", "MODE=disabled"),
@@ -207,6 +244,14 @@ def test_a_planted_mistake_is_found_in_its_line(recipe: str, right: str, wrong: 
     assert found, check(recipe, planted)[1]
     assert line in planted.splitlines()[found[0].line - 1], found
     assert found[0].mend
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    ["RAY_AUTH_MODE=token ray", "-e 'RAY_AUTH_MODE=token'", '{"RAY_AUTH_MODE": "token"}', "unset RAY_ADDRESS"],
+)
+def test_what_keeps_tokens_on_is_no_mistake(innocent: str) -> None:
+    assert list(tokens_off({"commands": [innocent], "env": [{"name": "RAY_AUTH_MODE", "value": "token"}]})) == []
 
 
 def test_secrets_are_told_by_their_first_letters_only() -> None:

@@ -1,6 +1,7 @@
 """However the demo on a cluster ends, what it started is gone. Ray's part is played by processes that only wait."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,19 @@ PYTHON = """#!/usr/bin/env bash
 case "$*" in
     *"start --block"*) echo "runtime started"; exec sleep 600 ;;
     *create_server*) echo "40001 40002" ;;
-    *) echo "python $*" ;;
+    *) echo "python $* address=${RAY_ADDRESS-none}" ;;
 esac
+"""
+# Its first start is late for ever, with a process of its own; the next tells which of the two is there still.
+LATE = """#!/usr/bin/env bash
+if [ -e "$STARTED" ]; then
+    for id in $(cat "$STARTED"); do ! readlink "/proc/$id/exe" || touch "$STARTED-still"; done
+    echo "runtime started"
+else
+    $SLEEP 600 &
+    echo $$ $! >"$STARTED"
+fi
+exec $SLEEP 600
 """
 RAY = """#!/usr/bin/env bash
 echo "ray $* mode=$RAY_AUTH_MODE token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")"
@@ -31,7 +43,7 @@ def start(folder: Path, fails: str = "nothing", hangs: str = "nothing") -> subpr
     return subprocess.Popen(
         ["clusters/demo.sh", str(folder / "runs"), "stages.0.epochs=1"],
         cwd=ROOT,
-        env={**told, "FAILS": fails, "HANGS": hangs},
+        env={**told, "FAILS": fails, "HANGS": hangs, "RAY_ADDRESS": "10.0.0.9:6379"},  # another cluster's
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -56,6 +68,8 @@ def test_it_submits_both_jobs_with_a_token_and_leaves_nothing(tmp_path: Path) ->
     process = start(tmp_path)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
+    (imported,) = [line for line in said.splitlines() if line.startswith("python -m data import")]
+    assert imported.endswith("address=none")
     jobs = [line for line in said.splitlines() if line.startswith("ray job submit")]
     pretrain, finetune = jobs
     assert "-m pretrain pretrain/recipes/synthetic.yaml" in pretrain and "stages.0.epochs=1" in pretrain
@@ -86,3 +100,19 @@ def test_interrupted_it_takes_the_cluster_down(tmp_path: Path, number: signal.Si
     said, _ = process.communicate(timeout=240)
     assert process.returncode == code, said
     assert still_there(tmp_path) == []
+
+
+def test_a_node_that_is_late_is_gone_before_it_is_started_anew(tmp_path: Path) -> None:
+    hurried = f"#!/bin/sh\nexec {shutil.which('sleep')} 0.01\n"  # two minutes are over within seconds
+    for name, text in (("python", LATE), ("sleep", hurried)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    told = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "MANYVIEW_LOCAL": str(tmp_path / "state")}
+    told |= {"MANYVIEW_WORKERS": "0", "STARTED": str(tmp_path / "started"), "SLEEP": str(shutil.which("sleep"))}
+    try:
+        up = subprocess.run(["clusters/local.sh", "up"], cwd=ROOT, env=told, capture_output=True, text=True)
+    finally:
+        subprocess.run(["clusters/local.sh", "down"], cwd=ROOT, env=told, check=True)
+    assert up.returncode == 0, up.stderr
+    assert not (tmp_path / "started-still").exists()
+    assert up.stderr.startswith("the head did not start (attempt 1 of 3)") and len(up.stderr.splitlines()) == 1

@@ -3,9 +3,11 @@
 import os
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +145,18 @@ def test_what_does_not_tell_whether_it_wants_a_token_is_not_joined(
     with pytest.raises(InputError, match=rf"does not tell whether it asks for a token \({told}\); give the address"):
         security.guard(f"{own_address()}:{cluster}")
     security.guard(f"{own_address()}:9")  # nobody is there, as joining it will tell
+
+
+def test_what_listens_and_hangs_up_is_not_taken_for_nobody(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with socketserver.TCPServer(("", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"{own_address()}:{server.server_address[1]}"
+        with pytest.raises(InputError, match=r"does not tell whether it asks for a token \(unavailable\)"):
+            security.guard(address)
+        monkeypatch.setenv("RAY_USE_TLS", "1")  # as a Ray does then to whoever shows no certificate
+        security.guard(address)
+        server.shutdown()
 
 
 @pytest.mark.parametrize("mode", ["disabled", "token"])

@@ -72,8 +72,17 @@ def test_a_driver_that_is_not_there_yet_is_told_once_it_is(tmp_path: Path) -> No
     wait_for(lambda: (tmp_path / "begun").exists(), "srun", 60)
     time.sleep(0.5)  # the script, which has just started it, waits for it by now
     script.send_signal(signal.SIGTERM)
-    assert ended(script) in (143, 0)
+    assert ended(script) == 143
     assert (tmp_path / "told").exists() or not (tmp_path / "started").exists()
+
+
+def test_a_ray_that_does_not_come_up_meanwhile_ends_the_script_with_its_own_code(tmp_path: Path) -> None:
+    script = batch(tmp_path, "recipe.yaml", before_driver="touch begun; sleep 1; exit 7")
+    wait_for(lambda: (tmp_path / "begun").exists(), "srun", 60)
+    time.sleep(0.5)
+    script.send_signal(signal.SIGTERM)
+    assert ended(script) == 7
+    assert not (tmp_path / "started").exists()
 
 
 def test_nodes_without_gpus_want_a_number_of_workers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from clusters.checks.images import is_pinned, unpinned_installs
 from clusters.checks.mistakes import Mistake
+from clusters.checks.ray_options import TOKENS_OFF
 from clusters.config import nearest
 
 # fmt: off
@@ -31,6 +32,8 @@ def check_dockerfile(text: str) -> Iterator[Mistake]:
             yield Mistake(line, "COPY . takes whatever lies in the folder", mend)
         if word == "RUN":
             yield from _check_run(line, rest)
+        if TOKENS_OFF.search(rest) or (word == "ENV" and rest.startswith("RAY_AUTH_MODE ")):
+            yield Mistake(line, "token authentication is turned off", "write `ENV RAY_AUTH_MODE=token`")
     if not any(re.search(r"--require-hashes [^&;]*requirements\.lock", rest) for _, _, rest in instructions):
         yield Mistake(1, "packages do not come from requirements.lock by hash", "`uv pip sync --require-hashes` it")
     users = [(line, rest) for line, word, rest in instructions if word == "USER"]

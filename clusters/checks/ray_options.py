@@ -7,8 +7,15 @@ from typing import Any
 
 from clusters.config import nearest
 
-TOKENS_OFF = r"\bRAY_AUTH_MODE=(?!['\"]?token\b)\S*|\b(?:unset|export -n|env -u)\b[^\n;&|]*\bRAY_AUTH_MODE\b"
-"""What a shell says that turns token authentication off."""
+TOKENS_OFF = re.compile(
+    r"""
+      \bRAY_AUTH_MODE (?: = | \\?["']\s*: | :[ \t] ) (?!\s*[\\"']*token(?![\w-])) \S*
+    | \bRAY_AUTH_MODE=\s
+    | \b(?:unset|export\ -n|env\ -u) (?:\b[^\n;&|]*\b)? RAY_AUTH_MODE\b
+    """,
+    re.VERBOSE,
+)
+"""What turns token authentication off in a command, or in the JSON or YAML of a runtime environment."""
 STARTS = re.compile(r"\b(?:start|symmetric-run)\b(?=.*\s--)")
 
 
@@ -32,16 +39,16 @@ def wrong_options(command: str) -> Iterator[tuple[str, str]]:
 
 def tokens_off(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where in a YAML file token authentication is turned off: in any command, and as a variable of any container."""
-    if isinstance(value, str) and re.search(TOKENS_OFF, value):
+    if isinstance(value, str) and TOKENS_OFF.search(value):
         yield path
     if isinstance(value, list):
         for place, item in enumerate(value):
             yield from tokens_off(item, (*path, place))
     if isinstance(value, dict):
-        named = value.get(
-            "RAY_AUTH_MODE", value.get("value", "token") if value.get("name") == "RAY_AUTH_MODE" else "token"
-        )
-        if named != "token":
+        stated = value.get("RAY_AUTH_MODE", "token")
+        if value.get("name") == "RAY_AUTH_MODE":
+            stated = value.get("value")  # without one it is empty, or comes from where nobody sees it here
+        if stated != "token":
             yield path
         for key, item in value.items():
             yield from tokens_off(item, (*path, key))

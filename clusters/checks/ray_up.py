@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import ipaddress
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from clusters.checks.images import is_pinned, unpinned_installs
@@ -107,8 +109,17 @@ def _check_authentication(document: Document, config: dict[str, Any]) -> Iterato
     rules = (config["provider"].get("security_group") or {}).get("IpPermissions") or []
     for place, rule in enumerate(rules):
         path = ["provider", "security_group", "IpPermissions", place]
-        if re.search(r"0\.0\.0\.0/0|'::/0'", str(rule)) and (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
+        if _is_open_to_all(rule) and (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
             yield Mistake(document.line(path), "a port is open to the whole internet", "open 22 alone, and tunnel")
+
+
+def _is_open_to_all(rule: dict[str, Any]) -> bool:
+    """Whether a rule names all addresses, however they are spelt (::/0, 0::/0, 10.0.0.1/0)."""
+    for network in re.findall(r"[\da-fA-F.:]+/\d+", str(rule)):
+        with suppress(ValueError):
+            if ipaddress.ip_network(network, strict=False).prefixlen == 0:
+                return True
+    return False
 
 
 def _check_pins(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
