@@ -1,20 +1,19 @@
 """Training states on disk: whole or not there, verified by hash, never pickled, written while the training goes on.
 
     checkpoints/step-000001200/…   see `clusters.checkpoint_files`
-    attempt.json                   how often the stage was started
+    attempt.json                   how often the stage was started, see `clusters.attempt`
 
 The run folder alone decides what is resumed. Ray is never given a checkpoint.
 """
 
-import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 from clusters import checkpoint_files, distributed, notice, tracking
+from clusters.attempt import Attempt
 from clusters.checkpoint_files import MANIFEST, Name
 from clusters.checkpoint_policy import BEST_BY, CheckpointConfig, kept, saved
 from clusters.checkpoint_writer import Writer
@@ -27,8 +26,6 @@ ROUND_S = 10.0
 AGAIN_S = 30.0
 """After a save that failed, a notice asks for no other one for so long: a few that fail end the run."""
 
-ATTEMPT = "attempt.json"
-
 T = TypeVar("T")
 
 
@@ -38,14 +35,6 @@ class Restored:
 
     step: int
     state: Any
-
-
-class Superseded(InputError):
-    """A newer start of the same run has taken over; this one must not write any more."""
-
-
-class Replaced(Superseded):
-    """It is one of the same launch: Ray has started other workers in the place of these, and the run goes on."""
 
 
 class Checkpoints:
@@ -69,7 +58,7 @@ class Checkpoints:
         self.folder, self.config, self._before_commit = folder, config, before_commit
         self._alone_s = collective_timeout_s / 2
         self._at = folder / "checkpoints"
-        self._attempt, self._token = _on_main(self._begin_attempt)
+        self.attempt = Attempt(folder, self._at, _on_main)
         self._saved_at = self._started = time.monotonic()
         self._trained_s, self._step = 0.0, -1
         self._snapshot, self._writer = Snapshot(), Writer(str(self._at))
@@ -114,7 +103,7 @@ class Checkpoints:
         self._saved_at, self._step = time.monotonic(), step
         about = {"trained_s": self._trained_s + self._saved_at - self._started, "scores": scores or {}}
         asked = notice.is_given()  # before the copy's writing ends: one that is given meanwhile wants a later step
-        self._writer.start(step, lambda: self._write(Name(step, self._attempt), copy, about, asked))
+        self._writer.start(step, lambda: self._write(Name(step, self.attempt.number), copy, about, asked))
 
     def problem(self) -> Exception | None:
         """What must end the run, as far as this rank knows: for `distributed.stop_together`."""
@@ -159,9 +148,9 @@ class Checkpoints:
     def _write(self, name: Name, copy: Copy, about: dict[str, Any], asked: bool) -> None:
         def permit() -> None:
             self._before_commit()
-            self._check_attempt()
+            self.attempt.check()
 
-        self._check_attempt()
+        self.attempt.check()
         checkpoint_files.write(self._at / str(name), name, copy, about, permit)
         if asked:
             notice.heeded()
@@ -185,7 +174,9 @@ class Checkpoints:
                 if passed_over:
                     tracking.say(f"{self._at}: going on from {name}, passing over {'; '.join(passed_over)}")
                 return name, (self._at / str(name)).read_json(MANIFEST)
-            aside = f"damaged-{name}-attempt-{self._attempt}"
+            aside = f"damaged-{name}-attempt-{self.attempt.number}"
+            while self._at.exists(aside):
+                aside += "-again"
             self._at.move(str(name), aside)
             tracking.say(f"checkpoint {name} is damaged ({problem}); set aside as {aside}")
             passed_over.append(f"{name}, which is damaged")
@@ -201,12 +192,13 @@ class Checkpoints:
     def _tidy(self, newest: Name | None) -> Name | None:
         """Remove what was never finished, but for the last where none that is whole is newer; returns that.
 
-        It may be a whole one that has lost its MANIFEST, at which a person would want to look.
+        It may be a whole one that has lost its MANIFEST, at which a person would want to look. Where none is whole,
+        nothing is removed.
         """
         unfinished = checkpoint_files.names(self._at, committed=False)
         last = unfinished[-1] if unfinished and (newest is None or unfinished[-1] > newest) else None
         for old in unfinished:
-            if old != last:
+            if old != last and newest is not None:
                 (self._at / str(old)).remove()
         return last
 
@@ -216,39 +208,6 @@ class Checkpoints:
             raise InputError(
                 f"{self.folder.location}: none of its checkpoints is intact ({len(damaged)} damaged); remove this "
                 "folder to start the stage again, or restore it from a backup"
-            )
-
-    def _begin_attempt(self) -> tuple[int, str]:
-        attempt = 1 + (self._last_attempt() if self.folder.exists(ATTEMPT) else 0)
-        token = uuid.uuid4().hex  # two that start at once where there is no lock may read the same number
-        self.folder.write_json(ATTEMPT, {"attempt": attempt, "token": token, "launch": _launch()})
-        return attempt, token
-
-    def _last_attempt(self) -> int:
-        """As it is written down or, where that is damaged, as the checkpoints that are there tell."""
-        try:
-            return int(self.folder.read_json(ATTEMPT)["attempt"])
-        except (ValueError, KeyError, TypeError):
-            tracking.say(f"{self.folder.file(ATTEMPT)} is damaged; written anew, from the names of the checkpoints")
-            every = [name for done in (True, False) for name in checkpoint_files.names(self._at, done)]
-            return max((name.attempt for name in every), default=0)
-
-    def is_newest(self) -> bool:
-        """Whether no later start of this run is known; also where storage does not say."""
-        try:
-            self._check_attempt()
-        except Superseded:
-            return False
-        except OSError:
-            return True
-        return True
-
-    def _check_attempt(self) -> None:
-        newest = self.folder.read_json(ATTEMPT)
-        if (newest["attempt"], newest.get("token")) != (self._attempt, self._token):
-            raise (Replaced if newest.get("launch") == _launch() is not None else Superseded)(
-                f"{self.folder.location}: attempt {newest['attempt']} of this run has taken over from attempt "
-                f"{self._attempt}{' of the same moment' * (newest['attempt'] == self._attempt)}; leave the run to it"
             )
 
 
@@ -261,8 +220,3 @@ def _on_main(find: Callable[[], T]) -> T:
         problem = error
     distributed.stop_together(problem)
     return distributed.broadcast_object(found)
-
-
-def _launch() -> str | None:
-    """The launch that this is a Ray worker of; none elsewhere."""
-    return os.environ.get("MANYVIEW_RAY_WORKER")

@@ -50,6 +50,12 @@ def parse_name(text: str) -> Name | None:
     return Name(int(found[1]), int(found[2] or 1)) if found else None
 
 
+def attempt_of(text: str) -> int:
+    """The latest start that the name of a checkpoint tells, of one that was set aside too; 0 where it is neither."""
+    found = re.fullmatch(r"(damaged-)?(step-\d+)(-attempt-\d+)*(-again)*", text)
+    return max([1, *map(int, re.findall(r"attempt-(\d+)", text))]) if found else 0
+
+
 def names(folder: Folder, committed: bool = True) -> list[Name]:
     """The checkpoints in a folder that have their commit, or those that have none; the oldest first.
 

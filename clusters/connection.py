@@ -16,8 +16,13 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a dead worker is noticed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, ranks that report unequally often wait for ever
 }
+GIVEN_UP_AFTER = (
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S",  # without it, ranks that report unequally often wait for ever
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S",  # the only way in which a single worker that stalls is found
+)
+BUSY_S = 60
+"""For so long a worker that imports on a busy machine may leave Ray without an answer."""
 
 LEAN_RAY = {
     "RAY_worker_niceness": "0",  # at Ray's own 15 everything else on the machine goes before the training
@@ -39,11 +44,15 @@ def address_of(cluster: ClusterConfig) -> str:
     return cluster.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
-def set_environment(local: bool) -> None:
-    """Set what a Ray that is used, and one that is started here, reads; what a person has set stays as it is."""
+def set_environment(local: bool, timeout_s: int = 600) -> None:
+    """Set what a Ray that is used, and one that is started here, reads; what a person has set stays as it is.
+
+    `timeout_s`: after which workers that do not answer are given up.
+    """
     # A worker's gloo would listen on whatever address this machine's name stands for.
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    for name, value in {**QUIET_RAY, **({**LEAN_RAY, **loopback} if local else {})}.items():
+    given_up = dict.fromkeys(GIVEN_UP_AFTER, str(max(timeout_s, BUSY_S)))
+    for name, value in {**QUIET_RAY, **given_up, **({**LEAN_RAY, **loopback} if local else {})}.items():
         os.environ.setdefault(name, value)
 
 
@@ -55,12 +64,14 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
     where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
     security.guard(address)
     print(f"starting on {where} with {cluster.said} workers …", flush=True)
+    folder = security.session_folder() if address == "local" else None
     try:
         ray.init(
             address=address,
             logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
             log_to_driver=not follow_log,
+            _temp_dir=folder,
         )
     except Exception as error:  # a bare one where Ray's daemons do not come up in time on a busy machine
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from clusters import distributed, leaving, preflight, scaling, tracking
-from clusters.checkpoint import Replaced
+from clusters.attempt import Replaced
 from clusters.config import Config, InputError, Transient
 from clusters.connection import address_of, check_resources, connect, set_environment
 from clusters.preflight import NOTHING, Needs
@@ -50,7 +50,7 @@ def launch(
     if cluster.num_workers == 0:
         preflight.check_here(run.location, needs)
         return function(config)
-    set_environment(local=address_of(cluster) == "local")
+    set_environment(address_of(cluster) == "local", cluster.timeout_s)
     import ray
 
     started_here = not ray.is_initialized()
@@ -90,11 +90,14 @@ def _train(
     sizes: Sequence[int],
     heeds: bool,
 ) -> dict[str, Any]:
+    import ray.cloudpickle
     from ray.train import TrainingFailedError
 
     # A fresh name each time: what an earlier Ray run left behind must not decide anything.
     name = f"launch-{uuid.uuid4().hex[:8]}"
-    settings = {"function": function, "config": config, "run": run.location, "launch": name}
+    # As bytes: Ray's controller looks at these settings too, and would import all that the function needs
+    work = ray.cloudpickle.dumps((function, config))
+    settings = {"work": work, "run": run.location, "launch": name}
     told = False
     try:
         with leaving.passing_on(run, name, heeds):
@@ -118,7 +121,16 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    trainer = (scaling.elastic_trainer(sizes) if cluster.elastic else TorchTrainer)(
+    run = Folder(settings["run"])
+
+    class Trainer(TorchTrainer):
+        def _initialize_and_run_controller(self, **policies: Any) -> Any:
+            policies["failure_policy"] = leaving.failure_policy(run, settings["launch"], self.run_config.failure_config)
+            if cluster.elastic:
+                policies["scaling_policy"] = scaling.scaling_policy(sizes, self.scaling_config)
+            return super()._initialize_and_run_controller(**policies)
+
+    trainer = Trainer(
         _worker,
         train_loop_config=settings,
         torch_config=leaving.hearing_torch("nccl" if use_gpu else "gloo", cluster.timeout_s),
@@ -130,7 +142,7 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
         ),
         run_config=RunConfig(
             name=settings["launch"],
-            storage_path=f"{settings['run']}/.ray",
+            storage_path=f"{run}/.ray",
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": settings["launch"]}},
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -143,7 +155,8 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
 
 def _tidy(run: Folder, launch_name: str) -> None:
     """Remove what this launch left in the run folder, and nothing of another's."""
-    for name in (launch_name, f"{launch_name}-input-error", leaving.note(launch_name)):
+    notes = (f"{launch_name}-input-error", leaving.note(launch_name), leaving.left(launch_name))
+    for name in (launch_name, *notes):
         (run / ".ray").remove(name)
     if not (run / ".ray").names():
         run.remove(".ray")
@@ -151,6 +164,7 @@ def _tidy(run: Folder, launch_name: str) -> None:
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker."""
+    import ray.cloudpickle
     import ray.train.torch
 
     run = Folder(settings["run"])
@@ -159,9 +173,10 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     distributed.use_device(ray.train.torch.get_device())
     if _input_error(run, settings["launch"]) or leaving.has_note(run, settings["launch"]):
         return {}
-    leaving.look_for_notices(run, settings["launch"])
+    leaving.start(run, settings["launch"])
     try:
-        return settings["function"](settings["config"])
+        function, config = ray.cloudpickle.loads(settings["work"])
+        return function(config)
     except (Transient, Replaced) as error:  # no note: workers that are started again, or have been, go on
         raise RuntimeError(str(error)) from None
     except Stopped:

@@ -2,7 +2,7 @@
 
 To a driver: a note in the run folder, which rank 0 finds; all ranks save, return, and the run ends with exit code 143.
 To a worker, or to its node: all save together, the one that is meant ends with 143, and Ray starts the workers again
-where there is room, from that very step.
+where there is room, from that very step. That is no failure, and is not counted as one.
 """
 
 import os
@@ -88,8 +88,11 @@ def hearing_torch(backend: str, timeout_s: int) -> Any:
     return HearingTorchConfig(backend=backend, timeout_s=timeout_s)
 
 
-def look_for_notices(run: Folder, launch: str) -> None:
+def start(run: Folder, launch: str) -> None:
     """Begin to look, beside the training, for the driver's note and for a node that is taken back."""
+    if distributed.is_main():
+        with suppress(OSError):  # of a second worker that left with the first: it must not excuse a failure to come
+            (run / ".ray").remove(left(launch))
     threading.Thread(target=_look, args=(run, launch, distributed.is_main()), daemon=True).start()
 
 
@@ -113,12 +116,35 @@ def _is_drained() -> bool:
     return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()  # type: ignore[attr-defined]
 
 
+def left(launch: str) -> str:
+    """The name of the note by which a worker that has saved and leaves tells Ray's controller, in the .ray folder."""
+    return f"{launch}-left"
+
+
+def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
+    """Ray Train's policy, for which a worker that was told to leave, and has saved, is no failure."""
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+
+    class Policy(DefaultFailurePolicy):
+        def make_decision(self, training_failed_error: Any) -> Any:
+            with suppress(OSError):  # storage out of reach: then it counts
+                if (run / ".ray").exists(left(launch)):
+                    (run / ".ray").remove(left(launch))
+                    return FailureDecision.RETRY
+            return super().make_decision(training_failed_error)
+
+    return Policy(failure_config)
+
+
 def leave(run: Folder, launch: str) -> None:
     """Leave after `Stopped`: return where the whole run ends, end this process or wait for Ray to end it elsewhere."""
     if has_note(run, launch):
         return
     if termination.notice() is not None:
+        with suppress(OSError):
+            (run / ".ray").write(left(launch), b"")
         os._exit(termination.EXIT_CODE)
-    # The other one's end is one of cluster.max_failures; an error of this rank could be a second one
+    # Ray ends this one with the other; an error of this rank could be a failure of its own
     time.sleep(PATIENCE_S)
     raise RuntimeError("another rank was told to leave and is still there")

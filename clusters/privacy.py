@@ -4,9 +4,11 @@ import os
 import shutil
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clusters.config import InputError
 from clusters.storage import Folder
 
 # For libraries that would ask a hub, report an error or count a use by themselves.
@@ -40,12 +42,22 @@ def go_offline() -> None:
 
 
 def close_folder(run: Folder) -> None:
-    """Let nobody but its owner into a run folder on this machine, and into what is written from now on."""
+    """Let nobody but its owner into a run folder on this machine, and into what is written from now on.
+
+    Raises InputError where it is another's, and open.
+    """
     os.umask(0o077)
-    if run.path is not None:
-        run.path.mkdir(parents=True, exist_ok=True)
-        if run.path.stat().st_uid == os.getuid() and stat.S_IMODE(run.path.stat().st_mode) != 0o700:
+    if run.path is None:
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    if stat.S_IMODE(run.path.stat().st_mode) & 0o077:
+        with suppress(OSError):
             run.path.chmod(0o700)
+        if stat.S_IMODE(run.path.stat().st_mode) & 0o077:
+            raise InputError(
+                f"{run}: others can look into it, and it cannot be made 0700 by this user, as tracking.privacy=strict "
+                "asks; give a folder of your own"
+            )
 
 
 def without_places(value: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import TypeVar
 RETRY_AFTER_S = (1.0, 4.0, 16.0)
 PASSING = {
     errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.EPIPE, errno.EREMOTEIO, errno.ETIMEDOUT,
-    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN,
 }  # fmt: skip
 """What storage behind a network gives while it is busy or out of reach. That it is full, or forbidden, stays so."""
 

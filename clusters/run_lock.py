@@ -16,9 +16,11 @@ from typing import Any, Literal, TextIO
 
 from clusters.config import InputError
 from clusters.lease import lease, named
+from clusters.privacy import close_folder
 from clusters.storage import Folder
 
 LOCK = ".lock"
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -26,12 +28,23 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def run_lock(run: Folder, privacy: Literal["normal", "strict"] = "normal") -> Iterator[None]:
     """Hold the run folder for the block. Raises InputError with process and host of who holds it.
 
-    With `privacy=strict` the host is not written down.
+    With `privacy=strict` the host is not written down, and the folder is its owner's alone. Where nobody may write,
+    nothing is held: what the run does next says so.
     """
+    if privacy == "strict":
+        with suppress(OSError):
+            close_folder(run)
     holder = {"process": os.getpid(), **({} if privacy == "strict" else {"host": gethostname()})}
     with ExitStack() as held:
-        with suppress(OSError):  # nothing can be written there: what the run does next says so
+        try:
             held.enter_context(_lock_or_lease(run, holder, 0o600 if privacy == "strict" else 0o666))
+        except OSError as error:
+            if run.path is None or error.errno not in FORBIDDEN:
+                told = " ".join(str(error).split())
+                raise InputError(
+                    f"{run}: cannot be kept from other runs ({told}); mend the storage or its credentials, then start "
+                    "again"
+                ) from None
         yield
 
 
@@ -43,9 +56,9 @@ def _lock_or_lease(run: Folder, holder: dict[str, Any], mode: int) -> Iterator[N
             yield
         return
     with file:
-        file.truncate(0)
-        file.write(json.dumps(holder))
-        file.flush()
+        with suppress(OSError):  # on a full disk it is held without a name
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps(holder).encode())
         try:
             yield
         finally:

@@ -11,23 +11,12 @@ NOTICE_S = 120.0
 LOOK_EVERY_S = 1.0
 
 
-def elastic_trainer(sizes: Sequence[int]) -> type[Any]:
-    """A TorchTrainer whose workers are always as many as one of `sizes`, ascending: the most that there is room for.
+def scaling_policy(sizes: Sequence[int], scaling_config: Any) -> Any:
+    """Ray Train's policy with as many workers as one of `sizes`, ascending: the most that there is room for.
 
-    Ray Train's own policy takes any number in the range, starts workers anew without notice, counts on nodes that
-    have been dead for up to 20 s, and keeps a core busy while it waits for nodes. Its callbacks cannot mend that.
+    Its own takes any number in the range, starts workers anew without notice, counts on nodes that have been dead
+    for up to 20 s, and keeps a core busy while it waits for nodes. Its callbacks cannot mend that.
     """
-    from ray.train.torch import TorchTrainer
-
-    class Trainer(TorchTrainer):
-        def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            settings["scaling_policy"] = _policy(sizes)(self.scaling_config)
-            return super()._initialize_and_run_controller(**settings)
-
-    return Trainer
-
-
-def _policy(sizes: Sequence[int]) -> type[Any]:
     from ray.train.v2._internal.execution.scaling_policy import (
         ElasticScalingPolicy,
         NoopDecision,
@@ -67,7 +56,7 @@ def _policy(sizes: Sequence[int]) -> type[Any]:
             self._announced = None
             return decision
 
-    return Policy
+    return Policy(scaling_config)
 
 
 def largest(sizes: Sequence[int], room: int) -> int:

@@ -20,7 +20,8 @@ ANSWER_S = 15.0  # of a control store on a busy machine
 # Ray leaves 127.0.0.1 as it is only where this is 0; elsewhere it takes an address that others can reach.
 REACHABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OPEN, GUARDED, NOBODY = "open", "guarded", "nobody"
-_staying = False
+_replaced: list[str | None] = []
+"""What REACHABLE was before this process set it, if it has."""
 
 
 def guard(address: str) -> None:
@@ -28,8 +29,9 @@ def guard(address: str) -> None:
 
     A Ray that is started here listens on 127.0.0.1 alone, and asks for a token unless RAY_AUTH_MODE=disabled says
     otherwise. One that others can reach must ask for a token: raises InputError where this side has none, or where the
-    cluster answers without one or does not tell; and, wherever there is one, where others can read it. What only users
-    of this machine can use without a token is said.
+    cluster answers without one or does not tell; and, wherever there is one, where others can read it. A loopback
+    address may be the near end of a tunnel: there, too, one is joined without a token only where it tells that it asks
+    for none, which is said.
     """
     if address == "local":
         _stay_on_this_machine(True)
@@ -43,20 +45,18 @@ def guard(address: str) -> None:
     host, port = split_address(address)
     if not port and address != "auto" and "://" not in address:
         return  # no address that Ray takes, as it will say
-    if _is_loopback(host) and not _others_reach(port):
-        if _mode() == "token":
-            _check_token(address)
-        if port and _asked_for_no_token(host, port) == OPEN:
-            _tell_of_users(f"the Ray at {address}")
-        return
-    _check_token(address)
+    here = _is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
+    if not here or _mode() == "token":
+        _check_token(address)
     found = _asked_for_no_token(host, port) if port else GUARDED
     if found == OPEN:
+        if here:
+            return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")
         raise InputError(
             f"the Ray at {address} runs whatever anybody sends it: it answers without a token; restart every node of "
             "it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
         )
-    if found not in (GUARDED, NOBODY):
+    if found not in (GUARDED, NOBODY) and not (here and _mode() == "token"):
         raise InputError(
             f"the Ray at {address} does not tell whether it asks for a token ({found}); give the address of its "
             "control store, as HOST:6379, or submit a job there; where it is only slow, try again"
@@ -98,6 +98,23 @@ def prepare_token() -> None:
     path.chmod(0o600)
 
 
+def session_folder() -> str | None:
+    """Where a Ray that is started here keeps its sockets and logs: this user's alone. None where RAY_TMPDIR tells.
+
+    Ray itself opens its folder to everybody, for writing too. Raises InputError where another user was first.
+    """
+    if "RAY_TMPDIR" in os.environ:
+        return None
+    folder = Path(os.environ.get("TMPDIR") or "/tmp") / f"manyview-ray-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{folder}: not a folder of yours, and Ray's sockets would lie there; set RAY_TMPDIR")
+    folder.chmod(0o700)
+    return str(folder)
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `10.0.0.3:6379`, `ray://head:10001` or `[::1]:6379`; port 0 where none is given."""
     bare = address.rpartition("://")[2]
@@ -109,10 +126,10 @@ def _mode() -> str:
     return os.environ.get("RAY_AUTH_MODE", "").lower()
 
 
-def _tell_of_users(what: str) -> None:
+def _tell_of_users(what: str, others: str = "") -> None:
     print(
-        f"{what} asks for no token: every user of this machine can run code as you; set RAY_AUTH_MODE=token, unless "
-        "you are the only one",
+        f"{what} asks for no token: every user of this machine{others} can run code as you; set "
+        "RAY_AUTH_MODE=token, unless you are the only one",
         file=sys.stderr,
         flush=True,
     )
@@ -192,12 +209,14 @@ def _asked_for_no_token(host: str, port: int) -> str:
 
 def _stay_on_this_machine(stay: bool) -> None:
     """Whether the Ray started or joined next by this process names itself by 127.0.0.1."""
-    global _staying
-    if stay and REACHABLE not in os.environ:
-        os.environ[REACHABLE], _staying = "0", True
-    elif not stay and _staying:  # what was set by somebody else (clusters/local.sh) stands
-        del os.environ[REACHABLE]
-        _staying = False
+    if stay and os.environ.get(REACHABLE) != "0":
+        _replaced[:] = [os.environ.get(REACHABLE)]
+        os.environ[REACHABLE] = "0"
+    elif not stay and _replaced:  # what was set by somebody else (clusters/local.sh) stands
+        before = _replaced.pop()
+        os.environ.pop(REACHABLE, None)
+        if before is not None:
+            os.environ[REACHABLE] = before
     constants = sys.modules.get("ray._private.ray_constants")
     if constants is not None:  # it has read the variable already
         constants.ENABLE_RAY_CLUSTER = os.environ.get(REACHABLE, "1") != "0"  # type: ignore[attr-defined]

@@ -7,22 +7,16 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
+from clusters import drivers
 from clusters.config import InputError
-from clusters.retries import PASSING, retried
+from clusters.retries import retried
 
-# What `pip install` needs for the places whose drivers do not come along by themselves.
-EXTRAS = {"s3": "manyview[s3]", "s3a": "manyview[s3]"}
 BLOCK_BYTES = 1 << 22
 REMOTE_BLOCK_BYTES = 1 << 24  # fewer, longer requests
-
-CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What fsspec's drivers call it: S3, HTTP; GCS, Azure; SFTP; S3; Azure; GCS; memory."""
 
 
 class Folder:
@@ -36,15 +30,7 @@ class Folder:
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location).rstrip("/") or "/"
-        try:
-            # No listing is kept: other processes write here too.
-            self._fs, self._root = fsspec.core.url_to_fs(self.location, use_listings_cache=False)
-        except ImportError as error:
-            extra = EXTRAS.get(self.location.split("://")[0])
-            mend = f"pip install '{extra}'" if extra else str(error)
-            raise InputError(f"{self.location}: the driver for such places is not installed; {mend}") from None
-        except ValueError as error:
-            raise InputError(f"{self.location}: not a place that can be opened ({error})") from None
+        self._fs, self._root = drivers.open_driver(self.location)
         self.path: Path | None = Path(self._root) if self._fs.protocol in ("file", ("file", "local")) else None
 
     def __truediv__(self, name: str) -> "Folder":
@@ -62,16 +48,13 @@ class Folder:
         return retried(lambda: self._exists(name), self.file(name), "looked for")
 
     def _exists(self, name: str) -> bool:
-        with self._told():
-            if self.path is None:
-                return bool(self._fs.exists(self._full(name)))
-            try:
-                (self.path / name).stat()
-            except OSError as error:  # for which the driver would say that nothing is there
-                if error.errno in PASSING:
-                    raise
-                return False
-            return True
+        # Drivers, and Python itself, would say of what may not be looked at, or cannot be reached, that it is not there
+        try:
+            with self._told():
+                self._fs.info(self._full(name)) if self.path is None else (self.path / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def size(self, name: str) -> int:
         """Size of a file in bytes. Raises FileNotFoundError."""
@@ -91,7 +74,7 @@ class Folder:
             return told.st_size, told.st_mtime_ns
         with self._told():
             info = self._fs.info(self._full(name))
-        return info.get("size"), next((str(info[key]) for key in CHANGE_KEYS if info.get(key)), None)
+        return info.get("size"), next((str(info[key]) for key in drivers.CHANGE_KEYS if info.get(key)), None)
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty where the folder is not there."""
@@ -196,6 +179,7 @@ class Folder:
                     self._fs.put_file(file.name, self._full(name))
             return
         target = self.path / name
+        is_new = not target.parent.exists()
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
@@ -204,6 +188,9 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
+            _keep_names(target.parent)
+            if is_new:
+                _keep_names(target.parent.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -227,7 +214,7 @@ class Folder:
             (self.path / name).rename(self.path / new_name)
         else:
             with self._told():
-                self._fs.mv(self._full(name), self._full(new_name), recursive=True)
+                drivers.move(self._fs, self._full(name), self._full(new_name))
 
     def remove(self, name: str = "") -> None:
         """Remove a file or a whole folder; nothing happens where it is not there."""
@@ -244,17 +231,18 @@ class Folder:
     def _full(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Drivers of object stores have errors of their own kinds (no credentials, no such endpoint)."""
+    def _told(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.path is not None else drivers.told(self.location)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have what a folder lists outlive a loss of power; not every file system can be asked."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            yield
-        except (OSError, InputError):
-            raise
-        except Exception as error:
-            if self.path is not None:
-                raise
-            raise OSError(f"{self.location}: {' '.join(str(error).split()) or type(error).__name__}") from error
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

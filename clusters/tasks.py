@@ -80,12 +80,14 @@ def _connect(address: str) -> None:
     import ray
 
     security.guard(address)
+    folder = security.session_folder() if address == "local" else None
     try:
         ray.init(
             address=address,
             logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
+            _temp_dir=folder,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())

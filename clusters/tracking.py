@@ -145,7 +145,7 @@ class Tracker:
         """From now on metrics.jsonl stands in this folder, and names elsewhere tell of this stage.
 
         Of `scores` W&B's table of runs shows the largest value instead of the last one. Where records are not
-        `permitted` any more (`Checkpoints.is_newest`), metrics.jsonl is another's.
+        `permitted` any more (`Attempt.is_newest`), metrics.jsonl is another's.
         """
         self.flush()
         self._folder, self._section, self._lines = folder, name, LineWriter(folder, METRICS, say, permitted)
@@ -224,9 +224,9 @@ def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; empty where there is none. A line that is torn or damaged is left out."""
     records = []
     for line in folder.read(METRICS).decode(errors="replace").splitlines() if folder.exists(METRICS) else ():
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError):
             record = json.loads(line)
-            if "step" in record:
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
     return records
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from clusters.storage import Folder
 from data.page import Html, Section, figure, folded, join, note, page, pairs, paragraph, table, tag
+from finetune.cells import safe
 from finetune.labels_saved import told
 
 FILES = ("efficiency.html", "efficiency.svg", "efficiency.png", "efficiency.csv")
@@ -78,7 +79,7 @@ def _csv(results: dict[str, Any]) -> str:
             for draw_number, (model, counts) in enumerate(zip(point["draws"], row["draws"])):
                 val = model.get("val_auroc", model.get("val_score"))
                 numbers = [counts["patients"], counts["cases"], val, model["test"]]
-                writer.writerow([name, point["fraction"], draw_number, *numbers])
+                writer.writerow([safe(name), point["fraction"], draw_number, *numbers])
     return stream.getvalue()
 
 

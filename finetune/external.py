@@ -56,7 +56,7 @@ class EvaluateConfig(Config):
         default=True, description="also score how foreign images are, which reads images of the training dataset"
     )
     training_data: str | None = Field(
-        default=None, description="where the training dataset lies now; none: where it was when it was trained on"
+        default=None, description="where the training dataset lies now; none: where it was, if that is no URL"
     )
     on_leak: Literal["refuse", "warn"] = Field(
         default="refuse", description="where the model has seen these patients; warn: go on and say so"
@@ -178,7 +178,10 @@ def _evaluate(
     reference = training_features(trained, out, config) if config.foreign else None
     foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
     if config.foreign and foreign is None:
-        warnings.append("the training dataset is not where it was (training_data=DIR): foreign images not scored")
+        warnings.append(
+            "the training dataset is not where it was, or was behind a URL (training_data=DIR names it): foreign "
+            "images not scored"
+        )
     logits_IK = numbers[:, : -num_features_of(trained.model)]
     results = results_of(trained, dataset, matched, rows, logits_IK, config)
     out.write(PREDICTIONS, predictions_of(trained, dataset, matched, rows, logits_IK, foreign))

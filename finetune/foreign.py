@@ -52,10 +52,13 @@ class Training:
 def training_features(trained: "Trained", out: Folder, config: "EvaluateConfig") -> Training | None:
     """Features of training and test images of the dataset that the model was trained on; None where it is gone.
 
+    A results folder may be anybody's: a URL in it is not gone to, with this user's keys, unless this user names it.
     Raises InputError where another dataset lies there.
     """
     told = trained.folder.read_json("config.json")["config"]
     location = config.training_data or told["data"]
+    if not config.training_data and Folder(location).path is None:
+        return None
     try:
         dataset = open_dataset(location, config.loader.place)
     except (InputError, OSError):

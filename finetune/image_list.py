@@ -151,6 +151,8 @@ def _of_csv(folder: Folder, name: str) -> ImageList:
 
 
 def _read_file(folder: Folder, name: str) -> bytes:
+    if name and folder.path is not None and (folder.path / name).exists() and not (folder.path / name).is_file():
+        raise BadImage("not a file")
     try:
         return folder.read(name) if name else b""
     except FileNotFoundError:

@@ -52,7 +52,7 @@ def train_full(
         choose_trained(model, settings, card.architecture)
     training = Training(model, cohort, views, card.config.channels, config)
     saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
-    tracker.start_section(folder, contender.name, permitted=saved.is_newest)
+    tracker.start_section(folder, contender.name, permitted=saved.attempt.is_newest)
     with termination.heeding(), saved as checkpoints:
         best = _take_steps(
             training, FullBatches(cohort, views, config), title, card, cohort, config, tracker, checkpoints

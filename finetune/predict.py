@@ -30,6 +30,7 @@ from clusters.storage import Folder
 from clusters.tracking import Progress, TrackingConfig
 from data.privacy import quiet_libraries
 from finetune.answers import ERROR, case_rows, image_rows, without_numbers
+from finetune.cells import safe
 from finetune.image_batches import Part, Reading, batches_of
 from finetune.image_list import CASE, ImageList, list_images
 
@@ -191,8 +192,12 @@ def _join(out: Folder, images: ImageList, model: "Model") -> dict[str, Any]:
 
 def _write_table(out: Folder, name: str, table: pa.Table) -> None:
     out.write(f"{name}.parquet", _parquet(table))
+    for place, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            told = pa.array([safe(cell) for cell in column.to_pylist()], pa.string())
+            table = table.set_column(place, table.column_names[place], told)
     buffer = io.BytesIO()
-    pyarrow.csv.write_csv(table, buffer)
+    pyarrow.csv.write_csv(table.rename_columns([safe(title) for title in table.column_names]), buffer)
     out.write(f"{name}.csv", buffer.getvalue())
 
 

@@ -82,7 +82,7 @@ def _take_steps(
     not_finite = NotFinite(name, config.compute.on_nonfinite, folder, tracker, keys_of)
     saving = Saving(name, training, not_finite, checkpoints)
     first_step = saving.restore()
-    tracker.start_section(folder, name, SCORES, checkpoints.is_newest)
+    tracker.start_section(folder, name, SCORES, checkpoints.attempt.is_newest)
     tracker.rewind(first_step)
 
     batches = fed_batches(config, number, dataset, samples, first_step, total_steps)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from clusters.checkpoint import ATTEMPT
+from clusters.attempt import ATTEMPT
 from clusters.config import InputError
 from clusters.storage import Folder
 

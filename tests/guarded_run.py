@@ -7,18 +7,26 @@ proxy that the environment names.
 import runpy
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 log = Path(sys.argv[1])
-connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
+getaddrinfo = socket.getaddrinfo
 
 
-def only_here(self: socket.socket, address: object) -> None:
-    if self.family != socket.AF_UNIX and isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
-        with log.open("a") as file:
-            file.write(f"connect {address}\n")
-        raise OSError("the guard lets nothing out")
-    connect(self, address)  # type: ignore[arg-type]
+def guarded(name: str) -> Callable[..., object]:
+    """A socket's method of this name, whose last argument is an address."""
+    method = getattr(socket.socket, name)
+
+    def only_here(self: socket.socket, *words: object) -> object:
+        address = words[-1]
+        if self.family != socket.AF_UNIX and isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
+            with log.open("a") as file:
+                file.write(f"{name} {address}\n")
+            raise OSError("the guard lets nothing out")
+        return method(self, *words)
+
+    return only_here
 
 
 def no_names(host: object, *others: object, **named: object) -> object:
@@ -29,7 +37,8 @@ def no_names(host: object, *others: object, **named: object) -> object:
     return getaddrinfo(host, *others, **named)  # type: ignore[arg-type]
 
 
-socket.socket.connect = only_here  # type: ignore[method-assign]
+for name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, name, guarded(name))
 socket.getaddrinfo = no_names  # type: ignore[assignment]
 if __name__ == "__main__":
     room = sys.argv[2]

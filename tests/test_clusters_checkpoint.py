@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from clusters import checkpoint_files
 from clusters import checkpoint_policy as policy
-from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
+from clusters.attempt import Superseded
+from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.checkpoint_files import Name
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -157,6 +158,16 @@ def test_a_damaged_number_of_the_attempt_is_told_anew_from_the_names(
         stalled.wait()
     restored = again.restore()
     assert restored is not None and restored.step == 3
+
+    # Damaged while one is at work: it goes on, and one that was replaced still does not
+    (tmp_path / "attempt.json").write_bytes(b'{"attempt": \x92')
+    assert not stalled.attempt.is_newest()
+    again.save(4, state(4.0))
+    again.wait()
+    assert json.loads((tmp_path / "attempt.json").read_text())["attempt"] == 3
+    stalled.save(5, state(5.0))
+    with pytest.raises(Superseded, match="attempt 3 of this run has taken over from attempt 2"):
+        stalled.wait()
 
 
 def test_never_a_silent_start_from_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from clusters import checkpoint_files, checkpoint_writer, retries, tracking
-from clusters.checkpoint import CheckpointConfig, Checkpoints, Superseded
+from clusters.attempt import Superseded
+from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.storage import Folder
 from tests.faulty_storage import FaultyFolder, Script, fails

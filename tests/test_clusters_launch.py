@@ -84,11 +84,11 @@ def undisturbed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFac
     return answers[0]
 
 
-def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
+def ray_workers(process: subprocess.Popen, kind: str = "TrainWorker") -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if child.cmdline() and child.cmdline()[0].startswith("ray::") and "TrainWorker" in child.cmdline()[0]:
+            if child.cmdline() and child.cmdline()[0].startswith("ray::") and kind in child.cmdline()[0]:
                 found.append(child)
         except psutil.Error:
             continue
@@ -110,6 +110,8 @@ class Killed:
     session: Path
     said: str
     argvs: list[str]
+    libraries: dict[str, str]
+    """What a process of each kind has loaded."""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,8 @@ def killed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
             for child in psutil.Process(driver.pid).children(recursive=True):
                 with suppress(psutil.Error):
                     argvs.append(" ".join(child.cmdline()))
+            one_of_each = {kind: ray_workers(driver, kind)[0] for kind in ("TrainWorker", "TrainController")}
+            libraries = {kind: Path(f"/proc/{one.pid}/maps").read_text() for kind, one in one_of_each.items()}
             victims = ray_workers(driver)
             assert len(victims) == 2
             assert {victim.nice() for victim in victims} == {psutil.Process().nice()}, "Ray would put training last"
@@ -137,7 +141,7 @@ def killed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
         finally:
             driver.kill()
     assert not victims[1].is_running()
-    yield Killed(run, session, (folder / "output.txt").read_text(), argvs)
+    yield Killed(run, session, (folder / "output.txt").read_text(), argvs, libraries)
     shutil.rmtree(session, ignore_errors=True)
 
 
@@ -148,6 +152,13 @@ def test_a_worker_killed_by_sigkill_costs_nothing(killed: Killed, undisturbed: s
     assert "ETA" in killed.said
     assert fingerprint(killed.run) == undisturbed
     assert not (killed.run / ".ray").exists()
+
+
+def test_ray_s_controller_imports_nothing_of_the_work(killed: Killed) -> None:
+    """Or every start and every restart of a driver takes some seconds longer."""
+    assert {kind: "torchvision" in loaded for kind, loaded in killed.libraries.items()} == {
+        "TrainWorker": True, "TrainController": False,
+    }  # fmt: skip
 
 
 def test_a_key_is_in_no_file_of_ray_s_session_and_in_no_command_line(killed: Killed) -> None:

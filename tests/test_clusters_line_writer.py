@@ -79,7 +79,7 @@ def test_a_worker_that_was_replaced_and_wakes_records_no_more(tmp_path: Path) ->
     folder = Folder(tmp_path)
     tracker = Tracker(folder, TrackingConfig(wandb="disabled"), "test", {})
     checkpoints = Checkpoints(folder, CheckpointConfig(), tracker.flush)
-    tracker.start_section(folder, "1-simclr", permitted=checkpoints.is_newest)
+    tracker.start_section(folder, "1-simclr", permitted=checkpoints.attempt.is_newest)
     for step in (1, 2):
         tracker.log(step, {"loss": 1.0})
         tracker.flush()

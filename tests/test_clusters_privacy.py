@@ -26,6 +26,7 @@ from data.dataset import Dataset
 ROOT = Path(__file__).parents[1]
 CANARY = "zz" + "canary" * 5 + "0123456789"
 """As long as a W&B key."""
+USER = "someuserofthismachine"
 
 
 class Trap:
@@ -70,6 +71,7 @@ def in_view(command: list[str], trap: Trap) -> tuple[str, set[str]]:
     """Run a command to its good end with keys in its environment; what it prints, and all command lines meanwhile."""
     named = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), trap.url)
     keys = {"WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "NO_PROXY": "", "no_proxy": ""}
+    keys |= {"LOGNAME": USER, "USER": USER}
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -120,7 +122,8 @@ def test_a_strict_run_sends_nothing_and_keeps_no_key_path_host_or_user(
         assert trap.asked == []
         (kept,) = made.glob("wandb/offline-run-*/*.wandb")
         assert curve in kept.read_bytes()  # so that what is not in it could have been
-        private = [str(tmp_path), "mrs-example", str(ROOT), "guarded_run.py", "recipe.yaml"]
+        private = [str(tmp_path), "mrs-example", str(ROOT), "guarded_run.py", "recipe.yaml", USER]
+        private.append(synthetic_dataset.location)
         # Shorter names stand somewhere in any file
         private += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]
         for word in private:
@@ -151,12 +154,15 @@ def test_the_guard_and_the_trap_would_have_noticed(tmp_path: Path, trap: Trap) -
         "import runpy, sys, socket, urllib.request\n"
         f"sys.argv = ['x', {str(log)!r}]\n"
         f"runpy.run_path({str(ROOT / 'tests/guarded_run.py')!r})\n"
+        "udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "for call in (lambda: socket.create_connection(('203.0.113.1', 80), 1),"
+        " lambda: udp.sendto(b'x', ('203.0.113.1', 53)), lambda: udp.connect_ex(('203.0.113.1', 53)),"
         " lambda: urllib.request.urlopen('http://example.org')):\n"
         "    try:\n        call()\n    except OSError:\n        pass\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env={"PATH": os.environ["PATH"]}, timeout=60)
-    assert log.read_text().splitlines() == ["look up 203.0.113.1", "look up example.org"]
+    udp = [f"{name} ('203.0.113.1', 53)" for name in ("sendto", "connect_ex")]
+    assert log.read_text().splitlines() == ["look up 203.0.113.1", *udp, "look up example.org"]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({"http": trap.url}))
     with pytest.raises(OSError, match=r".*"):
         opener.open("http://example.org", timeout=5)

@@ -211,10 +211,32 @@ def test_what_only_this_machine_reaches_may_be_open_which_is_said(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with serving(OPEN, "127.0.0.1") as port:
         security.guard(f"127.0.0.1:{port}")
-    assert f"127.0.0.1:{port} asks for no token: every user of this machine can run code" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"127.0.0.1:{port} asks for no token: every user of this machine, and of another where it is" in told
     security.guard("local")
     assert "started here asks for no token: every user of this machine can run code" in capsys.readouterr().err
     security.guard("nowhere")  # and what is started next may be reached by its own address again
+
+
+def test_a_loopback_address_may_be_the_near_end_of_a_tunnel(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To Ray's client port, say, which does not tell whether a token is asked for."""
+    with serving(OTHER, "127.0.0.1") as port:
+        security.guard(f"127.0.0.1:{port}")
+        monkeypatch.delenv("RAY_AUTH_MODE")
+        with pytest.raises(InputError, match="does not tell whether it asks for a token"):
+            security.guard(f"127.0.0.1:{port}")
+        for address in (f"ray://127.0.0.1:{port}", "ray://127.0.0.1"):
+            with pytest.raises(InputError, match="RAY_AUTH_MODE is ''"):
+                security.guard(address)
+
+
+def test_a_local_ray_stays_on_this_machine_whatever_was_set(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(security.REACHABLE, "1")
+    for _ in range(2):
+        security.guard("local")
+        assert os.environ[security.REACHABLE] == "0"
+    security.guard("nowhere")
+    assert os.environ[security.REACHABLE] == "1"
 
 
 def test_a_token_is_its_owner_s_alone_also_where_only_this_machine_reaches_the_ray(
@@ -315,6 +337,22 @@ def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkey
     with serving(GUARDED, "127.0.0.1") as port:
         security.guard(f"127.0.0.1:{port}")
     assert security.REACHABLE not in os.environ
+
+
+def test_what_a_local_ray_keeps_is_its_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder = tmp_path / f"manyview-ray-{os.getuid()}"
+    for _ in range(2):
+        assert security.session_folder() == str(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o777)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="not a folder of yours, and Ray's sockets would lie there; set RAY_TMPDIR"):
+        security.session_folder()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert security.session_folder() is None
 
 
 def test_what_is_no_address_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:

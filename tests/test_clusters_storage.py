@@ -6,7 +6,9 @@ import os
 import pytest
 
 from clusters import retries
+from clusters.config import InputError
 from clusters.retries import retried
+from clusters.storage import Folder
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,26 @@ PASSING = [
     ConnectionResetError(errno.ECONNRESET, "reset"),
 ]  # fmt: skip
 LASTING = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.EFBIG, errno.ENOTDIR]
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("sftp://me:Se-cret@host/data", "sftp://***@host/data"),
+        ("simplecache::s3://AKIA:Se-cret@bucket/data", "simplecache::s3://***@bucket/data"),
+        ("https://host/data?X-Amz-Signature=Se-cret&x=1", "https://host/data?***&x=1"),
+        ("https://host/data?sv=2&sig=Se-cret", "https://host/data?sv=2&***"),
+    ],
+)
+def test_a_location_with_a_key_is_refused_without_it(location: str, told: str) -> None:
+    with pytest.raises(InputError, match="a key stands in this location, and locations are written") as caught:
+        Folder(location)
+    assert str(caught.value).startswith(told) and "Se-cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("location", ["memory://a/b:c@d", "/data/a:b@c", "memory://host/x?signed=1"])
+def test_other_locations_are_taken_as_they_are(location: str) -> None:
+    assert Folder(location).location == location
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__ + str(error.errno))

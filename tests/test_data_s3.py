@@ -8,6 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from clusters import retries
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import open_dataset
@@ -97,7 +98,9 @@ def test_the_command_line_imports_from_a_bucket_into_a_bucket(bucket: str) -> No
     assert verify(f"{bucket}/from-raw").startswith("OK")
 
 
-def test_a_bucket_that_is_not_there_or_not_ours_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_is_not_there_or_not_ours_is_one_line(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import s3fs
 
     with pytest.raises(InputError, match=r"s3://nobody/x has no manifest"):
@@ -109,8 +112,10 @@ def test_a_bucket_that_is_not_there_or_not_ours_is_one_line(bucket: str, monkeyp
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     try:
-        with pytest.raises(OSError, match=r"s3://lab/x: .*127\.0\.0\.1:9"):
+        monkeypatch.setattr(retries, "RETRY_AFTER_S", (0.0,))
+        with pytest.raises(ConnectionError, match=r"s3://lab/x: .*127\.0\.0\.1:9"):
             Folder("s3://lab/x").names()
+        assert "s3://lab/x could not be listed" in capsys.readouterr().out, "what may pass is tried again"
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.cloudpickle
 import ray.train.torch
 import torch
 
 from clusters import checkpoint as checkpoints_module
 from clusters import checkpoint_writer, launch, notice, runs
-from clusters.checkpoint import CheckpointConfig, Checkpoints, Replaced, Superseded
+from clusters.attempt import Replaced, Superseded
+from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.preflight import Needs
 from clusters.storage import Folder
@@ -74,6 +76,16 @@ def test_a_flipped_bit_in_the_metrics_costs_a_line_and_no_run(begun: Path, synth
     assert (begun / "encoder/model.safetensors").exists()
 
 
+@pytest.mark.parametrize("line", ['"a step"', '{"step": null}', '{"step": "7"}', '["step"]', "7"])
+def test_a_line_of_the_metrics_that_is_no_record_ends_no_run(
+    begun: Path, synthetic_dataset: Dataset, line: str
+) -> None:
+    with (begun / "1-simclr" / METRICS).open("a") as file:
+        file.write(line + "\n")
+    run(synthetic_dataset, begun)
+    assert (begun / "encoder/model.safetensors").exists()
+
+
 def test_a_damaged_end_of_a_stage_is_named_and_hides_no_other_run(
     begun: Path, synthetic_dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -127,7 +139,8 @@ def test_a_worker_that_was_replaced_does_not_end_its_replacement(
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     for name, value in {"MANYVIEW_RAY_WORKER": "launch-1", "LATER": later, "LOCATION": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    settings = {"function": save_beside_another, "config": None, "run": f"memory://{tmp_path.name}"}
+    work = ray.cloudpickle.dumps((save_beside_another, None))
+    settings = {"work": work, "run": f"memory://{tmp_path.name}"}
     with pytest.raises(error, match="has taken over") as caught:
         launch._worker({**settings, "launch": "launch-1"})
     assert isinstance(caught.value, Superseded) == (later == "launch-2")

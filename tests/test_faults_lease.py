@@ -140,6 +140,18 @@ def test_storage_that_fails_for_a_while_ends_no_lease(run: Folder, monkeypatch: 
         assert run.read_json(LEASE)["renewed"] > before
 
 
+def test_a_run_does_not_begin_where_the_lease_cannot_be_looked_at(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another may hold it."""
+
+    def refusing(folder: Folder, name: str) -> Any:
+        raise PermissionError(errno.EACCES, "storage says no")
+
+    monkeypatch.setattr(Folder, "read_json", refusing)
+    with pytest.raises(InputError, match=r"cannot be kept from other runs \(.*says no\); mend"):
+        run_lock(run).__enter__()
+    assert run.names() == []
+
+
 def test_a_file_system_without_locks_has_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -158,10 +170,10 @@ def test_a_damaged_lease_is_somebody_s_until_it_is_stale(run: Folder) -> None:
         assert run.read_json(LEASE)["process"] == 1
 
 
-def test_where_nothing_can_be_written_the_run_itself_says_so(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_does_not_begin_where_no_lease_can_be_written(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "denied")
 
     monkeypatch.setattr(Folder, "write", write)
-    with run_lock(run):
-        assert run.names() == []
+    with pytest.raises(InputError, match="cannot be kept from other runs"):
+        run_lock(run).__enter__()

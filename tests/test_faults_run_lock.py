@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,52 @@ def test_a_second_run_is_refused_with_the_holder_s_name(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / LOCK).exists()
 
 
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """As it was before, also where strict privacy has narrowed it."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
 def test_where_privacy_is_strict_no_host_is_named(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     with run_lock(run, "strict"):
         assert stat.S_IMODE((tmp_path / LOCK).stat().st_mode) == 0o600
         assert socket.gethostname() not in (tmp_path / LOCK).read_text()
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
         with pytest.raises(InputError, match=rf"\(process {os.getpid()}\)"), run_lock(run, "strict"):
             pass
+
+
+@pytest.mark.usefixtures("umask")
+def test_where_privacy_is_strict_a_folder_that_stays_open_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, say."""
+
+    def chmod(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", chmod)
+    with pytest.raises(InputError, match="others can look into it, and it cannot be made 0700 by this user"):
+        run_lock(Folder(tmp_path), "strict").__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_takes_the_holder_s_name_and_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    begun = r"another run is at work in this folder \(it has just begun\)"
+    with run_lock(Folder(tmp_path)), pytest.raises(InputError, match=begun):
+        run_lock(Folder(tmp_path)).__enter__()
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(InputError, match=r"cannot be kept from other runs .*No space left on device.*; mend"):
+        run_lock(Folder(tmp_path)).__enter__()
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "search", "efficiency"])

@@ -139,7 +139,7 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
     monkeypatch.setattr(termination, "_notice", None)
     monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
     run, before = Folder(tmp_path), signal.getsignal(signal.SIGTERM)
-    leaving.look_for_notices(run, "launch-1")
+    leaving.start(run, "launch-1")
 
     def told_twice() -> None:
         with leaving.passing_on(run, "launch-1", heeded=True):
@@ -153,6 +153,22 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
     leaving.leave(run, "launch-1")  # returns: all ranks do, and the driver ends
+
+
+def test_a_worker_that_left_as_it_was_told_is_no_failure(tmp_path: Path) -> None:
+    """Once for each note: what fails after it counts."""
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    run = Folder(tmp_path)
+    policy = leaving.failure_policy(run, "launch-1", FailureConfig(max_failures=1))
+    gone = WorkerGroupError("gone", {1: RuntimeError("gone")})
+    for _ in range(3):
+        (run / ".ray").write(leaving.left("launch-1"), b"")
+        assert policy.make_decision(gone) == FailureDecision.RETRY
+    (run / ".ray").write(leaving.left("launch-2"), b"")
+    assert [policy.make_decision(gone) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
 
 
 def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A fine-tuned model on other datasets: figures, frozen thresholds, leaks refused, foreign images found."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from clusters.config import InputError, load_config
 from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
+from finetune import foreign
 from finetune.external import EvaluateConfig, run
 from finetune.report.reproduce import command
 from finetune.run import finetune
@@ -199,6 +201,22 @@ def test_foreign_images_are_measured_from_those_whose_class_is_known(tmp_path):
     run([config.out, f"data=[{dataset.location}]", f"out={tmp_path / 'out'}", RESAMPLES, "splits=[test]"])
     (results,) = results_in(tmp_path / "out")
     assert results["out_of_distribution_counts"]["reference_images"] == classified
+
+
+def test_a_url_in_somebody_s_results_is_not_gone_to(trained, elsewhere, tmp_path, monkeypatch):
+    """With the keys of whoever evaluates them."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(trained, theirs)
+    told = json.loads((theirs / "config.json").read_text())
+    told["config"]["data"] = "memory://beacon/dataset"
+    (theirs / "config.json").write_text(json.dumps(told))
+    asked = []
+    monkeypatch.setattr(foreign, "open_dataset", lambda location, place: asked.append(location) or 1 / 0)
+    first, second = json.loads((theirs / "results.json").read_text())["labels"][:2]
+    label_map = f"label_map={{their {first}: {first}, their {second}: {second}}}"
+    run([str(theirs), f"data=[{elsewhere}]", f"out={tmp_path / 'out'}", RESAMPLES, label_map])
+    (results,) = results_in(tmp_path / "out")
+    assert asked == [] and any("was behind a URL (training_data=DIR names it)" in said for said in results["warnings"])
 
 
 def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, tmp_path):

@@ -129,6 +129,21 @@ def test_an_image_that_cannot_be_read_is_a_row_and_the_rest_goes_on(finetuned, r
     assert "reused" in capfd.readouterr().out
 
 
+def test_names_are_no_formulas_and_devices_no_images(finetuned, raw, tmp_path):
+    """As a spreadsheet would take them in the CSV; in Parquet they are as they were given."""
+    names = ["=1+1.jpg", "-2", "@sum", "/dev/zero", str(tmp_path)]
+    for name in names[:3]:
+        (tmp_path / name).write_bytes((raw / "a" / "large.jpg").read_bytes())
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image"], *([name] for name in names)])
+    run([finetuned.out, f"{tmp_path}/list.csv", f"out={tmp_path}/out"])
+    frame = frame_of(tmp_path / "out")
+    assert frame.image.tolist() == names
+    assert frame.error.tolist() == ["", "", "", "not a file", "not a file"]
+    with (tmp_path / "out/predictions.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image", "'=1+1.jpg", "-2", "'@sum", *names[3:]]
+
+
 def test_where_nothing_can_be_read_the_rows_are_there_and_the_exit_code_is_2(finetuned, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "text.png").write_bytes(b"no image")

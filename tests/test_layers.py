@@ -48,11 +48,20 @@ def test_only_clusters_knows_ray_and_wandb() -> None:
 
 
 def test_nothing_on_disk_is_code() -> None:
-    """No pickle is read anywhere: not by name, and not through torch.load or numpy's allow_pickle."""
+    """No pickle is read anywhere: not by name, and not through torch.load, pandas or numpy's allow_pickle.
+
+    What the driver hands to its workers, by way of Ray, which pickles it anyhow, is not on disk.
+    """
+    code = re.compile(
+        r"(?<!safetensors\.)torch\.(load|save|jit\.load)\(|^from torch import .*\b(load|save)\b|torch\.export\.load"
+        r"|allow_pickle=True|read_pickle|pickle\.load|\bmarshal\b|\b(eval|exec)\([^)]",
+        re.MULTILINE,
+    )
     for room in ROOMS:
         for path in sources(room):
             assert not imports_of(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}, path
-            assert not re.search(r"(?<!safetensors\.)torch\.(load|save)\(|allow_pickle=True", path.read_text()), path
+            found = [match[0] for match in code.finditer(path.read_text())]
+            assert found == ["pickle.load"] * (path.name == "launch.py"), (path, found)
 
 
 def tracked() -> list[Path]:

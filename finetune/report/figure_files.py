@@ -7,6 +7,7 @@ import re
 from clusters.storage import Folder
 from data.charts import NUM_STYLES
 from data.page import Html, join, shape, style, tag
+from finetune.cells import safe
 from finetune.report.drawings import Drawing
 
 FIGURES = "figures"
@@ -26,8 +27,7 @@ def numbers(drawing: Drawing) -> str:
     """What a drawing shows, as CSV; undefined is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(drawing.header)
-    writer.writerows(drawing.rows)
+    writer.writerows([safe(cell) for cell in row] for row in [drawing.header, *drawing.rows])
     return text.getvalue()
 
 
