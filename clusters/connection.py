@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from clusters import scaling, security
 from clusters.config import InputError
@@ -23,6 +24,9 @@ GIVEN_UP_AFTER = (
 )
 BUSY_S = 60
 """For so long a worker that imports on a busy machine may leave Ray without an answer."""
+
+ENDS_S = 10.0
+"""For so long the workers of a Ray that was started here may take to end by themselves."""
 
 LEAN_RAY = {
     "RAY_worker_niceness": "0",  # at Ray's own 15 everything else on the machine goes before the training
@@ -75,6 +79,22 @@ def connect(cluster: ClusterConfig, follow_log: bool) -> None:
         )
     except Exception as error:  # a bare one where Ray's daemons do not come up in time on a busy machine
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
+
+
+def disconnect(local: bool) -> None:
+    """Leave Ray; of one that was started here no worker stays, also none that has locked itself up at its end."""
+    import psutil
+    import ray
+
+    workers: list[psutil.Process] = []
+    if local:
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                workers += [one] if one.name().startswith("ray::") else []
+    ray.shutdown()
+    for one in psutil.wait_procs(workers, timeout=ENDS_S)[1]:
+        with suppress(psutil.Error):
+            one.kill()
 
 
 def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from clusters import distributed, leaving, preflight, scaling, tracking
 from clusters.attempt import Replaced
 from clusters.config import Config, InputError, Transient
-from clusters.connection import address_of, check_resources, connect, set_environment
+from clusters.connection import address_of, check_resources, connect, disconnect, set_environment
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 from clusters.termination import Stopped
@@ -67,7 +67,7 @@ def launch(
         if follower is not None:
             follower.close()
         if started_here:
-            ray.shutdown()
+            disconnect(local=address_of(cluster) == "local")
 
 
 def report(metrics: dict[str, float]) -> None:

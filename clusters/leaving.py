@@ -5,6 +5,7 @@ To a worker, or to its node: all save together, the one that is meant ends with 
 where there is room, from that very step. That is no failure, and is not counted as one.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -127,6 +128,12 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 
     class Policy(DefaultFailurePolicy):
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            vars(self).update(state)
+            # Here is Ray's controller. Its C++ can lock itself up as the process ends (seen in 2.60), which then stays
+            # for ever. All is over by the time that Python ends.
+            atexit.register(os._exit, 0)
+
         def make_decision(self, training_failed_error: Any) -> Any:
             with suppress(OSError):  # storage out of reach: then it counts
                 if (run / ".ray").exists(left(launch)):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from clusters import distributed, preflight, tracking
 from clusters.config import Config, InputError
-from clusters.connection import address_of, check_resources, connect, set_environment
+from clusters.connection import address_of, check_resources, connect, disconnect, set_environment
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 from clusters.workers import ClusterConfig
@@ -26,7 +26,8 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     if cluster.num_workers == 0:
         yield
         return
-    set_environment(local=address_of(cluster) == "local")
+    local = address_of(cluster) == "local"
+    set_environment(local, cluster.timeout_s)
     import ray
 
     if ray.is_initialized():
@@ -36,7 +37,7 @@ def one_ray(cluster: ClusterConfig, run: Folder) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        disconnect(local)
 
 
 def run_trials(

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from clusters import security
 from clusters.config import InputError
-from clusters.connection import address_of, set_environment
+from clusters.connection import address_of, disconnect, set_environment
 from clusters.workers import ClusterConfig
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def connected() -> Iterator[bool]:
         yield address == "local" and not before
     finally:
         if not before:
-            ray.shutdown()
+            disconnect(address == "local")
 
 
 def _connect(address: str) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Taken:
     fed: list[tuple[int, str]]
     loss: float
     num_workers: int
+    when: float = field(default_factory=time.time, compare=False)
 
 
 class Gone(Exception):
