@@ -3,6 +3,7 @@
 `look` and `judge` need no Ray; `check_nodes` maps them over the nodes of the Ray that is connected.
 """
 
+import hashlib
 import math
 import platform
 import shutil
@@ -20,8 +21,13 @@ from clusters.config import InputError
 from clusters.storage import Folder
 
 TAR_BLOCK = 512
-PACKAGES = ("torch", "torchvision", "timm", "ray", "numpy", "safetensors", "pyarrow")
-"""Whose versions decide what a step computes, or whether processes understand each other."""
+PACKAGES = (
+    *("torch", "torchvision", "timm", "lightly", "peft", "ray", "numpy", "safetensors", "pyarrow"),
+    *("opencv-python-headless", "pillow", "simplejpeg", "pydicom"),
+)
+"""Whose versions decide what a step computes, what pixels it sees, or whether processes understand each other."""
+MANYVIEW, ROOMS = "manyview", ("clusters", "data", "pretrain", "finetune")
+"""What our own sources are called among the versions, and the folders in which they lie."""
 
 TIMEOUT_S = 180.0
 """For a node to start a process there and look; a busy one takes tens of seconds."""
@@ -157,6 +163,7 @@ def look(run: str, datasets: Sequence[str]) -> NodeReport:
     """Write to, read from and tidy the run folder, read of each dataset, and tell versions and free space."""
     problems = [problem for problem in [_unwritable(run), *map(_unreadable, datasets)] if problem]
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions[MANYVIEW] = source_hash(Path(__file__).parents[1])
     path = Folder(run).path
     if path is None:
         temporary = shutil.disk_usage(tempfile.gettempdir()).free
@@ -172,9 +179,11 @@ def judge(here: NodeReport, nodes: Sequence[NodeReport], needs: Needs) -> None:
         _judge_disk(node, needs)
         for name, version in here.versions.items():
             if node.versions.get(name) != version:
+                ours = "submit with --working-dir ., or have the same sources on every node"
+                theirs = "install the same requirements.lock, or the same image, on every node"
                 raise InputError(
-                    f"on {node.host}: {name} is {node.versions.get(name)} and {version} on {here.host}; install the "
-                    "same requirements.lock, or the same image, on every node"
+                    f"on {node.host}: {name} is {node.versions.get(name)} and {version} on {here.host}; "
+                    f"{ours if name == MANYVIEW else theirs}"
                 )
 
 
@@ -224,6 +233,16 @@ def _unreadable(location: str) -> str | None:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
         return f"the dataset {place} cannot be read ({told}); it must be on storage that every node may read"
     return None
+
+
+def source_hash(root: Path) -> str:
+    """A short hash of our sources as they lie below a folder: names and contents of *.py, nothing else."""
+    digest = hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*")):
+        if path.suffix == ".py" and "__pycache__" not in path.parts and path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:8]
 
 
 def _version(name: str) -> str:

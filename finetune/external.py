@@ -25,7 +25,7 @@ from data.splits import SPLITS
 from finetune.bootstrap import BootstrapConfig
 from finetune.claims import begin, is_begun
 from finetune.external_results import predictions_of, results_of
-from finetune.foreign import answers, num_features_of, scores_of, training_features
+from finetune.foreign import answers, num_features_of, open_training_data, scores_of, training_features
 from finetune.label_map import Matched, match_labels
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
@@ -89,6 +89,10 @@ def run(argv: Sequence[str]) -> None:
     data = [absolute(location) for location in config.data]
     config = config.model_copy(update={"results": absolute(config.results), "out": absolute(config.out), "data": data})
     trained = open_trained(config.results)
+    if config.training_data is not None:
+        config = config.model_copy(update={"training_data": absolute(config.training_data)})
+    if config.foreign:
+        open_training_data(trained, config)
     chosen = []
     datasets = [open_dataset(location, config.loader.place) for location in config.data]
     theirs = [label for dataset in datasets for label in dataset.label_names]
@@ -139,7 +143,8 @@ def _rows(dataset: Dataset, matched: Matched, config: EvaluateConfig) -> Rows:
 def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfig) -> list[str]:
     """Warnings. Raises InputError where the model has seen these patients or images, unless on_leak=warn."""
     seen = seen_in_file(trained.folder, "this model", "run the fine-tuning again")
-    warnings = [w for w in trained.results["warnings"] if "LEAKAGE" not in w]
+    # Of the model; what was said of the splits that it was trained and tested on says nothing of this dataset.
+    warnings = [w for w in trained.results["warnings"] if "nobody knows" in w]
     if ids_scheme(dataset) not in seen.ids:
         warnings.append(
             f"whether the model saw patients of {dataset.manifest.name} is unknown: their ids are of schemes "
@@ -147,7 +152,7 @@ def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfi
         )
     patients, images = seen_of(dataset, rows, seen)
     if patients or images:
-        found = f"was trained or pretrained on {patients} patients and {images} images of {dataset.location}"
+        found = f"was trained or pretrained on {patients} patients and {images} images of {dataset.manifest.name}"
         if config.on_leak == "refuse":
             raise InputError(
                 f"{config.results} {found}, so its figures would mean nothing; evaluate on splits=[test] of a dataset "

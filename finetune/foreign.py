@@ -49,14 +49,13 @@ class Training:
     test_patient_N: Integers
 
 
-def training_features(trained: "Trained", out: Folder, config: "EvaluateConfig") -> Training | None:
-    """Features of training and test images of the dataset that the model was trained on; None where it is gone.
+def open_training_data(trained: "Trained", config: "EvaluateConfig") -> Dataset | None:
+    """The dataset that the model was trained on; None where it is gone.
 
     A results folder may be anybody's: a URL in it is not gone to, with this user's keys, unless this user names it.
     Raises InputError where another dataset lies there.
     """
-    told = trained.folder.read_json("config.json")["config"]
-    location = config.training_data or told["data"]
+    location = config.training_data or trained.folder.read_json("config.json")["config"]["data"]
     if not config.training_data and Folder(location).path is None:
         return None
     try:
@@ -69,7 +68,16 @@ def training_features(trained: "Trained", out: Folder, config: "EvaluateConfig")
         raise InputError(
             f"{location}: not what {trained.folder} was trained on; give training_data=DIR, or foreign=false"
         )
-    cohort = choose_cohort(dataset, validate(FinetuneConfig, {**told, "data": location}, "config.json"))
+    return dataset
+
+
+def training_features(trained: "Trained", out: Folder, config: "EvaluateConfig") -> Training | None:
+    """Features of training and test images of the dataset that the model was trained on; None where it is gone."""
+    dataset = open_training_data(trained, config)
+    if dataset is None:
+        return None
+    told = {**trained.folder.read_json("config.json")["config"], "data": dataset.location}
+    cohort = choose_cohort(dataset, validate(FinetuneConfig, told, "config.json"))
     # One that only a number is known of would be taken for the first class.
     train = cohort.train[classified(cohort.task, cohort.truth[cohort.train])]
     if len(train) > MOST_REFERENCE_IMAGES:

@@ -99,7 +99,9 @@ def match_labels(
     left = [other for other in there if other not in meant]
     untold = not any(other in label_map for other in there)
     if len(absent) == len(names) or (left and (exclusive or (absent and untold))):
-        raise InputError(f"labels of {where} do not match the model's. {lists}. {_mend(left, absent, label_map)}")
+        raise InputError(
+            f"labels of {where} do not match the model's. {lists}. {_mend(left, absent, label_map, len(names))}"
+        )
     truth_NL = np.asarray(dataset.labels, dtype=np.float64)
     said_NL = likeliest(truth_NL) if dataset.task == "multiclass" else truth_NL
     unseen_N, ignored_N = (
@@ -163,11 +165,16 @@ def _lists(dataset: Dataset, names: Sequence[str]) -> str:
     return f"Wanted: {', '.join(names)}. The dataset has: {', '.join(dataset.label_names) or 'none'}"
 
 
-def _mend(left: Sequence[str], absent: Sequence[str], label_map: Mapping[str, str]) -> str:
+def _mend(left: Sequence[str], absent: Sequence[str], label_map: Mapping[str, str], num_names: int) -> str:
     """The map to write for labels of theirs without a counterpart."""
     if not left:
-        return "Import labels for it, or evaluate another dataset"
+        return "Map one of its labels to one of the model's, import labels for it, or evaluate another dataset"
     proposed = {**label_map, **{other: _likely(other, absent) or UNSEEN for other in left}}
+    if not (set(proposed.values()) - {UNSEEN, IGNORE}) and len(absent) == num_names:
+        return (
+            f"Write label_map={{{_word(left[0])}: …}}: each of theirs is a label of the model, '{UNSEEN}' (a condition "
+            f"that it never learned) or '{IGNORE}', and one at least a label of the model"
+        )
     return (
         f"Write label_map={_as_yaml(proposed)}, if that is what they mean: each is a label of the model, '{UNSEEN}' (a "
         f"condition that it never learned) or '{IGNORE}'"

@@ -218,12 +218,26 @@ def _tested(runs: list[FinetuneConfig], seeds: list[int]) -> dict[str, Any]:
             {"seed": seed, "run": f"runs/{folder.location.rsplit('/', 1)[-1]}", **model["chosen"], "test": figures}
         )
         evaluations += folder.read_json(LEDGER)["count"]
+    earlier = sum(
+        ledger["count"] for ledger in _ledgers(Folder(runs[0].out.rsplit("/", 1)[0]), [run.out for run in runs])
+    )
     summed = {}
     for name in tested[0]["test"]:
         values = [row["test"][name] for row in tested if row["test"][name] is not None]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         summed[name] = {"mean": float(np.mean(values)) if values else None, "sd": spread, "seeds": len(values)}
-    return {"seeds": tested, "test": summed, "test_evaluations": evaluations}
+    return {
+        "seeds": tested,
+        "test": summed,
+        "test_evaluations": evaluations + earlier,
+        "test_evaluations_of_earlier_choices": earlier,
+    }
+
+
+def _ledgers(folder: Folder, without: list[str]) -> list[dict[str, Any]]:
+    """How often test was looked at by runs in a folder, those left out that are named."""
+    there = [folder / name for name in folder.names()]
+    return [one.read_json(LEDGER) for one in there if one.location not in without and one.exists(LEDGER)]
 
 
 def _ungridded(config: SearchConfig) -> dict[str, Any]:

@@ -93,11 +93,12 @@ def _seeds(results: dict[str, Any]) -> Html:
 
 
 def _method(results: dict[str, Any]) -> Html:
-    times = results["test_evaluations"]
+    times, earlier = results["test_evaluations"], results["test_evaluations_of_earlier_choices"]
+    before = f", {earlier} of them for choices from smaller grids, or of other seeds, before" if earlier else ""
     texts = [
         "The grid and the number of seeds follow Azizi et al. (2021): seven learning rates and four weight decays by "
         "default, the best on validation trained again with other seeds. No trial looks at the test split.",
-        f"The test split was evaluated {times} time{'s' if times != 1 else ''}: once for each seed of the chosen pair. "
+        f"The test split was evaluated {times} time{'s' if times != 1 else ''}{before}: once for each seed of a pair. "
         "Each seed has a report of its own with intervals over patients.",
         "The spread over seeds says how much the training varies, not how the figures would vary with other patients.",
     ]

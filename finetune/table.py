@@ -49,11 +49,14 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 def _results(location: str) -> dict[str, Any]:
     folder = Folder(location)
     try:
-        return folder.read_json("results.json")
+        found = folder.read_json("results.json")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{location} has no results.json: not a results folder, or its run has not ended") from None
     except ValueError:
         raise InputError(f"{folder.file('results.json')} is damaged; run the command that made it again") from None
+    if found.get("kind") != "finetune":
+        raise InputError(f"{location} is of another command; give results folders of fine-tuning itself")
+    return found
 
 
 def _cell(figure: dict[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from clusters.checkpoint_policy import CheckpointConfig
 from clusters.config import InputError, differences, load_config
 from clusters.storage import Folder
 from pretrain.config import PretrainConfig
-from pretrain.encoder_folder import CONFIG, PROJECTION, WEIGHTS, fingerprint_of
+from pretrain.encoder_folder import CONFIG, PROJECTION, SEEN, WEIGHTS, fingerprint_of
 from pretrain.stage_folder import finished, stages_on_disk, stored_config
 
 FREE = "cluster, tracking, loader, checkpoint and probe may change"
@@ -32,7 +32,9 @@ def doctor(argv: Sequence[str]) -> Iterator[str]:
         broken += [problem] if problem else []
         if not begun and place + 1 < len(stages):
             yield f"{stages[place + 1][0]}: would be done after {name}"
-    yield from _what_follows(run, stages, begun)
+    foreign = foreign_encoder(run)
+    yield from _what_follows(run, stages, begun and foreign is None)
+    broken += [foreign] if foreign else []
     if broken:
         raise InputError(f"{run}: {'; '.join(broken)}")
     if len(argv) > 1:
@@ -58,7 +60,7 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
     except InputError as error:
         return [str(error)], str(error), False
     if ended is not None:
-        harm = _harm(folder / "encoder", ended.encoder)
+        harm = harm_of(folder / "encoder", ended.encoder)
         if harm:
             problem = f"{name} is marked finished and {harm}; remove {folder} to do it again"
             return [f"{name}: {problem}"], problem, False
@@ -77,13 +79,53 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
     return lines, None, False
 
 
-def _harm(encoder: Folder, fingerprint: str) -> str | None:
+def harm_of(encoder: Folder, fingerprint: str) -> str | None:
     """What is wrong with the encoder of a finished stage: a file that is gone, or other bytes than were written."""
-    missing = [file for file in (WEIGHTS, CONFIG) if not encoder.exists(file)]
+    missing = [file for file in (WEIGHTS, CONFIG, SEEN) if not encoder.exists(file)]
     if missing:
         return f"encoder/{missing[0]} is gone"
-    kept = encoder.read(PROJECTION) if encoder.exists(PROJECTION) else b""
+    told = _told(encoder)
+    if told is None:
+        return f"encoder/{CONFIG} is damaged"
+    if told.get("projection") and not encoder.exists(PROJECTION):
+        return f"encoder/{PROJECTION} is gone"
+    kept = encoder.read(PROJECTION) if told.get("projection") else b""
     return None if fingerprint_of(encoder.read(WEIGHTS), kept) == fingerprint else f"encoder/{WEIGHTS} was altered"
+
+
+def harm_at_the_top(run: Folder, last: str, fingerprint: str) -> str | None:
+    """Why the encoder at the top of a run is to be copied from its last stage; None where it is that one, unharmed.
+
+    Raises InputError where the stage's own is damaged too.
+    """
+    told = _told(run / "encoder") or {}
+    if not run.exists("encoder"):
+        harm = "encoder/ is not there yet"
+    elif told.get("fingerprint", fingerprint) != fingerprint:
+        harm = "encoder/ is that of another stage"
+    else:
+        harm = harm_of(run / "encoder", fingerprint)
+    damaged = harm and harm_of(run / last / "encoder", fingerprint)
+    if damaged:
+        raise InputError(f"{run}: {last} is marked finished and {damaged}; remove {run / last} to do it again")
+    return harm
+
+
+def foreign_encoder(run: Folder) -> str | None:
+    """Why nothing may be written over what lies at the top of a run; None where it is ours, however damaged."""
+    encoder = run / "encoder"
+    if not run.exists("encoder") or _told(encoder) is not None or encoder.exists(SEEN):
+        return None
+    return f"{encoder}: not an encoder that Manyview wrote; give another run=, or remove it if it is one all the same"
+
+
+def _told(encoder: Folder) -> dict[str, Any] | None:
+    """What an encoder's config.json tells Manyview; None where that says nothing."""
+    try:
+        told = encoder.read_json(CONFIG)["manyview"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+        return None
+    return told if isinstance(told, dict) else None
 
 
 def _policy(config: dict[str, Any]) -> CheckpointConfig:
@@ -111,20 +153,23 @@ def _what_follows(run: Folder, stages: list[tuple[str, dict[str, Any]]], ended: 
     for name in planned[len(stages) :]:
         yield f"{name}: not begun"
     if ended and not planned[len(stages) :]:
-        there = run.exists("encoder/config.json")
-        yield "all stages are finished; " + (
-            "nothing is left to do" if there else "the encoder would be copied to the top"
-        )
+        last, identified = stages[-1][0], finished(run / stages[-1][0])
+        harm = harm_at_the_top(run, last, identified.encoder) if identified is not None else None
+        would = f"{harm}: it would be copied from {last}" if harm else "nothing is left to do"
+        yield f"all stages are finished; {would}"
     yield f"refused with another: {', '.join(sorted(key for key in identity if key != 'previous_encoder'))}; {FREE}"
 
 
 def _compare(run: Folder, stages: list[tuple[str, dict[str, Any]]], argv: Sequence[str]) -> Iterator[str]:
     """Whether the run would go on with this recipe; the dataset is compared where it can be opened."""
+    from pretrain.run import weights_that_are_gone, where_views_are_finished, with_absolute_locations
+
     recorded = stages[0][1].get("config", {})
     given = {word.partition("=")[0] for word in argv}
     data = recorded.get("data", "")
     words = [] if "data" in given else [f"data={data if isinstance(data, str) else '[' + ','.join(data) + ']'}"]
-    config = load_config(PretrainConfig, [*argv, *words, f"run={run.location}"])
+    config = with_absolute_locations(load_config(PretrainConfig, [*argv, *words, f"run={run.location}"]))
+    began_from = weights_that_are_gone(config, run)
     previous: str | None = None
     for number, (name, stored) in enumerate(stages):
         before = stored["identity"]
@@ -133,16 +178,18 @@ def _compare(run: Folder, stages: list[tuple[str, dict[str, Any]]], argv: Sequen
             raise InputError(
                 f"{run}: refused: stage {number + 1}: {name} -> {asked}; set on_change=redo, or another run="
             )
-        now = config.stage_identity(number, _dataset(config, before), previous)
+        now = config.stage_identity(number, _dataset(config, before), previous, began_from)
         changed = differences(before, now)
         if changed:
             raise InputError(f"{run / name}: refused: {'; '.join(changed)}; set on_change=redo, or give another run=")
         folder = run / name
         ended = finished(folder)
-        previous = ended.encoder if ended is not None else None
+        if ended is None:
+            where_views_are_finished(config, folder)  # refused where they were finished elsewhere before
         yield f"{name}: this recipe changes nothing that decides the result"
-        if previous is None:
+        if ended is None:
             return
+        previous = ended.encoder
 
 
 def _dataset(config: PretrainConfig, before: dict[str, Any]) -> Any:

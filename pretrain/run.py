@@ -16,6 +16,7 @@ from clusters.wandb_run import Made
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
 from pretrain.compute import checkpoint_activations
 from pretrain.config import PretrainConfig
+from pretrain.doctor import foreign_encoder, harm_at_the_top
 from pretrain.encoder import check_encoder, create_encoder
 from pretrain.export import copy_encoder
 from pretrain.fits import check_memory, needs_of
@@ -38,15 +39,9 @@ def pretrain(config: PretrainConfig) -> None:
 
     Raises InputError for bad input and for a run folder made otherwise.
     """
-    locations = {
-        "data": [absolute(location) for location in config.locations],
-        "held_out": [absolute(location) for location in config.held_out],
-        "run": absolute(config.run),
-        "encoder": with_absolute_weights(config.encoder),
-    }
-    config = config.model_copy(update=locations)
+    config = with_absolute_locations(config)
     run = Folder(config.run)
-    began_from = _weights_that_are_gone(config, run)
+    began_from = weights_that_are_gone(config, run)
     identity = check(config if began_from is None else _without_weights(config))
     with run_lock(run, config.tracking.privacy):
         remaining = _prepare(config, run, identity, began_from)
@@ -56,6 +51,17 @@ def pretrain(config: PretrainConfig) -> None:
                 say(line)
             launch(train, config, config.cluster, run, sizes, needs_of(config), heeds=True)
     print(f"encoder: {run / 'encoder'}")
+
+
+def with_absolute_locations(config: PretrainConfig) -> PretrainConfig:
+    """The config with all that lies somewhere made absolute. Raises InputError where workers would not find it."""
+    locations = {
+        "data": [absolute(location) for location in config.locations],
+        "held_out": [absolute(location) for location in config.held_out],
+        "run": absolute(config.run),
+        "encoder": with_absolute_weights(config.encoder),
+    }
+    return config.model_copy(update=locations)
 
 
 def train(config: PretrainConfig) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _check_probe(dataset: AnyDataset, config: PretrainConfig) -> None:
         say(f"probe: on {probed[0].location} alone, the first with labels; the labels of the datasets differ")
 
 
-def _weights_that_are_gone(config: PretrainConfig, run: Folder) -> str | None:
+def weights_that_are_gone(config: PretrainConfig, run: Folder) -> str | None:
     """The fingerprint of the weights that a finished first stage began from, where they cannot be found any more.
 
     They have done their part. Only the same place is believed to have held them.
@@ -201,8 +207,8 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
     Returns whether anything is left to do. Removes nothing but Manyview's own stages, and those only where
     on_change=redo asks for it.
     """
-    if run.exists("encoder") and not _is_encoder_of_ours(run / "encoder"):
-        raise InputError(f"{run / 'encoder'}: not an encoder that Manyview wrote; give another run=")
+    if not_of_ours := foreign_encoder(run):
+        raise InputError(not_of_ours)
     on_disk = stages_on_disk(run)
     previous: str | None = None
     for number in range(len(config.stages)):
@@ -233,15 +239,11 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
         if previous is None:
             return True
         say(f"{name}: reused, finished earlier ({run / name})")
-    at_the_top = run.read_json("encoder/config.json")["manyview"] if run.exists("encoder/config.json") else {}
-    return at_the_top.get("fingerprint") != previous
-
-
-def _is_encoder_of_ours(folder: Folder) -> bool:
-    try:
-        return "manyview" in folder.read_json("config.json")
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-        return False
+    assert previous is not None
+    harm = harm_at_the_top(run, name, previous)
+    if harm:
+        say(f"{run}: {harm}; copied from {name}")
+    return harm is not None
 
 
 def _encoder_of(folder: Folder) -> str | None:

@@ -182,7 +182,7 @@ def replay(
     `step_s` is the time from one step to the next, by which the cache knows what is in use.
     """
     nodes = [NodeCache(layout.shard_bytes, cache_bytes if layout.cached else 0) for _ in range(num_nodes)]
-    ahead = max(1, batches.LOOK_AHEAD_SAMPLES // batch_size)
+    ahead = _steps_ahead(batch_size)
     lines, seen = lines_of_samples(layout, batch_size), []
     for step in range(num_steps):
         while (layout.cached and len(seen) <= ahead) or not seen:
@@ -197,6 +197,11 @@ def replay(
         yield [node.reads for node in nodes]
 
 
+def _steps_ahead(batch_size: int) -> int:
+    """How many steps before they are needed the loader has shards downloaded."""
+    return max(1, batches.LOOK_AHEAD_SAMPLES // batch_size)
+
+
 def _by_node(
     layout: Layout, samples: Integers, turns: Integers, num_nodes: int
 ) -> list[tuple[Integers, NDArray[np.integer]]]:
@@ -206,3 +211,52 @@ def _by_node(
         rows = np.concatenate(layout.rows(mine, at))
         by_node.append((layout.shard_of_row[rows], layout.bytes_of_row[rows]))
     return by_node
+
+
+@dataclass(frozen=True)
+class NodeBytes:
+    """Bytes that each node reads: at the first step, at one with filled caches on average, and in the first epoch.
+
+    `cached_share` of all images came out of the cache.
+    """
+
+    first: NDArray[np.floating]
+    later: NDArray[np.floating]
+    first_epoch: NDArray[np.floating]
+    cached_share: float
+    num_steps: int
+
+
+def read_by_nodes(
+    layout: Layout, batch_size: int, num_nodes: int, at_most: int, step_s: float, cache_bytes: int
+) -> NodeBytes:
+    """Replay from empty caches: `at_most` steps of an epoch, more where `_steps_to_replay` says why."""
+    epoch_steps = max(1, len(layout.samples) // batch_size)
+    filled, num_steps = _steps_to_replay(epoch_steps, at_most, _steps_ahead(batch_size) if layout.cached else 0)
+    read = np.zeros((num_steps + 1, num_nodes))
+    reads: list[Reads] = []
+    for done, reads in enumerate(replay(layout, batch_size, num_nodes, num_steps, step_s, cache_bytes), 1):
+        read[done] = [one.total_bytes for one in reads]
+    later = (read[-1] - read[filled]) / (num_steps - filled)
+    cached, ranges = (sum(getattr(one, name) for one in reads) for name in ("num_cached", "num_ranges"))
+    return NodeBytes(
+        first=read[1],
+        later=later,
+        first_epoch=read[min(epoch_steps, num_steps)] + later * max(0, epoch_steps - num_steps),
+        cached_share=cached / (cached + ranges),
+        num_steps=num_steps,
+    )
+
+
+def _steps_to_replay(epoch_steps: int, at_most: int, ahead: int) -> tuple[int, int]:
+    """After how many steps the caches count as filled, and how many are replayed in all.
+
+    Of a long epoch the second half of what is replayed counts. A short one is replayed to its end and, since caches
+    keep what they have, once more. While the loader has not come to what it looked ahead for, it reads more than later.
+    """
+    at_most = max(at_most, 2 * ahead)
+    if not ahead or epoch_steps > at_most:
+        num_steps = min(epoch_steps, at_most)
+        return num_steps // 2, num_steps
+    filled = max(epoch_steps, ahead)
+    return filled, filled + max(2, epoch_steps)

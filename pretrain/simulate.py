@@ -21,7 +21,7 @@ from pretrain.loading_speed import LOADED_PER_CORE, measured_per_core
 from pretrain.measured_step import measured_as, measured_step_s
 from pretrain.methods import METHODS
 from pretrain.run import check, check_recipe
-from pretrain.shard_replay import DescribedDataset, Layout, layout, replay
+from pretrain.shard_replay import DescribedDataset, Layout, layout, read_by_nodes
 from pretrain.simulate_config import SimulateConfig
 from pretrain.step_trace import StepTrace, StepTracer, Work
 
@@ -31,7 +31,8 @@ class Outcome:
     """What is expected of one cluster; seconds and bytes are of one step unless an epoch is named.
 
     `given` is (calls, bytes that a rank gives) a step of each kind of collective; `read_bytes` of the busiest node,
-    `all_read_bytes` of all; `epoch_node_bytes` a node's mean; `read_times` how often the nodes read the dataset in an
+    `all_read_bytes` of all, once the caches are filled; the first step fills them with `first_read_bytes` of a node in
+    `first_read_s`. `epoch_node_bytes` is a node's mean, `read_times` how often the nodes read the dataset, in the first
     epoch; `cached_share` the images that came out of the cache.
     """
 
@@ -46,6 +47,7 @@ class Outcome:
     read_bytes: float
     all_read_bytes: float
     first_read_bytes: int
+    first_read_s: float
     epoch_node_bytes: float
     read_times: float
     cached_share: float
@@ -166,18 +168,12 @@ def _outcome(
     step = step_time(trace, _seconds(config, number, gpus, tracer), machine, config.tracking.every_steps)
     load_s = share / (loaded * machine.cores_per_gpu)
 
-    # What the nodes read; the rate is that of the second half, when the caches are filled
-    epoch_steps = max(1, len(place.samples) // size)
-    replayed, paced = min(epoch_steps, config.steps), max(step.total, load_s)
-    read, half = np.zeros((replayed + 1, nodes)), replayed // 2
-    for done, reads in enumerate(replay(place, size, nodes, replayed, paced, int(config.loader.cache_gb * 1e9)), 1):
-        read[done] = [one.total_bytes for one in reads]
-    rate = (read[-1] - read[half]) / (replayed - half)
-    epoch = read[-1] + rate * (epoch_steps - replayed)
-    cached, ranges = (sum(getattr(one, name) for one in reads) for name in ("num_cached", "num_ranges"))
-    by_node, by_all = rate.max() / (machine.storage_gb_per_s * 1e9), rate.sum() / (machine.storage_total_gb_per_s * 1e9)
+    # What the nodes read, later than what fills their caches at first
+    paced, cache_bytes = max(step.total, load_s), int(config.loader.cache_gb * 1e9)
+    read = read_by_nodes(place, size, nodes, config.steps, paced, cache_bytes)
+    by_node, by_all = _read_s(machine, read.later)
     needs = {
-        "storage": _storage_is_slow(machine, rate, paced, by_node >= by_all, place.cached),
+        "storage": _storage_is_slow(machine, read.later, paced, by_node >= by_all, place.cached),
         "loader": f"a GPU takes {share / step.total:,.0f} samples/s and {machine.cores_per_gpu:g} cores load "
         f"{share / load_s:,.0f}",
     }
@@ -191,13 +187,14 @@ def _outcome(
         given=_given(trace),
         load_s=load_s,
         read_s=read_s,
-        read_bytes=rate.max(),
-        all_read_bytes=rate.sum(),
-        first_read_bytes=int(read[1].max()),
-        epoch_node_bytes=epoch.mean(),
-        read_times=epoch.sum() / float(place.shard_bytes.sum()),
-        cached_share=cached / (cached + ranges),
-        steps_replayed=replayed,
+        read_bytes=read.later.max(),
+        all_read_bytes=read.later.sum(),
+        first_read_bytes=int(read.first.max()),
+        first_read_s=max(_read_s(machine, read.first)),
+        epoch_node_bytes=read.first_epoch.mean(),
+        read_times=read.first_epoch.sum() / float(place.shard_bytes.sum()),
+        cached_share=read.cached_share,
+        steps_replayed=read.num_steps,
         bottleneck=bottleneck(step, load_s, read_s, needs),
     )
 
@@ -227,6 +224,11 @@ def _given(trace: StepTrace) -> dict[str, tuple[int, int]]:
         kind: (sum(one.kind == kind for one in every), sum(one.num_bytes for one in every if one.kind == kind))
         for kind in kinds
     }
+
+
+def _read_s(machine: MachineConfig, read: np.ndarray) -> tuple[float, float]:
+    """Seconds in which the busiest node reads its part of so many bytes, and storage gives all nodes theirs."""
+    return read.max() / (machine.storage_gb_per_s * 1e9), read.sum() / (machine.storage_total_gb_per_s * 1e9)
 
 
 def _storage_is_slow(machine: MachineConfig, rate: np.ndarray, seconds: float, by_node: bool, cached: bool) -> str:

@@ -28,7 +28,12 @@ class SimulateConfig(PretrainConfig):
         description="whether shards come over a network into the cache of each node (loader.cache_gb); none: as data "
         "is, true for a dataset that is told of; false: a file system that all nodes mount, read image by image",
     )
-    steps: int = Field(default=2000, ge=1, description="steps that are replayed at most; an epoch where it is shorter")
+    steps: int = Field(
+        default=2000,
+        ge=1,
+        description="steps of an epoch that are replayed; of a shorter one all, and the next epoch; more where the "
+        "loader looks further ahead",
+    )
     step_s: list[PositiveFloat] = Field(
         default=[], description="seconds of a step of one worker alone with its share, one for each of gpus"
     )

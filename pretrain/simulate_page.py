@@ -73,9 +73,15 @@ def _assumed(config: SimulateConfig, stage: Stage) -> Iterator[str]:
         f"{one.steps_replayed:,} steps replayed at {one.gpus} GPUs, from empty caches"
     )
     yield (
-        f"    of {config.loader.cache_gb:g} GB; a node as one process; downloads take no time, so the first step, with "
-        f"{size_text(max(o.first_read_bytes for o in stage.outcomes))} a node, takes longer"
+        f"    of {config.loader.cache_gb:g} GB; a node as one process; GB and reads are of the first epoch, waits "
+        "of steps with filled caches"
     )
+    fill = max(stage.outcomes, key=lambda one: one.first_read_s)
+    if fill.cached_share:
+        yield (
+            f"    cold fill: the first step reads {size_text(fill.first_read_bytes)} a node, which takes "
+            f"{fill.first_read_s:,.1f} s at {fill.gpus} GPUs"
+        )
 
 
 def _compute_from(config: SimulateConfig) -> str:

@@ -20,6 +20,7 @@ from finetune.cohort import choose_cohort
 from finetune.contenders import ORB_KEYPOINTS, absolute_baseline, contenders, load
 from finetune.run import finetune
 from finetune.tasks import Binary, MultiClass
+from pretrain.encoder_folder import encoder_folder
 from tests.finetune_runs import NAME, recipe
 
 
@@ -208,6 +209,9 @@ def test_what_cannot_be_had_is_said_in_one_line(finetuned, synthetic_dataset, tm
     refused("^baselines: inception_v3: .*not the weights of inception_v3", f"inception_v3:{weights}")
     refused("^baselines: inception_v3: 'inception_v3' does not take images of 32 px", "inception_v3", size_px=32)
     refused("'knn' is compared already", "knn", "knn")
+    # Whom it has seen is looked at only where it is given as what it is.
+    for place in (finetuned.encoder, encoder_folder(finetuned.encoder).file("model.safetensors")):
+        refused("is an encoder of Manyview; give its folder as a baseline, without 'imagenet:'", f"imagenet:{place}")
 
 
 def test_neighbours_of_numbers_are_refused(finetuned, synthetic_dataset, tmp_path):

@@ -230,6 +230,7 @@ def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, 
     run([*words, "on_leak=warn"])
     (results,) = results_in(tmp_path / "out")
     assert any(warning.startswith("LEAKAGE") for warning in results["warnings"])
+    assert not any(synthetic_dataset.location in said or "split has" in said for said in results["warnings"])
     # The command on its page goes on in the same way.
     (told,) = (tmp_path / "out").glob("*/config.json")
     config = json.loads(told.read_text())["config"]
@@ -259,4 +260,7 @@ def test_bad_input_is_said_in_one_line(trained, synthetic_dataset, elsewhere, tm
     refused("label_map: 'nothing' is not known", trained, f"data=[{elsewhere}]", "label_map={nothing: unseen}")
     test_twice = f"data=[{synthetic_dataset.location},{synthetic_dataset.location}]"
     refused("same dataset twice", trained, test_twice, "splits=[test]")
+    labels = json.loads((Path(trained) / "results.json").read_text())["labels"]
+    label_map = f"label_map={{their {labels[0]}: {labels[0]}, their {labels[1]}: {labels[1]}}}"
+    refused("not what .* was trained on", trained, f"data=[{elsewhere}]", label_map, f"training_data={elsewhere}")
     assert not (tmp_path / "out").exists()

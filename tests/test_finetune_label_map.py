@@ -123,9 +123,12 @@ def test_a_mismatch_shows_both_lists_and_the_map_to_write():
     message = str(caught.value)
     assert "labels of /data/theirs do not match the model's." in message
     assert "Wanted: melanoma, nv. The dataset has: mel, nevus, psoriasis." in message
-    assert "Write label_map={mel: unseen, nevus: unseen, psoriasis: unseen}, if that is what they mean" in message
+    assert "Write label_map={mel: …}: each of theirs is a label of the model, 'unseen' (a condition" in message
+    assert "one at least a label of the model" in message, "a map of none would be refused"
     assert "'ignore'" in message
     assert "\n" not in message
+    with pytest.raises(InputError, match="Map one of its labels to one of the model's"):
+        match(CLASSES, ["melanoma", "nv"], True, mel="unseen", nevus="unseen", psoriasis="unseen")
     with pytest.raises(InputError, match=re.escape("Write label_map={nevus: unseen, psoriasis: Psoriasis}")):
         match(CLASSES, ["mel", "Psoriasis"], True)
     with pytest.raises(InputError, match=re.escape("'nv' (nearest: nevus) is not known; it says {theirs: ours}.")):

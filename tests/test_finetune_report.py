@@ -335,6 +335,33 @@ def test_the_page_is_made_again_by_a_command(
     with pytest.raises(InputError, match=r"no results.json here; finish the run"):
         make_page([str(tmp_path)])
     other = external(whole(results, evidence))
+    (tmp_path / "on/elsewhere-1").mkdir(parents=True)
+    (tmp_path / "sweep").mkdir()
+    model = json.loads((folder / "model/model.json").read_text())["fingerprint"]
+    told = json.loads((folder / "results.json").read_text())
+    first = next(iter(told["models"].values()))["fingerprint"]
+    sweep = {**EFFICIENCY, "identity": {"dataset": told["dataset"]["fingerprint"], "models": {"pretrained": first}}}
+
+    def made(model: str, **identity: Any) -> str:
+        of = {**other, "identity": {**other["identity"], "model": model}}
+        (tmp_path / "on/elsewhere-1/results.json").write_text(json.dumps(of))
+        (tmp_path / "sweep/efficiency.json").write_text(
+            json.dumps({**sweep, "identity": {**sweep["identity"], **identity}})
+        )
+        make_page([str(folder), f"external=[{tmp_path / 'on'}]", f"efficiency={tmp_path / 'sweep'}"])
+        return (folder / "report.html").read_text()
+
+    assert "Other hospitals" in made(model)
+    with pytest.raises(
+        InputError, match=r"external: .*elsewhere-1 is no evaluation of the model of this results folder"
+    ):
+        made("0" * 64)
+    with pytest.raises(InputError, match=r"external: .* is no evaluation of the model"):
+        make_page([str(folder), f"external=[{folder}]"])
+    with pytest.raises(InputError, match="sweep is a sweep on another dataset; give one on"):
+        made(model, dataset="0" * 64)
+    with pytest.raises(InputError, match="sweep has no curve of"):
+        made(model, models={"pretrained": "0" * 64})
     other["dataset"]["fingerprint"] = "0" * 64
     (folder / "results.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match=r"data: .* is not the dataset of .* give that one"):

@@ -124,6 +124,16 @@ def test_a_search_goes_on_where_it_was_and_takes_more_pairs(linear, capsys):
     more = linear.grid.model_copy(update={"learning_rates": [1e-4, 0.1, 1e-5]})
     search(linear.model_copy(update={"grid": more}))
     assert "6 pairs of learning rate and weight decay, 2 to train" in capsys.readouterr().out
+    # Test was looked at for what was chosen before, too
+    looked = [json.loads(path.read_text())["count"] for path in Path(linear.out).glob("runs/*/test_evaluations.json")]
+    told = results_of(linear)
+    assert told["test_evaluations"] == sum(looked)
+    assert told["test_evaluations_of_earlier_choices"] == sum(looked) - 2
+    assert sum(looked) == 4, "another pair is the best of more"
+    assert (
+        f"evaluated {sum(looked)} times, {sum(looked) - 2} of them for choices"
+        in (Path(linear.out) / "search.html").read_text()
+    )
     with pytest.raises(InputError, match=r"made with another config \(recipe.seed: 0 -> 3\)"):
         search(linear.model_copy(update={"seed": 3}))
 

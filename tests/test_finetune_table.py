@@ -18,7 +18,7 @@ def results(share: float, value: float | None, head: str = "linear") -> dict[str
     }
     test = {"auroc": figure, "balanced_accuracy": {"value": 0.5, "low": None, "high": None}}
     model = {"head": head, "title": "resnet18, simclr", "test": test}
-    return {"identity": {"recipe": {"label_fraction": share}}, "models": {"pretrained": model}}
+    return {"kind": "finetune", "identity": {"recipe": {"label_fraction": share}}, "models": {"pretrained": model}}
 
 
 def test_rows_are_models_and_columns_shares_of_the_labels() -> None:
@@ -37,7 +37,10 @@ def test_results_that_contradict_each_other_or_are_not_there_are_refused(
     for name, value in (("a", 0.8), ("b", 0.7)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(results(1.0, value)))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/results.json").write_text(json.dumps({"kind": "external", "identity": {"model": "f"}}))
     for given, said in (
+        ("a c", "c is of another command; give results folders of fine-tuning itself"),
         ("a b", "two results folders differ in its figures"),
         ("a nowhere", "nowhere has no results.json"),
     ):

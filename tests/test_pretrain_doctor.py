@@ -1,7 +1,10 @@
 """What doctor says of a run is what the run would do."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +18,7 @@ from pretrain.__main__ import _help, _run
 from pretrain.config import PretrainConfig
 from pretrain.doctor import doctor
 from pretrain.monitor import SCORES
-from pretrain.run import dataset_identity, pretraining_rows
+from pretrain.run import dataset_identity, pretrain, pretraining_rows
 from tests.test_clusters_checkpoint import rewrite
 
 VALUES = {
@@ -137,7 +140,10 @@ def test_finished_stages_are_reused(begun: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(InputError, match="marked finished and encoder/model"):
         said(str(begun))
     folder.write("encoder/model.safetensors", b"weighty")
-    folder.write_json("encoder/config.json", {})
+    folder.write_json("encoder/config.json", {"manyview": {}})
+    with pytest.raises(InputError, match=r"marked finished and encoder/seen\.parquet is gone; remove"):
+        said(str(begun))
+    folder.write("encoder/seen.parquet", b"")
     with pytest.raises(InputError, match=r"marked finished and encoder/model\.safetensors was altered; remove"):
         said(str(begun))
     folder.write("encoder/model.safetensors", b"weights")
@@ -159,3 +165,143 @@ def test_a_damaged_file_of_a_stage_is_named_with_its_mend(begun: Path, name: str
     with pytest.raises(InputError, match=rf"{name}.* damaged.*; restore it from a backup, or remove") as told:
         said(str(begun))
     assert "\n" not in str(told.value)
+
+
+def small(dataset: Dataset, folder: Path, **changed: Any) -> dict[str, Any]:
+    """A recipe of one stage that is over in a second."""
+    stage = {"method": "simclr", "batch_size": 8, "steps": 1, "projection_hidden": 8, "projection_dim": 8}
+    told = {"encoder": {"name": "test_resnet"}, "stages": [{**stage, "keep_projection_layers": 1}]}
+    return {**VALUES, **told, "data": dataset.location, "run": str(folder), **changed}
+
+
+def run(values: dict[str, Any]) -> None:
+    pretrain(validate(PretrainConfig, values, "test"))
+
+
+@pytest.fixture(scope="module")
+def small_run(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished one; not to be altered."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    run(small(synthetic_dataset, folder))
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_where_views_are_finished_decides_too(begun: Path, recipe: Path) -> None:
+    folder = Folder(begun / "1-simclr")
+    told = folder.read_json("config.json")
+    told["config"]["augment"] = "loader"
+    folder.write_json("config.json", told)
+    for allowed in ("auto", "loader"):
+        assert "changes nothing" in said(str(begun), str(recipe), f"augment={allowed}")
+    with pytest.raises(InputError, match=r"1-simclr: begun with augment=loader, which differs from augment=device"):
+        said(str(begun), str(recipe), "augment=device")
+
+
+def test_where_views_were_finished_decides_nothing_of_a_finished_stage(
+    small_run: Path, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small(synthetic_dataset, small_run, augment="device")))
+    assert "1-simclr: this recipe changes nothing" in said(str(small_run), str(recipe))
+    run(small(synthetic_dataset, small_run, augment="device"))  # and so it is
+
+
+def test_weights_that_are_gone_are_needed_no_more_once_the_first_stage_is_finished(
+    small_run: Path, synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_run / "encoder", tmp_path / "first")
+    encoder = {"name": "test_resnet", "weights": str(tmp_path / "first")}
+    values = small(synthetic_dataset, tmp_path / "run", encoder=encoder)
+    run(values)
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    argv = [str(tmp_path / "run"), str(tmp_path / "recipe.yaml")]
+    capsys.readouterr()
+    assert "1-simclr: this recipe changes nothing" in said(*argv)
+    assert "first cannot be found" in capsys.readouterr().out
+    run(values)  # and so it is
+    (tmp_path / "run/1-simclr/finished.json").unlink()
+    for refuses in (lambda: said(*argv), lambda: run(values)):
+        with pytest.raises(InputError, match=r"encoder\.weights: .*first"):
+            refuses()
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda top: flip(top / "model.safetensors"), "encoder/model.safetensors was altered"),
+        (lambda top: flip(top / "projection.safetensors"), "encoder/model.safetensors was altered"),
+        (lambda top: (top / "projection.safetensors").unlink(), "encoder/projection.safetensors is gone"),
+        (lambda top: (top / "model.safetensors").unlink(), "encoder/model.safetensors is gone"),
+        (lambda top: (top / "seen.parquet").unlink(), "encoder/seen.parquet is gone"),
+        (lambda top: (top / "config.json").unlink(), "encoder/config.json is gone"),
+        (lambda top: (top / "config.json").write_bytes(b"{"), "encoder/config.json is damaged"),
+        (lambda top: shutil.rmtree(top), "encoder/ is not there yet"),
+        (
+            lambda top: (top / "config.json").write_text(json.dumps({"manyview": {"fingerprint": "another"}})),
+            "encoder/ is that of another stage",
+        ),
+    ],
+)
+def test_a_damaged_encoder_at_the_top_is_said_and_copied_again(
+    small_run: Path,
+    synthetic_dataset: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    harm: Any,
+    told: str,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    assert "all stages are finished; nothing is left to do" in said(str(folder))
+    harm(folder / "encoder")
+    assert f"all stages are finished; {told}: it would be copied from 1-simclr" in said(str(folder))
+    run(small(synthetic_dataset, folder))
+    assert f"{told}; copied from 1-simclr" in capsys.readouterr().out
+    for path in (folder / "1-simclr/encoder").iterdir():
+        assert (folder / "encoder" / path.name).read_bytes() == path.read_bytes()
+    assert "nothing is left to do" in said(str(folder))
+
+
+def test_layers_of_another_recipe_beside_the_encoder_at_the_top_are_no_harm(
+    synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = small(synthetic_dataset, tmp_path / "run")
+    values["stages"][0]["keep_projection_layers"] = 0
+    run(values)
+    (tmp_path / "run/encoder/projection.safetensors").write_bytes(b"of before")
+    capsys.readouterr()
+    run(values)
+    assert "copied" not in capsys.readouterr().out
+    assert "nothing is left to do" in said(str(tmp_path / "run"))
+
+
+def test_an_encoder_is_not_copied_from_a_damaged_stage(
+    small_run: Path, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    for place in (folder, folder / "1-simclr"):
+        flip(place / "encoder/model.safetensors")
+    for refuses in (lambda: said(str(folder)), lambda: run(small(synthetic_dataset, folder))):
+        with pytest.raises(InputError, match=r"1-simclr is marked finished and encoder/model\.safetensors was altered"):
+            refuses()
+
+
+def test_an_encoder_of_others_at_the_top_is_said_and_left(
+    small_run: Path, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    shutil.rmtree(folder / "encoder")
+    (folder / "encoder").mkdir()
+    (folder / "encoder/config.json").write_text("{}")
+    for refuses in (lambda: said(str(folder)), lambda: run(small(synthetic_dataset, folder))):
+        with pytest.raises(InputError, match=r"not an encoder that Manyview wrote; give another run="):
+            refuses()

@@ -26,7 +26,7 @@ from pretrain.batches import ViewBatches
 from pretrain.cluster_model import MachineConfig, step_time
 from pretrain.methods.method import one_image
 from pretrain.methods.simclr import SimCLR
-from pretrain.shard_replay import DescribedDataset, Reads, layout, lines_of_samples, replay
+from pretrain.shard_replay import DescribedDataset, Reads, _steps_to_replay, layout, lines_of_samples, replay
 from pretrain.simulate import Outcome, simulate
 from pretrain.simulate_config import SimulateConfig
 from pretrain.simulate_page import page
@@ -312,6 +312,42 @@ def test_more_nodes_than_streams_read_shards_several_times(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("words", [[], ["steps=1"], ["steps=200000"]])
+def test_what_fills_the_caches_at_first_is_no_steady_rate(words: Sequence[str]) -> None:
+    """Epochs of 156, 19 and one step, of a dataset that every node's cache holds."""
+    asked = ("num_images=10000", "images_per_shard=8192", "gpus=[8,64,1024]", "samples_per_gpu=8", *words)
+    for one in outcomes(*asked):
+        assert one.read_bytes == one.all_read_bytes == one.read_s == 0
+        assert not one.bottleneck.startswith("storage")
+        assert one.seconds == one.step.total
+        assert one.steps_replayed >= (1 << 17) // one.batch_size + 2
+        assert one.cached_share == 1
+        # each node has the whole dataset in the end, 1 GB at 2 GB/s, or at its share of 100 GB/s
+        assert one.first_read_bytes == 10**9 and one.epoch_node_bytes == 10**9
+        assert one.first_read_s == pytest.approx(max(0.5, one.nodes / 100))
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_later_epoch_finds_what_the_cache_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 shards, a third of which has room: what no shard leaves within a minute, so the rest comes in ranges."""
+    monkeypatch.setattr("pretrain.batches.LOOK_AHEAD_SAMPLES", 16)
+    (one,) = outcomes("gpus=[2]", "samples_per_gpu=8", "loader.cache_gb=0.14", "machine.launch_us=1")
+    assert one.steps_replayed == 2 * 256
+    assert 256 * one.read_bytes == pytest.approx(4096 * 100_000 * 2 / 3, rel=0.05)
+    assert one.cached_share == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_of_a_long_epoch_the_second_half_of_what_is_replayed_counts() -> None:
+    assert _steps_to_replay(5000, 2000, 16) == (1000, 2000)
+    assert _steps_to_replay(5000, 2001, 16) == (1000, 2001)
+    assert _steps_to_replay(5000, 2000, 2048) == (2048, 4096)  # the loader looks further ahead
+    assert _steps_to_replay(3000, 2000, 2048) == (3000, 6000)
+    assert _steps_to_replay(300, 2000, 16) == (300, 600)
+    assert _steps_to_replay(1, 2000, 16) == (16, 18)
+    assert _steps_to_replay(1, 2000, 0) == (0, 1)  # without caches a step is like another
+
+
+@pytest.mark.usefixtures("counted")
 def test_ranges_read_each_image_once_an_epoch() -> None:
     for words in (["remote=false"], ["loader.cache_gb=0"]):
         for one in outcomes(*words, "samples_per_gpu=16"):
@@ -357,6 +393,7 @@ def test_the_page_says_all_that_was_assumed(capsys: pytest.CaptureFixture[str], 
         "A100 80 GB",
         "by the benchmark",
         "empty caches",
+        "cold fill: the first step reads",
     ):
         assert word in said
     for value in MachineConfig().model_dump().values():

@@ -18,7 +18,7 @@ class ReportConfig(Config):
     results: str = Field(description="results folder")
     data: str | None = Field(default=None, description="the dataset that was evaluated; without it no pictures")
     efficiency: str | None = Field(default=None, description="folder of python -m finetune efficiency, for its curves")
-    external: list[str] = Field(default=[], description="folders of python -m finetune evaluate, for their figures")
+    external: list[str] = Field(default=[], description="out= of python -m finetune evaluate, for their figures")
 
 
 def usage() -> str:
@@ -43,12 +43,40 @@ def run(argv: Sequence[str]) -> None:
             f"data: {config.data} is not the dataset of {config.results}, whose fingerprint is "
             f"{results['dataset']['fingerprint'][:16]}; give that one"
         )
-    external = [_read(Folder(place), "results.json", "give a folder of finetune evaluate") for place in config.external]
-    efficiency = _read(Folder(config.efficiency), "efficiency.json", "give a folder of finetune efficiency") if (
-        config.efficiency) else None  # fmt: skip
     model, size_px = model_of(out)
+    external = [found for place in config.external for found in _external(Folder(place), results, model)]
+    efficiency = _efficiency(Folder(config.efficiency), results) if config.efficiency else None
     write_report(out, results, dataset, Beside(model, size_px, efficiency, external))
     print(f"report: {out.file(REPORT)}")
+
+
+def _external(folder: Folder, results: dict[str, Any], model: Any) -> list[dict[str, Any]]:
+    """The results of an evaluation, or of each in a folder. Raises InputError where one is of another model."""
+    folders = [folder] if folder.exists("results.json") else [folder / name for name in folder.names()]
+    found = {one.location: one.read_json("results.json") for one in folders if one.exists("results.json")}
+    if not found:
+        raise InputError(f"{folder.location}: no results.json here; give out= of finetune evaluate")
+    wanted = results["identity"].get("model") or (model and model.card.fingerprint)
+    for location, one in found.items():
+        if one.get("kind") != "external" or one["identity"]["model"] != wanted:
+            raise InputError(
+                f"external: {location} is no evaluation of the model of this results folder; give out= of finetune "
+                "evaluate with this folder"
+            )
+    return list(found.values())
+
+
+def _efficiency(folder: Folder, results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a sweep. Raises InputError where it is of another dataset, or has no curve of this encoder."""
+    found = _read(folder, "efficiency.json", "give a folder of finetune efficiency")
+    first, identity = next(iter(results["models"].values())), found["identity"]
+    if identity["dataset"] != results["dataset"]["fingerprint"]:
+        raise InputError(
+            f"efficiency: {folder} is a sweep on another dataset; give one on {results['dataset']['name']}"
+        )
+    if first.get("fingerprint") not in identity["models"].values():
+        raise InputError(f"efficiency: {folder} has no curve of {first['title']}; give a sweep with this encoder")
+    return found
 
 
 def _read(folder: Folder, name: str, mend: str) -> Any:

@@ -111,4 +111,4 @@ def _hard(truth_NK: Floats, kind: str) -> Floats:
         hard = np.full(truth_NK.shape, np.nan)
         hard[known_N] = np.eye(truth_NK.shape[1])[truth_NK[known_N].argmax(axis=1)]
         return hard
-    return np.where(known_NK, np.round(truth_NK), np.nan)
+    return np.where(known_NK, truth_NK >= 0.5, np.nan)
