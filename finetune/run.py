@@ -80,7 +80,8 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
             size_px, compute = IMAGE_NUMBERS[entrant.kind]
         elif entrant.head == "full":
             model, card = train_full(entrant, cohort, config, out / "training" / entrant.name, tracker)
-            size_px, compute = config.size_px or card.size_px, images_to_numbers(model, card, config)
+            as_used = config.model_copy(update={"precision": "fp32"})  # as `predict` does, whatever it was trained in
+            size_px, compute = config.size_px or card.size_px, images_to_numbers(model, card, as_used)
         else:
             encoder, card = load(entrant, config)
             encoder.eval().to(distributed.device())

@@ -22,6 +22,8 @@ from data.shards import write_dataset
 from data.sources import read_raw, source_module
 from finetune.image_list import list_images
 from finetune.predict import run
+from finetune.run import finetune
+from tests.finetune_runs import recipe, write_encoder
 from tests.test_data_dicom import dicom
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +95,19 @@ def test_a_dataset_gives_what_the_run_judged_image_and_case(finetuned, synthetic
     assert cases.images.sum() == synthetic_dataset.num_images
     table = pyarrow.csv.read_csv(tmp_path / "predictions.csv").to_pandas()
     np.testing.assert_allclose(probabilities(table), probabilities(frame), rtol=1e-6)
+
+
+def test_what_is_trained_in_bf16_is_judged_as_it_is_used(synthetic_dataset, tmp_path):
+    encoder = write_encoder(tmp_path / "encoder", synthetic_dataset)
+    config = recipe(synthetic_dataset, encoder, tmp_path / "trained", precision="bf16")
+    finetune(config)
+    judged = pq.read_table(tmp_path / "trained/predictions.parquet").to_pandas().set_index("member")
+    run([config.out, synthetic_dataset.location, f"out={tmp_path / 'out'}"])
+    frame = frame_of(tmp_path / "out").set_index("image")
+    # As logits: the temperature of a model that has learned little hides what differs
+    temperature = json.loads((tmp_path / "trained/model/model.json").read_text())["temperature"]
+    used, told = (temperature * np.log(probabilities(rows)) for rows in (frame.loc[judged.index], judged))
+    np.testing.assert_allclose(used, told, atol=1e-4)
 
 
 def test_an_image_that_cannot_be_read_is_a_row_and_the_rest_goes_on(finetuned, raw, tmp_path, capfd):

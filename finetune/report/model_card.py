@@ -130,6 +130,10 @@ def _limits(results: Results) -> list[str]:
         "than the intervals say.",
         "This page holds images of the dataset: its licence and the protection of its patients hold for the page too.",
     ]
+    recipe = results["identity"].get("recipe", {})
+    if (recipe.get("precision"), recipe.get("head")) == ("bf16", "linear"):
+        texts.append("Figures are of features in bf16; predict computes them in fp32, so that its probabilities differ "
+                     "from these in the third decimal or so.")  # fmt: skip
     if results.get("kind") != "external":
         texts.insert(1, "Tested on patients of the dataset that it was trained on. Other hospitals, where they are not "
                         "on this page, were not tried.")  # fmt: skip
