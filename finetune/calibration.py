@@ -3,7 +3,8 @@
 Shapes: I images, N cases, K labels, P patients, R resamples, B bins.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ NUM_BINS, NUM_DRAWS = 10, 200
 COLDEST, HOTTEST = 0.05, 20.0
 SMALLEST = 1e-15
 """Probabilities closer to 0 or 1 than this count as this close in logarithms."""
+NO_LIKELIER = 1e-12
+"""Likelihoods that differ by less are the same but for rounding."""
 
 
 class ReliabilityFigures:
@@ -154,7 +157,8 @@ def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, probabi
     """The temperature at which cases are likeliest (Guo et al., 2017), a case's probability being its images' mean.
 
     `truth_NK` is by case, cases in the order of their numbers `case_I`. 1 where every case is of one kind, since
-    then certainty would pay without end. Between 0.05 and 20.
+    then certainty would pay without end, and where nothing is likelier than 1. Between 0.05 and 20, and exactly a bound
+    where nothing between them is likelier, as where validation has no mistake: `uncalibrated` says so.
     """
     from scipy.optimize import minimize_scalar
 
@@ -167,8 +171,18 @@ def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, probabi
         changed = with_temperature(exclusive, probabilities_IK, float(np.exp(log_temperature)))
         return negative_log_likelihood(exclusive, truth_NK, pool_cases(case_I, changed)[1])
 
-    found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x))
+    ends = (np.log(COLDEST), np.log(HOTTEST))
+    found: Any = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-4})
+    as_likely = [place for place in (1.0, COLDEST, HOTTEST) if loss(float(np.log(place))) <= found.fun + NO_LIKELIER]
+    return as_likely[0] if as_likely else float(np.exp(found.x))
+
+
+def uncalibrated(temperature_of: Mapping[str, float]) -> list[str]:
+    """A warning that names the models whose temperature is at a bound."""
+    told = [f"{name} ({found:g})" for name, found in temperature_of.items() if found in (COLDEST, HOTTEST)]
+    if not told:
+        return []
+    return [f"the temperature of {' and of '.join(told)} is at its bound: probabilities are not calibrated"]
 
 
 def logit(scores: Floats) -> Floats:

@@ -139,19 +139,37 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
 
 
 def choose_patients(patient_I: NDArray[Any], truth_IK: Floats, fraction: float, seed: int) -> set[str]:
-    """The share of the patients whose labels are used: the same share of each stratum, at least one.
+    """The share of the patients whose labels are used: the same share of each stratum, at least one of each class.
 
     Patients of a stratum (`patient_strata`: by their rarest class) stand in an order that depends on the
-    seed alone and a share takes the first ones, so that a smaller subset lies within a larger one.
+    seed alone and a share takes the first ones, so that a smaller subset lies within a larger one. A class that is
+    nobody's rarest has no stratum, so whoever would come first with it as the share grows (`_always`) is in every one.
     """
     names, numbers = np.unique(patient_I, return_inverse=True)
     strata_P = patient_strata(truth_IK, numbers)
-    chosen: set[str] = set()
+    order_of = {str(name): hashlib.sha256(f"label subset:{seed}:{name}".encode()).digest() for name in names}
+    entered_P, chosen = np.zeros(len(names)), set[str]()
     for stratum in np.unique(strata_P):
-        members = [str(name) for name in names[strata_P == stratum]]
-        members.sort(key=lambda name: hashlib.sha256(f"label subset:{seed}:{name}".encode()).digest())
-        chosen.update(members[: max(1, round(fraction * len(members)))])
-    return chosen
+        members = sorted(np.flatnonzero(strata_P == stratum), key=lambda p: order_of[str(names[p])])
+        entered_P[members[1:]] = (np.arange(1, len(members)) + 0.5) / len(members)
+        chosen.update(str(name) for name in names[members[: max(1, round(fraction * len(members)))]])
+    arrivals = sorted(range(len(names)), key=lambda p: (entered_P[p], order_of[str(names[p])]))
+    return chosen | {str(names[p]) for p in _always(truth_IK, numbers, arrivals, int((entered_P == 0).sum()))}
+
+
+def _always(truth_IK: Floats, patient_I: Integers, arrivals: list[int], num_first: int) -> set[int]:
+    """The first `num_first` arrivals, and the first with each label, and the first without, that none of them shows.
+
+    They depend on no share, so that subsets stay nested; one that shows every class by itself has them already.
+    """
+    always = set(arrivals[:num_first])
+    place_P = np.argsort(arrivals)
+    for label_I in truth_IK.T:
+        for side in (1, 0):
+            having = np.unique(patient_I[label_I == side]).tolist()
+            if having and not always & set(having):
+                always.add(min(having, key=lambda p: place_P[p]))
+    return always
 
 
 def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:

@@ -1,9 +1,9 @@
 """`python -m finetune export MODEL format=onnx|torch out=DIR`: a fine-tuned model for programs without Manyview.
 
 MODEL is a results folder or its model/. `out` receives model.onnx, or model.pt2 of torch.export, for any batch size,
-and model.json, which says what an image must go through before, what comes out, how far the file's answers were from
-the model's, and how long one image takes on this machine. Inside of the file are normalisation, the temperature of
-probabilities and the scale of predicted numbers.
+and its card, model.onnx.json or model.pt2.json, which says what an image must go through before, what comes out, how
+far the file's answers were from the model's, and how long one image takes on this machine. Inside of the file are
+normalisation, the temperature of probabilities and the scale of predicted numbers. Both formats fit into one folder.
 
 Loading a .pt2 file can run code: load only those that you wrote. An .onnx file holds none.
 Shapes: B batch, S side in px, K labels with a probability, R numbers that are predicted, M = K + R logits an image
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from finetune.model import Model
 
-CARD = "model.json"
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
 COMPARED_BATCHES = (1, 3)
@@ -43,7 +42,7 @@ class ExportConfig(Config):
     """What is exported."""
 
     model: str = Field(description="results folder of python -m finetune, or its model/; path or URL")
-    out: str = Field(description="folder for the file and its model.json; path or URL")
+    out: str = Field(description="folder for the file and its card; path or URL")
     format: Literal["onnx", "torch"] = Field(default="onnx", description="onnx: ONNX; torch: torch.export")
 
     @field_validator("model", "out")
@@ -100,7 +99,7 @@ def export(config: ExportConfig) -> None:
     out.write(name, content)
     latency = [single_image_latency(model, torch.device("cpu")), _latency(answer, images[:1], config.format)]
     told = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content), **_card(model)}
-    out.write_json(CARD, {**told, "largest_difference": apart, "latency": latency})
+    out.write_json(f"{name}.json", {**told, "largest_difference": apart, "latency": latency})
     times = f"one image {latency[1]['median_ms']:g} ms, in torch {latency[0]['median_ms']:g} ms"
     print(f"{out.file(name)}: {len(content) / 1e6:.1f} MB, answers within {apart:.1g} of the model's; {times}")
 

@@ -10,6 +10,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 POWER = 0.8
+LARGEST_EXPONENT = 300.0
+"""Of e, for a factor that leaves room for any error of a number."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,20 @@ def hanley_variance(auroc: float, num_positive: int, num_negative: int) -> float
 
 def within(
     bounds: tuple[float, float], value: float, half: float, spread: Spread, confidence: float
-) -> tuple[float, float]:
-    """Value ± half on the logit scale; at a bound, which resampling cannot leave, Wilson's."""
+) -> tuple[float, float] | None:
+    """Value ± half on the logit scale; at a bound, which resampling cannot leave, Wilson's.
+
+    On the log scale where there is no largest value. None at the least one then, as of a mean error of 0, since nothing
+    shows how large another would be; and where the high end is too large for a number, as of two patients at a
+    confidence of nearly 1.
+    """
     low, high = bounds
+    if np.isinf(high):
+        distance = value - low
+        if distance <= 0 or half / distance > LARGEST_EXPONENT:
+            return None
+        factor = float(np.exp(half / distance))
+        return low + distance / factor, low + distance * factor
     place = (value - low) / (high - low)
     if min(place, 1 - place) < 1e-9:
         z2 = float(norm.ppf((1 + confidence) / 2)) ** 2

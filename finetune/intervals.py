@@ -11,6 +11,7 @@ quantile stands where Student's belongs (Hesterberg, 2015, Am. Stat. 69:371): bo
   value (Wilson, 1927, for shares; Newcombe, 2006, Stat. Med. 25:559, method 5, for AUROC with the variance of Hanley &
   McNeil, 1982), times the design effect: by how much the bootstrap's variance is larger than that formula's;
 - of other figures between bounds: Student's on the logit scale;
+- of mean errors of numbers, which have no largest value: Student's on the log scale;
 - of differences: Student's.
 Shapes: R resamples.
 """
@@ -30,13 +31,14 @@ Resamples: TypeAlias = Mapping[Key, Floats]
 
 HOW = (
     "Student's intervals from the standard deviation over the resamples: of AUROC and of shares in the form of Wilson "
-    "and Newcombe with a design effect, of other figures between bounds on the logit scale"
+    "and Newcombe with a design effect, of other figures between bounds on the logit scale, of mean errors of numbers "
+    "on the log scale"
 )
 ON_POSITIVES, ON_NEGATIVES = ("sensitivity", "confusion", "bin"), ("specificity",)
 ON_ALL = ("brier", "top1", "top3", "mae", "rmse", "pearson", "spearman")
 SHARES = (*ON_POSITIVES, *ON_NEGATIVES, "precision", "top1", "top3")
 WITHOUT_INTERVAL = ("ece",)
-BOUNDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "mae": None, "rmse": None}
+BOUNDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "mae": (0.0, np.inf), "rmse": (0.0, np.inf)}
 HALF_A_PATIENT = 0.5
 """How many patients' variance the design effect is drawn towards 1 by, so that it is known where nobody errs."""
 
@@ -140,8 +142,7 @@ class Intervals:
         if spread is None:
             return None
         half = float(student.ppf((1 + self.confidence) / 2, spread.degrees) * np.sqrt(spread.variance))
-        bounds = bounds_of(key, self._exclusive)
-        return (value - half, value + half) if bounds is None else within(bounds, value, half, spread, self.confidence)
+        return within(bounds_of(key, self._exclusive), value, half, spread, self.confidence)
 
     def _corrected(self, part: Key, value: float, values_R: Floats) -> float:
         """Variance of a figure: where it comes near a bound it varies little over resamples, but its score interval
@@ -197,8 +198,8 @@ class Intervals:
         return min(self._positive[label], self._negative[label])
 
 
-def bounds_of(key: Key, exclusive: bool) -> tuple[float, float] | None:
-    """Between which values a figure can lie; None for any."""
+def bounds_of(key: Key, exclusive: bool) -> tuple[float, float]:
+    """Between which values a figure can lie."""
     if key == ("brier",) and exclusive:
         return 0.0, 2.0
     return BOUNDS.get(key[0], (0.0, 1.0))

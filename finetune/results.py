@@ -9,6 +9,7 @@ import numpy as np
 from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import Dataset
+from finetune.calibration import uncalibrated
 from finetune.cohort import Cohort
 from finetune.config import FinetuneConfig
 from finetune.contenders import Contender
@@ -46,13 +47,14 @@ def write_results(
 
     judged = [judge(cohort, outcome, config.operating) for outcome, _ in fitted]
     first, choice = judged[0], fitted[0][1]
+    temperatures = {item.outcome.contender.name: item.temperature for item in judged}
     evaluations = count_evaluation(out)
     results = {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
         "identity": identity,
         "test_evaluations": evaluations,
-        "warnings": [*warnings, *one_sided(first)],
+        "warnings": [*warnings, *one_sided(first), *uncalibrated(temperatures)],
         "task": cohort.task.kind,
         "labels": list(cohort.task.label_names),
         "classes": list(cohort.task.class_names),

@@ -1,5 +1,8 @@
 """Calibration, temperature and thresholds, against scikit-learn, planted truth and hand examples."""
 
+import html
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,9 +17,11 @@ from finetune.calibration import (
     negative_log_likelihood,
     reliability_table,
     slope_and_intercept,
+    uncalibrated,
     with_temperature,
 )
 from finetune.metrics import ScoredCases
+from finetune.run import finetune
 from finetune.thresholds import (
     OperatingConfig,
     choose_thresholds,
@@ -121,6 +126,39 @@ def test_the_planted_temperature_is_found_and_the_logits_are_those_divided(exclu
 def test_without_both_sides_the_temperature_stays_one():
     assert fit_temperature(False, np.ones((5, 1)), np.arange(5), np.full((5, 1), 0.7)) == 1.0
     assert with_temperature(True, np.array([[0.2, 0.8]]), 1.0).tolist() == [[0.2, 0.8]]
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_temperature_at_its_bound_is_told(exclusive):
+    """Never wrong, so that surer is always likelier; wrong more often than right, so that no doubt is enough."""
+    right = np.eye(2)[np.arange(40) % 2]
+    found = {}
+    for name, sure in (("sound", 0.8), ("never wrong", 0.6), ("sure and never wrong", 0.99), ("wrong", 0.3)):
+        said = np.where(right == 1, sure, 1 - sure)
+        if name == "sound":
+            said[:4] = 1 - said[:4]
+        found[name] = fit_temperature(exclusive, right, np.arange(40), said)
+    assert 0.05 < found["sound"] < 1
+    assert (found["never wrong"], found["sure and never wrong"], found["wrong"]) == (0.05, 0.05, 20.0)
+    assert uncalibrated(found) == [
+        "the temperature of never wrong (0.05) and of sure and never wrong (0.05) and of wrong (20) is at its bound: "
+        "probabilities are not calibrated"
+    ]
+    assert uncalibrated({"sound": found["sound"]}) == []
+
+
+def test_the_results_warn_of_a_temperature_at_its_bound(finetuned, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.evaluate.fit_temperature", lambda *_: 20.0)
+    finetune(finetuned.model_copy(update={"out": str(tmp_path / "out")}))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    (name,) = results["models"]
+    told = f"the temperature of {name} (20) is at its bound: probabilities are not calibrated"
+    assert told in results["warnings"]
+    assert told in html.unescape((tmp_path / "out/report.html").read_text())
+
+
+def test_a_model_that_says_a_half_of_all_keeps_its_temperature():
+    assert fit_temperature(False, np.array([[0.0], [1.0]]), np.arange(2), np.full((2, 1), 0.5)) == 1.0
 
 
 def test_slope_and_intercept_of_scores_that_are_twice_too_sure():

@@ -1,5 +1,6 @@
 """A model for programs without Manyview: its answers are those of predict, and its card says all that is needed."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from clusters.config import InputError
 from data.dataset import Dataset
 from data.loader import evaluation_batches
-from finetune.export import run
+from finetune.export import FILES, run, usage
 from finetune.inference import _Tracer, for_inference
 from finetune.model_folder import load_model
 from finetune.run import finetune
@@ -27,10 +28,10 @@ from tests.test_finetune_recipes import ECHO
 
 @pytest.fixture(scope="module")
 def exported(finetuned, tmp_path_factory) -> Path:
-    """Both formats."""
+    """Both formats in one folder."""
     out = tmp_path_factory.mktemp("exported")
-    for format_ in ("onnx", "torch"):
-        run([finetuned.out, f"format={format_}", f"out={out / format_}"])
+    for format_ in FILES:
+        run([finetuned.out, f"format={format_}", f"out={out}"])
     return out
 
 
@@ -39,7 +40,7 @@ def outputs_of(file: str, format_: str, images: np.ndarray) -> list[np.ndarray]:
     if format_ == "torch":
         return [values.detach().numpy() for values in torch.export.load(file).module()(torch.from_numpy(images))]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    told = json.loads(Path(file).with_name("model.json").read_text())
+    told = json.loads(Path(f"{file}.json").read_text())
     assert [output.name for output in session.get_outputs()] == list(told["outputs"])
     return [np.asarray(values) for values in session.run(None, {"images": images})]
 
@@ -53,11 +54,20 @@ def answers_of(file: str, format_: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: module(torch.from_numpy(images))[1].numpy()
 
 
+def test_both_formats_in_one_folder_have_a_card_each(exported):
+    assert {path.name for path in exported.iterdir()} == {*FILES.values(), *(f"{name}.json" for name in FILES.values())}
+    for name in FILES.values():
+        content, card = (exported / name).read_bytes(), json.loads((exported / f"{name}.json").read_text())
+        assert (card["file"], card["size"]) == (name, len(content))
+        assert card["sha256"] == hashlib.sha256(content).hexdigest()
+        assert f"{name}.json" in usage()
+
+
 @pytest.mark.parametrize("format_", ["onnx", "torch"])
 def test_the_file_gives_what_the_run_judged_for_any_batch(exported, finetuned, synthetic_dataset, format_):
-    card = json.loads((exported / format_ / "model.json").read_text())
+    card = json.loads((exported / f"{FILES[format_]}.json").read_text())
     assert card["input"]["shape"] == ["batch", 3, 32, 32]
-    answer = answers_of(str(exported / format_ / card["file"]), format_)
+    answer = answers_of(str(exported / card["file"]), format_)
     rows = synthetic_dataset.rows(["test"])
     frame = pq.read_table(Path(finetuned.out) / "predictions.parquet").to_pandas()
     expected = frame[frame.split == "test"][[f"probability.{label}" for label in card["labels"]]].to_numpy()
@@ -136,9 +146,9 @@ def test_probabilities_and_numbers_in_their_units_are_those_of_the_model(
     answers = dict(zip(model.card.labels, model.probabilities(logits).T))
     images = np.ascontiguousarray(pixels.numpy().astype(np.float32) / 255)
     for format_ in ("onnx", "torch"):
-        out = tmp_path / format_
+        out = tmp_path / "exported"
         run([results, f"format={format_}", f"out={out}"])
-        card = json.loads((out / "model.json").read_text())
+        card = json.loads((out / f"{FILES[format_]}.json").read_text())
         found = dict(zip(card["outputs"], outputs_of(str(out / card["file"]), format_, images), strict=True))
         assert {name: values.shape[1] for name, values in found.items()} == {"logits": logits.shape[1], **expected}
         np.testing.assert_allclose(found.pop("logits"), logits, rtol=1e-4, atol=1e-5)

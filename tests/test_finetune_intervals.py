@@ -187,6 +187,49 @@ def test_an_interval_holds_its_figure_and_keeps_within_bounds(data, confidence):
             assert value - 1e-9 <= found.high <= 1 + 1e-9, key
 
 
+def interval_of_errors(truth, predicted, num=60, confidence=0.95):
+    """Of MAE and RMSE, one case a patient: {figure: (value, interval)}."""
+    cases = one_label((truth < np.median(truth)).astype(float), np.full(len(truth), 0.5))
+    figures = NumberFigures(ScoredNumbers(truth[:, None], predicted[:, None], cases.patient_N, ("EF",)))
+    values = bootstrap(figures, patient_strata(cases.truth_NK, cases.patient_N), num, 0)
+    plain = {key: float(one[0]) for key, one in figures(np.ones((len(truth), 1), dtype=np.float32)).items()}
+    intervals = Intervals(cases, confidence)
+    return {name: (plain[name, "EF"], intervals.of((name, "EF"), plain, values)) for name in ("mae", "rmse")}
+
+
+@given(st.integers(2, 12), st.integers(0, 10_000), st.sampled_from([0.8, 0.95, 0.999999]))
+@settings(max_examples=60, deadline=None)
+def test_an_interval_of_a_mean_error_holds_it_and_stays_above_zero(num, seed, confidence):
+    """Few patients, some of whom are far worse than the others."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(55, 12, num)
+    for value, found in interval_of_errors(truth, truth + rng.lognormal(1, 1.5, num), 60, confidence).values():
+        if found is None:
+            assert num < 5 and confidence > 0.999, "their high end may be larger than a number can be"
+        else:
+            assert 0 < found.low <= value <= found.high < np.inf
+
+
+def test_an_error_of_zero_has_no_interval_and_one_that_all_share_no_width():
+    truth = np.linspace(40, 70, 10)
+    assert interval_of_errors(truth, truth) == {"mae": (0.0, None), "rmse": (0.0, None)}
+    for value, found in interval_of_errors(truth, truth + 5).values():
+        assert found is not None
+        assert (found.low, value, found.high) == pytest.approx((5, 5, 5), rel=1e-4)
+
+
+def test_intervals_of_mean_errors_of_few_patients_hold_the_truth():
+    """Ordinary errors of a deviation of 8, twenty patients: Student's on the plain scale held the RMSE in 0.91."""
+    expected, held = {"mae": 8 * np.sqrt(2 / np.pi), "rmse": 8.0}, {"mae": 0, "rmse": 0}
+    for number in range(300):
+        rng = np.random.default_rng([9, number])
+        truth = rng.normal(55, 12, 20)
+        for name, (_, found) in interval_of_errors(truth, truth + rng.normal(0, 8, 20)).items():
+            assert found is not None
+            held[name] += found.low <= expected[name] <= found.high
+    assert all(0.915 <= num / 300 <= 0.985 for num in held.values()), held
+
+
 def test_hanley_s_variance_is_that_of_exponential_scores():
     rng = np.random.default_rng(0)
     positive, negative = rng.exponential(9, (4000, 20, 1)), rng.exponential(1, (4000, 1, 30))
