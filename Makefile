@@ -50,9 +50,12 @@ bench: .venv/installed
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
 	touch $@
 
+# Google Cloud's lock has what requirements.lock has at the same versions, so that it can be installed beside it.
 lock:
 	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras --universal --generate-hashes --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile --group gcp --constraint requirements.lock --universal --generate-hashes --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --quiet --output-file clusters/gcp.lock
 
 clean:
 	rm -rf .venv runs

@@ -46,12 +46,12 @@ def check(name: str, text: str) -> tuple[str, list[Mistake]]:
     """
     path = Path(name)
     if path.suffix == ".lock":
-        return "a lock", sorted(check_lock(text))
+        return "a lock", sorted(set(check_lock(text)))
     found = list(secrets_in(text))
     if "dockerfile" in path.name.lower():
-        return "a Dockerfile", sorted(found + list(check_dockerfile(text)))
+        return "a Dockerfile", sorted({*found, *check_dockerfile(text)})
     if path.suffix == ".sh" or re.match(r"#!.*\bbash\b", text):
-        return "a shell recipe", sorted(found + list(check_shell(text)))
+        return "a shell recipe", sorted({*found, *check_shell(text)})
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"{name}: neither a .yaml, a .sh, a .lock nor a Dockerfile; see python -m clusters --help")
     try:
@@ -61,8 +61,8 @@ def check(name: str, text: str) -> tuple[str, list[Mistake]]:
     if not isinstance(document.value, dict):
         raise InputError(f"{name}: not a cluster's file; expected `key: value` lines")
     if "kind" in document.value or "apiVersion" in document.value:
-        return f"a {document.value.get('kind')} of KubeRay", sorted(found + list(check_kuberay(document)))
-    return "a cluster for `ray up`", sorted(found + list(check_ray_up(document)))
+        return f"a {document.value.get('kind')} of KubeRay", sorted({*found, *check_kuberay(document)})
+    return "a cluster for `ray up`", sorted({*found, *check_ray_up(document)})
 
 
 def _read(name: str) -> str:

@@ -37,6 +37,11 @@ constants.ENABLE_RAY_CLUSTER = True
 services.get_node_ip_address = lambda address=None: "127.0.0.1"
 scripts.main()'
 
+mine() { # the folder is this user's, and so is a link to it: else somebody else could read the token, or give one
+    [ -O "$STATE" ] && [ "$(stat -c %u "$STATE")" = "$UID" ] ||
+        { echo "$STATE belongs to somebody else; set MANYVIEW_LOCAL to a folder of yours" >&2; exit 2; }
+}
+
 processes() { # ids of this cluster's processes, one a line: they inherit a mark that no other process has
     grep -lzxF "MANYVIEW_LOCAL_CLUSTER=$STATE" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3
 }
@@ -44,6 +49,7 @@ processes() { # ids of this cluster's processes, one a line: they inherit a mark
 start() { # start NAME option…: one Ray node in a session of its own, until it is killed; returns once it runs
     local name=$1 attempt
     shift
+    rm -f "$STATE/$name.log"
     for attempt in 1 2 3; do # Ray gives a node half a minute, which a busy machine may need more than
         MANYVIEW_LOCAL_CLUSTER=$STATE setsid python -c "$RAY_START" start --block --node-ip-address=127.0.0.1 \
             --dashboard-agent-listen-port=0 --object-store-memory="${MANYVIEW_OBJECT_STORE:-500000000}" \
@@ -66,6 +72,10 @@ start() { # start NAME option…: one Ray node in a session of its own, until it
 up() {
     [ -z "$(processes)" ] || { echo "this cluster is up already; take it down with: $0 down" >&2; exit 2; }
     mkdir -p "$STATE"
+    mine
+    chmod 700 "$STATE"
+    # Files of before would keep their modes, and links would be followed.
+    rm -rf "$STATE/ray" "$STATE/ids" "$RAY_AUTH_TOKEN_PATH"
     : >"$STATE/ids"
     head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"
     # A head without cores: only the drivers of jobs run there.
@@ -93,6 +103,7 @@ down() {
     echo "all processes of this cluster are gone"
 }
 
+[ ! -e "$STATE" ] || mine
 case ${1:-} in
     up) up ;;
     down) down ;;

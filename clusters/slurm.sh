@@ -48,22 +48,23 @@ workers=cluster.num_workers=$((SLURM_JOB_NUM_NODES * gpus))
     *) echo "no GPUs on these nodes; say how many workers, as cluster.num_workers=$SLURM_JOB_NUM_NODES" >&2; exit 2 ;;
 esac
 
-# The driver runs on this node, the first. Told to leave, Slurm's processes on all nodes would end at once: so it alone is.
+# The driver runs on this node, the first. Told to leave, Slurm's processes on all nodes would end at once: it alone is.
 driver=$PWD/.manyview-$SLURM_JOB_ID.pid
 trap 'rm -f "$driver"' EXIT
+srun= told= early=
+tell() { # the driver, as soon as there is one; before srun's process is known it is only noted
+    told=yes
+    [ -n "$srun" ] || { early=yes; return 0; }
+    until [ -s "$driver" ] || ! kill -0 "$srun" 2>/dev/null; do sleep 1; done
+    [ ! -s "$driver" ] || kill -TERM "$(cat "$driver")" || true
+}
+trap tell TERM
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --disable-usage-stats -- \
     bash -c 'echo $$ > "$0"; exec python -u -m pretrain "$@"' "$driver" "$1" ${workers:+"$workers"} "${@:2}" \
     cluster.address="$head:$port" &
 srun=$!
-
-told=
-tell() { # the driver, as soon as there is one
-    told=yes
-    until [ -s "$driver" ] || ! kill -0 "$srun" 2>/dev/null; do sleep 1; done
-    [ ! -s "$driver" ] || kill -TERM "$(cat "$driver")" || true
-}
-trap tell TERM
+[ -z "$early" ] || tell
 while :; do # being told ends a `wait` with a code that is not srun's own, which the next `wait` returns
     told=
     code=0

@@ -1,11 +1,14 @@
 """What clusters/slurm.sh passes on when its time is nearly over, with stand-ins for Slurm and Ray."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.fault_runs import ROOT, wait_for
 
@@ -25,8 +28,10 @@ time.sleep(60)
 """
 
 
-def batch(folder: Path, *words: str, gpus: int = 4, before_driver: str = "") -> "subprocess.Popen[str]":
-    """The script on two nodes, the driver of which stands in for Manyview."""
+def batch(
+    folder: Path, *words: str, gpus: int = 4, before_driver: str = "", told_before: str = ""
+) -> "subprocess.Popen[str]":
+    """The script on two nodes, the driver of which stands in for Manyview; told to leave before one of its commands."""
     token, bin_folder = folder / "token", folder / ".venv/bin"
     bin_folder.mkdir(parents=True)
     token.touch(0o600)
@@ -44,6 +49,10 @@ def batch(folder: Path, *words: str, gpus: int = 4, before_driver: str = "") -> 
     slurm |= {"GPUS_ON_NODE": str(gpus)} if gpus else {}
     environment = {**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}}
     environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    if told_before:
+        told = f"[[ $BASH_COMMAND != '{told_before}'* ]] || {{ kill -TERM $$; trap - DEBUG; }}"
+        (folder / "told.sh").write_text(f"trap {shlex.quote(told)} DEBUG\n")
+        environment["BASH_ENV"] = str(folder / "told.sh")
     script = ["bash", str(ROOT / "clusters/slurm.sh"), *words]
     return subprocess.Popen(script, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -83,6 +92,15 @@ def test_a_ray_that_does_not_come_up_meanwhile_ends_the_script_with_its_own_code
     script.send_signal(signal.SIGTERM)
     assert ended(script) == 7
     assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("command", ["srun --kill", "srun=$!", "[ -z ", "wait"])
+def test_a_term_at_any_moment_of_the_start_leaves_no_driver_behind(tmp_path: Path, command: str) -> None:
+    script = batch(tmp_path, "recipe.yaml", told_before=command)
+    assert ended(script) == 143
+    assert not list(tmp_path.glob(".manyview-*"))
+    time.sleep(2)  # a driver that had been left behind would have started by now
+    assert (tmp_path / "told").exists() or not (tmp_path / "started").exists()
 
 
 def test_nodes_without_gpus_want_a_number_of_workers(tmp_path: Path) -> None:

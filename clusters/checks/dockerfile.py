@@ -1,11 +1,12 @@
 """Dockerfiles: everything pinned, nothing fetched unseen, not as root, and no more copied than is meant."""
 
+import json
 import re
 from collections.abc import Iterator
 
-from clusters.checks.images import is_pinned, unpinned_installs
+from clusters.checks.images import is_pinned, wrong_installs
 from clusters.checks.mistakes import Mistake
-from clusters.checks.ray_options import TOKENS_OFF
+from clusters.checks.tokens import turns_tokens_off
 from clusters.config import nearest
 
 # fmt: off
@@ -14,6 +15,11 @@ INSTRUCTIONS = [
     "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
 ]
 # fmt: on
+
+# Variables by which pip and uv are told the same as by their options.
+INSTALLERS = re.compile(
+    r"\b(?:PIP|UV)_(?:\w*INDEX\w*|FIND_LINKS|TRUSTED_HOST|INSECURE_HOST|CONFIG_FILE|\w*_HASHES|CONSTRAINT)\b"
+)
 
 
 def check_dockerfile(text: str) -> Iterator[Mistake]:
@@ -32,7 +38,10 @@ def check_dockerfile(text: str) -> Iterator[Mistake]:
             yield Mistake(line, "COPY . takes whatever lies in the folder", mend)
         if word == "RUN":
             yield from _check_run(line, rest)
-        if TOKENS_OFF.search(rest) or (word == "ENV" and rest.startswith("RAY_AUTH_MODE ")):
+        if word in ("ARG", "ENV", "RUN") and (setting := INSTALLERS.search(rest)):
+            what = f"{setting[0]} turns hashes off or takes packages from elsewhere"
+            yield Mistake(line, what, "take it out: the lock says which files are right")
+        if turns_tokens_off(rest) or (word == "ENV" and rest.startswith("RAY_AUTH_MODE ")):
             yield Mistake(line, "token authentication is turned off", "write `ENV RAY_AUTH_MODE=token`")
     if not any(re.search(r"--require-hashes [^&;]*requirements\.lock", rest) for _, _, rest in instructions):
         yield Mistake(1, "packages do not come from requirements.lock by hash", "`uv pip sync --require-hashes` it")
@@ -50,8 +59,10 @@ def _check_run(line: int, command: str) -> Iterator[Mistake]:
         yield Mistake(line, "what is downloaded is run unseen", "install from the lock or from the distribution")
     if "sudo " in command:
         yield Mistake(line, "sudo has no place in an image", "do it before USER")
-    for package in unpinned_installs(command):
-        yield Mistake(line, f"{package} is installed in whatever version there is", f"write {package}==VERSION")
+    if re.search(r"\buv\s+(?:add|run|sync|tool)\b|\b(?:uvx|pipx|conda|mamba|micromamba|easy_install)\s", command):
+        yield Mistake(line, "this installs what requirements.lock does not hold", "install from the lock by uv pip")
+    for what, mend in wrong_installs(command):
+        yield Mistake(line, what, mend)
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
@@ -67,4 +78,13 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
         number += 1
         if joined and not joined.startswith("#"):
             word, _, rest = joined.partition(" ")
-            yield first + 1, word.upper(), rest.strip()
+            yield first + 1, word.upper(), _joined(rest.strip())
+
+
+def _joined(rest: str) -> str:
+    """What an instruction says, its words joined where it lists them: RUN ["pip", "install", "x"]."""
+    try:
+        words = json.loads(rest)
+    except ValueError:
+        return rest
+    return " ".join(map(str, words)) if isinstance(words, list) else rest

@@ -6,11 +6,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from clusters.checks.images import is_pinned
 from clusters.checks.mistakes import Mistake
-from clusters.checks.pods import Anything, Fields, Metadata, PodTemplate, Quantity, Resources, Variable
-from clusters.checks.ray_options import tokens_off
-from clusters.checks.secrets import is_secret_name
+from clusters.checks.open_pods import check_container, check_pod
+from clusters.checks.pods import (
+    Anything,
+    ContainerSecurity,
+    Fields,
+    Metadata,
+    PodTemplate,
+    Quantity,
+    Resources,
+    Service,
+    Variable,
+)
+from clusters.checks.tokens import tokens_off
 from clusters.checks.yaml_lines import Document
 from clusters.config import nearest
 
@@ -34,7 +43,7 @@ class AutoscalerOptions(Fields):
     env: list[Variable] | None = None
     envFrom: list[Anything] | None = None
     volumeMounts: list[Anything] | None = None
-    securityContext: Anything | None = None
+    securityContext: ContainerSecurity | None = None
 
 
 class HeadGroup(Fields):
@@ -43,7 +52,7 @@ class HeadGroup(Fields):
     template: PodTemplate
     rayStartParams: dict[str, str] | None = None
     serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
-    headService: Anything | None = None
+    headService: Service | None = None
     enableIngress: bool | None = None
     labels: dict[str, str] | None = None
     resources: dict[str, Quantity] | None = None
@@ -150,6 +159,9 @@ def check_kuberay(document: Document) -> Iterator[Mistake]:
     cluster = document.value["spec"] if kind is RayCluster else document.value["spec"].get("rayClusterSpec")
     if cluster is not None:
         yield from _check_cluster(document, path, cluster)
+    submitter = document.value["spec"].get("submitterPodTemplate")
+    if submitter is not None:
+        yield from check_pod(document, ["spec", "submitterPodTemplate"], submitter)
 
 
 def _wrong_fields(document: Document, kind: type[BaseModel], error: ValidationError) -> Iterator[Mistake]:
@@ -190,42 +202,30 @@ def _check_cluster(document: Document, path: list[str | int], cluster: dict[str,
     if cluster.get("rayVersion") != ours:
         what = f"rayVersion is {cluster.get('rayVersion')} and this project's Ray is {ours}"
         yield Mistake(document.line([*path, "rayVersion"]), what, f"write `rayVersion: {ours}`")
+    if cluster.get("autoscalerOptions"):
+        yield from check_container(document, [*path, "autoscalerOptions"], cluster["autoscalerOptions"])
     head = cluster["headGroupSpec"]
-    if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
-        key = "serviceType" if head.get("serviceType", "ClusterIP") != "ClusterIP" else "enableIngress"
-        line = document.line([*path, "headGroupSpec", key])
+    for place in _open_head(head):
+        line = document.line([*path, "headGroupSpec", *place])
         yield Mistake(line, "the head, which runs jobs, is open to others", "ClusterIP, and come by port-forward")
-    yield from _check_pod(document, [*path, "headGroupSpec", "template"], head["template"])
+    yield from check_pod(document, [*path, "headGroupSpec", "template"], head["template"])
     for place, group in enumerate(cluster.get("workerGroupSpecs") or []):
         here = [*path, "workerGroupSpecs", place]
         low, now, high = (group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas"))
         if not low <= now <= high:
             what = f"replicas: {now} is not between minReplicas {low} and maxReplicas {high}"
             yield Mistake(document.line([*here, "replicas"]), what, "mend one of them")
-        yield from _check_pod(document, [*here, "template"], group["template"])
+        yield from check_pod(document, [*here, "template"], group["template"])
 
 
-def _check_pod(document: Document, path: list[str | int], template: dict[str, Any]) -> Iterator[Mistake]:
-    pod, path = template["spec"], [*path, "spec"]
-    if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
-        mend = "add `securityContext: {runAsNonRoot: true, runAsUser: 1000}`"
-        yield Mistake(document.line([*path, "securityContext", "runAsNonRoot"]), "the pod may run as root", mend)
-    volumes = {volume["name"] for volume in pod.get("volumes") or []}
-    for place, container in enumerate(pod["containers"]):
-        here = [*path, "containers", place]
-        if not is_pinned(container["image"]):
-            what = f"the image {container['image']} is not pinned"
-            yield Mistake(document.line([*here, "image"]), what, "give a tag with a full version (:0.1.0) or a digest")
-        if (container.get("securityContext") or {}).get("privileged"):
-            line = document.line([*here, "securityContext", "privileged"])
-            yield Mistake(line, "a privileged container owns its node", "take `privileged` out")
-        for number, variable in enumerate(container.get("env") or []):
-            if is_secret_name(variable["name"]) and variable.get("value"):
-                what = f"the value of {variable['name']} stands in the file"
-                yield Mistake(document.line([*here, "env", number]), what, "use valueFrom.secretKeyRef")
-        for number, mount in enumerate(container.get("volumeMounts") or []):
-            if mount["name"] not in volumes:
-                line = document.line([*here, "volumeMounts", number])
-                yield Mistake(
-                    line, f"no volume is named {mount['name']}{nearest(mount['name'], sorted(volumes))}", "mend it"
-                )
+def _open_head(head: dict[str, Any]) -> Iterator[list[str]]:
+    """Where the head's service is one that others than the cluster's own pods can reach."""
+    if head.get("serviceType", "ClusterIP") != "ClusterIP":
+        yield ["serviceType"]
+    if head.get("enableIngress"):
+        yield ["enableIngress"]
+    service = (head.get("headService") or {}).get("spec") or {}
+    if service.get("type", "ClusterIP") != "ClusterIP":
+        yield ["headService", "spec", "type"]
+    if service.get("externalIPs"):
+        yield ["headService", "spec", "externalIPs"]

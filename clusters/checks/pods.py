@@ -136,6 +136,25 @@ class PodSecurity(Fields):
     supplementalGroups: list[int] | None = None
 
 
+class ServiceSpec(Fields):
+    """A service, as far as it is looked at: Kubernetes has more fields, and refuses what it does not know itself."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] | None = None
+    externalIPs: list[str] | None = None
+
+
+class Service(Fields):
+    """What a Ray head is reached by."""
+
+    apiVersion: str | None = None
+    kind: Literal["Service"] | None = None
+    metadata: Metadata | None = None
+    spec: ServiceSpec | None = None
+    status: Anything | None = None
+
+
 class Toleration(Fields):
     """A taint of nodes that a pod puts up with."""
 

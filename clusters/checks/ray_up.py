@@ -2,20 +2,23 @@
 
 import copy
 import functools
-import ipaddress
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
+from clusters.checks.docker_options import wrong_docker_options, wrong_docker_runs
+from clusters.checks.firewall import too_wide
 from clusters.checks.images import is_pinned, unpinned_installs
 from clusters.checks.mistakes import Mistake
-from clusters.checks.ray_options import tokens_off, wrong_options
+from clusters.checks.ray_options import wrong_options
+from clusters.checks.tokens import tokens_off
+from clusters.checks.words import commands_in
 from clusters.checks.yaml_lines import Document
 from clusters.config import InputError, nearest
 
 COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+RUN_OPTIONS = ("run_options", "head_run_options", "worker_run_options")
 STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
 TOKEN_MODE = "RAY_AUTH_MODE=token"
 # Instances of Compute Engine and their scheduling, as its REST reference has them; Ray passes them on unread.
@@ -44,6 +47,7 @@ def check_ray_up(document: Document) -> Iterator[Mistake]:
     yield from _check_prepared(document)
     config = document.value
     yield from _check_authentication(document, config)
+    yield from _check_openings(document, config)
     yield from _check_pins(document, config)
     for name, node_type in (config.get("available_node_types") or {}).items():
         path = ("available_node_types", name, "node_config")
@@ -91,7 +95,7 @@ def _check_authentication(document: Document, config: dict[str, Any]) -> Iterato
     for path in tokens_off(config):
         yield Mistake(document.line(list(path)), "token authentication is turned off", f"write {TOKEN_MODE}")
     docker = config.get("docker") or {}
-    in_container = any(TOKEN_MODE in option for option in docker.get("run_options", []))
+    in_container = any(TOKEN_MODE in str(option) for option in docker.get("run_options", []))
     for key in STARTS:
         commands = config.get(key)
         if not commands:
@@ -101,25 +105,33 @@ def _check_authentication(document: Document, config: dict[str, Any]) -> Iterato
             line = document.line([key, place])
             if re.search(r"\bray start\b", command) and TOKEN_MODE not in command and not in_container:
                 yield Mistake(line, "`ray start` without token authentication", f"put {TOKEN_MODE} before it")
-            for what, mend in wrong_options(" ".join(command.split())):
+            for what, mend in wrong_options(command):
                 yield Mistake(line, what, mend)
     if not any(str(target).endswith(".ray/auth_token") for target in config.get("file_mounts") or {}):
         mend = "add `~/.ray/auth_token: ~/.ray/auth_token` to file_mounts"
         yield Mistake(document.line(["file_mounts"]), "the nodes get no token file", mend)
+
+
+def _check_openings(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
+    """What lets others in: firewall rules, and containers with ports or rights of their machine."""
     rules = (config["provider"].get("security_group") or {}).get("IpPermissions") or []
-    for place, rule in enumerate(rules):
-        path = ["provider", "security_group", "IpPermissions", place]
-        if _is_open_to_all(rule) and (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
-            yield Mistake(document.line(path), "a port is open to the whole internet", "open 22 alone, and tunnel")
-
-
-def _is_open_to_all(rule: dict[str, Any]) -> bool:
-    """Whether a rule names all addresses, however they are spelt (::/0, 0::/0, 10.0.0.1/0)."""
-    for network in re.findall(r"[\da-fA-F.:]+/\d+", str(rule)):
-        with suppress(ValueError):
-            if ipaddress.ip_network(network, strict=False).prefixlen == 0:
-                return True
-    return False
+    for place, network in too_wide(rules):
+        line = document.line(["provider", "security_group", "IpPermissions", place])
+        whom = "the whole internet" if network.prefixlen == 0 else f"all of {network}"
+        yield Mistake(line, f"a port is open to {whom}", "open 22 alone, and tunnel")
+    types = config.get("available_node_types") or {}
+    sections: list[tuple[list[str], Any]] = [(["docker"], config.get("docker"))]
+    sections += [(["available_node_types", name, "docker"], types[name].get("docker")) for name in types]
+    for path, docker in sections:
+        for key in RUN_OPTIONS:
+            options = enumerate((docker or {}).get(key) or [])
+            words = [(n, word) for n, option in options for part in commands_in(str(option)) for word in part]
+            for place, what, mend in wrong_docker_options([word for _, word in words]):
+                yield Mistake(document.line([*path, key, words[place][0]]), what, mend)
+    for key in (*COMMANDS, *STARTS):
+        for place, command in enumerate(config.get(key) or []):
+            for what, mend in wrong_docker_runs(command):
+                yield Mistake(document.line([key, place]), what, mend)
 
 
 def _check_pins(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:

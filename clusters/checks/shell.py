@@ -4,8 +4,10 @@ import re
 import subprocess
 from collections.abc import Iterator
 
-from clusters.checks.mistakes import Mistake, line_at
-from clusters.checks.ray_options import TOKENS_OFF, wrong_options
+from clusters.checks.docker_options import wrong_docker_runs
+from clusters.checks.mistakes import Mistake
+from clusters.checks.ray_options import wrong_options
+from clusters.checks.tokens import turns_tokens_off
 from clusters.config import nearest
 
 # Options of sbatch (long form) that a recipe may have need of.
@@ -35,16 +37,18 @@ def check_shell(text: str) -> Iterator[Mistake]:
         if not re.search(pattern, code):
             yield Mistake(1, what, mend)
     forbidden = {
-        TOKENS_OFF: ("token authentication is turned off", "set RAY_AUTH_MODE=token"),
+        r"(?:^|[\s;])umask\s+(?!0?77\b|-)": ("files are opened to others again", "leave `umask 077` as it is"),
         r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
         r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),
         r"\b(?:curl|wget)\b[^\n|]*\|\s*(?:ba)?sh\b": ("what is downloaded is run unseen", "install from the lock"),
     }
-    for pattern, (what, mend) in forbidden.items():
-        for match in re.finditer(pattern, code):
-            yield Mistake(line_at(code, match.start()), what, mend)
     for number, command in _commands(code):
-        for what, mend in wrong_options(command):
+        for pattern, (what, mend) in forbidden.items():
+            if re.search(pattern, command):
+                yield Mistake(number, what, mend)
+        if turns_tokens_off(command):
+            yield Mistake(number, "token authentication is turned off", "set RAY_AUTH_MODE=token")
+        for what, mend in (*wrong_options(command), *wrong_docker_runs(command)):
             yield Mistake(number, what, mend)
     yield from _check_sbatch(text, code)
 

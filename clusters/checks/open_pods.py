@@ -1,0 +1,68 @@
+"""Pods that are open to others: to their node's own network and files, as root, or by what no check sees."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from clusters.checks.images import is_pinned
+from clusters.checks.mistakes import Mistake
+from clusters.checks.secrets import is_secret_name
+from clusters.checks.yaml_lines import Document
+from clusters.config import nearest
+
+Path = list[str | int]
+
+
+def check_pod(document: Document, path: Path, template: dict[str, Any]) -> Iterator[Mistake]:
+    """What is wrong with the pods of a template."""
+    pod, path = template["spec"], [*path, "spec"]
+    if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
+        mend = "add `securityContext: {runAsNonRoot: true, runAsUser: 1000}`"
+        yield Mistake(document.line([*path, "securityContext", "runAsNonRoot"]), "the pod may run as root", mend)
+    if pod.get("hostNetwork"):
+        line = document.line([*path, "hostNetwork"])
+        yield Mistake(line, "the pod's ports, the dashboard's too, are its node's own", "take `hostNetwork` out")
+    volumes = pod.get("volumes") or []
+    for place, volume in enumerate(volumes):
+        if volume.get("hostPath") is not None:
+            line = document.line([*path, "volumes", place, "hostPath"])
+            yield Mistake(line, "the pod reaches into its node's own files", "use a claim or an emptyDir")
+    for kind in ("initContainers", "containers"):
+        for place, container in enumerate(pod.get(kind) or []):
+            here = [*path, kind, place]
+            yield from check_container(document, here, container)
+            yield from _check_mounts(document, here, container, [volume["name"] for volume in volumes])
+
+
+def check_container(document: Document, path: Path, container: dict[str, Any]) -> Iterator[Mistake]:
+    """What is wrong with one container, the autoscaler's too, which may be left without an image."""
+    image = container.get("image")
+    if image is not None and not is_pinned(image):
+        mend = "give a tag with a full version (:0.1.0) or a digest"
+        yield Mistake(document.line([*path, "image"]), f"the image {image} is not pinned", mend)
+    rights = container.get("securityContext") or {}
+    here = [*path, "securityContext"]
+    if rights.get("privileged"):
+        line = document.line([*here, "privileged"])
+        yield Mistake(line, "a privileged container owns its node", "take `privileged` out")
+    if rights.get("runAsNonRoot") is False:
+        line = document.line([*here, "runAsNonRoot"])
+        yield Mistake(line, "the container may run as root", "take it out: the pod's `runAsNonRoot: true` holds then")
+    for number, port in enumerate(container.get("ports") or []):
+        if port.get("hostPort"):
+            line = document.line([*path, "ports", number, "hostPort"])
+            yield Mistake(line, f"port {port['hostPort']} of the node is open to others", "take `hostPort` out")
+    if container.get("envFrom"):
+        what = "envFrom brings variables that no check sees, which may turn token authentication off"
+        yield Mistake(document.line([*path, "envFrom"]), what, "name each one in env, with valueFrom")
+    for number, variable in enumerate(container.get("env") or []):
+        if is_secret_name(variable["name"]) and variable.get("value"):
+            what = f"the value of {variable['name']} stands in the file"
+            yield Mistake(document.line([*path, "env", number]), what, "use valueFrom.secretKeyRef")
+
+
+def _check_mounts(document: Document, path: Path, container: dict[str, Any], volumes: list[str]) -> Iterator[Mistake]:
+    for number, mount in enumerate(container.get("volumeMounts") or []):
+        if mount["name"] not in volumes:
+            line = document.line([*path, "volumeMounts", number])
+            what = f"no volume is named {mount['name']}{nearest(mount['name'], sorted(volumes))}"
+            yield Mistake(line, what, "mend it")
