@@ -17,27 +17,20 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 from data import jpeg
 from data.colour import pixels_to_srgb, to_srgb
 from data.hashes import difference_hash, pixel_hash
-from data.jpeg import encode_jpeg
+from data.jpeg import BadImage, encode_jpeg
 
 # Formats that are read: no EPS or PDF (they would run an interpreter), nothing exotic.
 FORMATS = ("JPEG", "PNG", "TIFF", "JPEG2000", "WEBP", "BMP", "GIF", "PPM")
 Image.init()
 # Pillow's own limit would stand in the way of max_pixels, which `decode` holds against every header itself.
 Image.MAX_IMAGE_PIXELS = None
+MAX_PIXELS = 200_000_000  # of an image, unless an import says otherwise; so that a small file cannot fill the memory
 DEEP_BITS = (10, 12, 14, 16)
 TIFF_BITS_PER_SAMPLE = 258
 TIFF_PHOTOMETRIC = 262
 BURNED_IN = "burned-in annotation"
 BURNED_IN_MEND = "give burned_in=leave_out, or burned_in=keep where somebody has looked at them"
 Pixels = NDArray[np.uint8]
-
-
-class BadImage(ValueError):
-    """An image that cannot be used. `reason` is one of a few words that the manifest counts."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class StoredImage:
     dhash: int
 
 
-def decode(content: bytes, max_pixels: int = 200_000_000, burned_in: str = "keep") -> Pixels:
+def decode(content: bytes, max_pixels: int = MAX_PIXELS, burned_in: str = "keep") -> Pixels:
     """Decode an image file whole: upright uint8 pixels, `(H, W, 3)` RGB or `(H, W, 1)` grey.
 
     Pixels of more than 8 bits are scaled by the bits that they use, never clipped (`_scale_to_8_bit`); transparency
@@ -68,9 +61,7 @@ def decode(content: bytes, max_pixels: int = 200_000_000, burned_in: str = "keep
         return decode_dicom(content, max_pixels, burned_in)
     header = jpeg.read_header(content)
     if header is not None and header.plain:
-        if header.width * header.height > max_pixels:
-            raise BadImage("too large")
-        pixels = jpeg.decode_plain(content, header.channels)
+        pixels = jpeg.decode_plain(content, header.channels, max_pixels)
         if pixels is not None:  # else Pillow finds out what is wrong, or bears with it
             return jpeg.upright(pixels_to_srgb(pixels, header.icc), header.orientation)
     return _decode_with_pillow(content, max_pixels)
@@ -241,10 +232,10 @@ def decode_stored(content: bytes) -> Pixels:
     """Decode an image of a shard: uint8 `(H, W, 3)` RGB, upright; grey has three equal channels.
 
     Our own JPEGs go straight through; an adopted one with EXIF or a colour profile, or any other format, is
-    decoded as the import would. Raises BadImage.
+    decoded as the import would. Raises BadImage, also for one that says of itself that it has over MAX_PIXELS.
     """
     if jpeg.is_bare(content):
-        pixels = jpeg.decode_plain(content, 3)
+        pixels = jpeg.decode_plain(content, 3, MAX_PIXELS)
         if pixels is not None:
             return pixels
     pixels = decode(content)

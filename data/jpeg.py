@@ -1,4 +1,4 @@
-"""JPEG files: what their header says, without decoding them, and the fast way in and out."""
+"""JPEG files and JPEG 2000 streams: what their headers say, without decoding them, and the fast way in and out."""
 
 import re
 import warnings
@@ -14,7 +14,19 @@ ORIENTATION_TAG = 0x0112
 EXIF, ICC = b"Exif\0\0", b"ICC_PROFILE\0"
 FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0-15 and JPEG-LS
 PLAIN_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive (ITU-T T.81, table B.1)
+# T.81, table B.1: reserved, RST0-7, SOI and EOI. No decoder expects a length behind them, so none is believed.
+WITHOUT_LENGTH = {*range(0xC0), *range(0xD0, 0xDA)}
+START_OF_2000 = b"\xff\x4f\xff\x51"  # SOC and SIZ (ITU-T T.800, A.5.1)
+START_OF_JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"  # the signature box (T.800, I.5.1)
 XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([1-8])")
+
+
+class BadImage(ValueError):
+    """An image that cannot be used. `reason` is one of a few words that the manifest counts."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,10 @@ def is_bare(content: bytes) -> bool:
 
 
 def read_header(content: bytes) -> JpegHeader | None:
-    """Walk the segments up to the first scan; None where this is no whole JPEG header."""
+    """Walk the segments up to the first scan; None where this is no whole JPEG header, or one of two sizes.
+
+    What decoders pass over or end at is not walked over either: a second header, of another size, could hide there.
+    """
     if content[:2] != b"\xff\xd8":
         return None
     place, frame, exif, xmp, profile = 2, None, b"", b"", {}
@@ -44,6 +59,8 @@ def read_header(content: bytes) -> JpegHeader | None:
         if marker == 0xFF:  # filling
             place += 1
             continue
+        if marker in WITHOUT_LENGTH or (marker in FRAME_MARKERS and frame is not None):
+            return None
         body, place = place + 4, place + 2 + int.from_bytes(content[place + 2 : place + 4], "big")
         if marker in FRAME_MARKERS:
             frame = marker, content[body : body + 6]
@@ -99,8 +116,17 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(np.rot90(pixels, turns))
 
 
-def decode_plain(content: bytes, channels: int) -> Pixels | None:
-    """The pixels of a plain JPEG as they lie, `(H, W, channels)`; None where not a byte may be missing but one is."""
+def decode_plain(content: bytes, channels: int, max_pixels: int) -> Pixels | None:
+    """The pixels of a plain JPEG as they lie, `(H, W, channels)`; None where not a byte may be missing but one is.
+
+    Raises BadImage, too large, before anything is decoded: the size is that which the decoder itself finds.
+    """
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    if int(height) * int(width) > max_pixels:
+        raise BadImage("too large")
     try:
         return simplejpeg.decode_jpeg(content, colorspace="RGB" if channels == 3 else "GRAY")
     except ValueError:
@@ -113,3 +139,39 @@ def encode_jpeg(pixels: Pixels, quality: int = 92) -> bytes:
     if pixels.shape[2] == 1:
         return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="444")
+
+
+def codestream(stream: bytes) -> bytes:
+    """A JPEG 2000 stream without the boxes of a JP2 file around it; anything else as it is.
+
+    Raises BadImage where the boxes (ITU-T T.800, I.4) do not lead to a codestream.
+    """
+    if not stream.startswith(START_OF_JP2):
+        return stream
+    place = 0
+    while place + 8 <= len(stream):
+        length, kind = int.from_bytes(stream[place : place + 4], "big"), stream[place + 4 : place + 8]
+        body = place + 8
+        if length == 1:  # the length stands behind the kind
+            length, body = int.from_bytes(stream[body : body + 8], "big"), body + 8
+        end = place + length if length else len(stream)
+        if kind == b"jp2c":
+            return stream[body:end]
+        if end < body:
+            break
+        place = end
+    raise BadImage("undecodable")
+
+
+def stream_shape(stream: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and channels that a JPEG, JPEG-LS or JPEG 2000 stream gives itself; None where it gives none.
+
+    A codec allocates by these, whatever is told elsewhere. The stream begins with its first marker, or has no shape.
+    """
+    if not stream.startswith(START_OF_2000):
+        header = read_header(stream)
+        return None if header is None else (header.height, header.width, header.channels)
+    if len(stream) < 42:
+        return None
+    right, bottom, left, top = (int.from_bytes(stream[8 + 4 * i : 12 + 4 * i], "big") for i in range(4))
+    return bottom - top, right - left, int.from_bytes(stream[40:42], "big")

@@ -28,8 +28,9 @@ from data.__main__ import main
 from data.cases import RawDataset
 from data.dataset import Dataset as ManyviewDataset
 from data.dataset import open_dataset
+from data.dicom.decode import read_header
 from data.dicom.headers import header_of
-from data.images import BadImage, canonical, decode
+from data.images import BadImage, canonical, decode, encode_jpeg
 from data.shards import write_dataset
 from data.sources import read_raw, source_module
 
@@ -305,6 +306,92 @@ def test_a_deflated_bomb_is_refused_before_it_unfolds() -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = packer.compress(bytes(2**27)) + packer.flush()
     assert refused(content[:start] + bomb, max_pixels=10_000) == "too large"
+
+
+def read_only_header(content: bytes, max_pixels: int) -> object:
+    return read_header(io.BytesIO(content), ("PatientID",), max_pixels)
+
+
+@pytest.mark.parametrize("read", [decode, read_only_header])
+@pytest.mark.parametrize("length", [20, 5_000, 65_000])
+def test_a_deflated_bomb_is_not_hidden_by_a_long_element_before_its_syntax(
+    read: Callable[..., object], length: int
+) -> None:
+    def element(number: int, kind: bytes, value: bytes) -> bytes:
+        value += bytes(len(value) % 2)
+        return struct.pack("<HH2sH", 2, number, kind, len(value)) + value
+
+    meta = element(2, b"UI", b"1.2.840.10008.5.1.4.1.1.7") + element(3, b"UI", b"1." + b"3" * length)
+    meta += element(0x10, b"UI", DEFLATED.encode())
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    private = struct.pack("<HH2sHI", 0x7FE1, 0x10, b"OB", 0, 2**27)
+    bomb = packer.compress(private + bytes(2**27)) + packer.flush()
+    with pytest.raises(BadImage, match="too large"):
+        read(bytes(128) + b"DICM" + element(0, b"UL", struct.pack("<I", len(meta))) + meta + bomb, max_pixels=10_000)
+
+
+def jp2(pixels: np.ndarray, size: int | None = None, before: bytes = b"") -> bytes:
+    """A JP2 file, its codestream and header claiming a square of this size, with boxes before the codestream."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG2000")
+    content = bytearray(buffer.getvalue())
+    if size is not None:
+        header, start = content.find(b"ihdr"), content.find(b"\xff\x4f\xff\x51")
+        for place in (header + 4, start + 8, start + 24):
+            content[place : place + 8] = struct.pack(">II", size, size)
+    place = content.find(b"jp2c") - 4
+    return bytes(content[:place]) + before + bytes(content[place:])
+
+
+def in_dicom(stream: bytes, **tags: Any) -> bytes:
+    dataset = dataset_of(phantom(), **tags)
+    dataset.file_meta.TransferSyntaxUID = J2K
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    return written(dataset)
+
+
+BOXES = {
+    "free": struct.pack(">I", 5008) + b"free" + bytes(5000),
+    "long": struct.pack(">I4sQ", 1, b"free", 5016) + bytes(5000),
+    "two": (struct.pack(">I", 8) + b"free") * 2,
+    "none": b"",
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_do_not_hide_the_size_of_a_stream(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = decode(in_dicom(jp2(phantom(), before=BOXES[name])))
+    assert np.array_equal(whole[:, :, 0], phantom())
+    monkeypatch.setattr("data.dicom.decode._decoded", lambda _: pytest.fail("it was decoded"))
+    assert refused(in_dicom(jp2(phantom(), 20_000, BOXES[name]))) == "undecodable"
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        jp2(phantom())[12:],  # without the signature
+        jp2(phantom(), before=struct.pack(">I", 4) + b"free"),  # shorter than itself
+        jp2(phantom(), before=struct.pack(">I", 0) + b"free"),  # to the end
+        jp2(phantom()).split(b"jp2c")[0],
+        jp2(phantom())[: jp2(phantom()).find(b"jp2c") + 30],
+        bytes(4096) + jp2(phantom()).split(b"jp2c")[1],
+        b"\0" + encode_jpeg(phantom()[:, :, None]),
+        b"\xff\xd8\xff",
+        b"",
+    ],
+)
+def test_a_stream_that_does_not_tell_its_size_is_refused(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.dicom.decode._decoded", lambda _: pytest.fail("it was decoded"))
+    assert refused(in_dicom(stream)) == "undecodable"
+
+
+def test_a_stream_has_as_many_channels_as_its_tags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytearray(jp2(phantom()))
+    start = content.find(b"\xff\x4f\xff\x51")
+    content[start + 40 : start + 42] = struct.pack(">H", 16_384)
+    monkeypatch.setattr("data.dicom.decode._decoded", lambda _: pytest.fail("it was decoded"))
+    assert refused(in_dicom(bytes(content))) == "undecodable"
 
 
 @settings(deadline=None)

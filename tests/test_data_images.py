@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pydicom
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
@@ -17,7 +18,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from clusters.config import InputError
-from data import jpeg
+from data import images, jpeg
 from data.images import BadImage, canonical, decode, decode_stored, encode_jpeg, shrink
 from data.sources.pcam import Patch
 
@@ -435,6 +436,47 @@ def test_too_large_is_known_from_the_header_alone() -> None:
         decode(bomb)
     with pytest.raises(BadImage, match="too large"):
         decode(encoded(Image.fromarray(smooth()), "PNG"), max_pixels=100)
+
+
+def claims(width: int, height: int) -> bytes:
+    """One of our own JPEGs, of less than 1 KB, whose frame header says that it is this large."""
+    content = bytearray(encode_jpeg(np.zeros((64, 64, 3), np.uint8), 90))
+    place = content.find(b"\xff\xc0")
+    content[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("read", [decode, decode_stored])
+@pytest.mark.parametrize("size", [(16_000, 16_000), (65_500, 65_500), (65_500, 3_100)])
+def test_a_jpeg_that_claims_a_huge_size_is_refused_before_it_is_decoded(
+    read: Callable[[bytes], np.ndarray], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = claims(*size)
+    assert len(content) < 1000
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(BadImage, match="too large"):
+        read(content)
+
+
+def test_what_a_stored_jpeg_may_have_is_what_other_images_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode_jpeg(smooth())
+    monkeypatch.setattr(images, "MAX_PIXELS", 40 * 60)
+    assert decode_stored(content).shape == (40, 60, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 40 * 60 - 1)
+    with pytest.raises(BadImage, match="too large"):
+        decode_stored(content)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\x00", b"\xff\xd0"])
+def test_a_header_is_not_hidden_behind_a_marker_without_length(marker: bytes) -> None:
+    huge, small = claims(16_000, 16_000), encode_jpeg(np.zeros((64, 64, 3), np.uint8))
+    hidden = huge[2 : huge.find(b"\xff\xda") + 14]
+    content = b"\xff\xd8" + marker + struct.pack(">H", len(hidden) + 2) + hidden + small[2:]
+    assert jpeg.read_header(content) is None
+    with pytest.raises(BadImage):
+        decode(content)
+    frame = small[small.find(b"\xff\xc0") :][:19]
+    assert jpeg.read_header(small.replace(frame, frame + frame)) is None, "two sizes"
 
 
 @given(st.data())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 NEARLY_SQUARE, MOST_OBLONG = 0.01, 20  # beyond that a tag is wrong rather than a pixel so long
-DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 # Only these are read, so that no other tag is ever in memory as text.
 PIXEL_TAGS = (
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
@@ -61,11 +61,8 @@ def read_header(file: BinaryIO, tags: tuple[str, ...], max_pixels: int) -> "Data
         import pydicom
 
         try:
-            if DEFLATED.encode() in file.read(4096):
-                file.seek(0)
-                content = file.read()
-                _check_inflated_size(content, max_pixels)
-                file = io.BytesIO(content)
+            if deflated := _deflated(file):
+                _check_inflated_size(deflated, max_pixels)
             file.seek(0)
             header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(tags))
             header.file_meta.get("MediaStorageSOPClassUID")
@@ -120,10 +117,10 @@ def _read(content: bytes, max_pixels: int) -> "Dataset":
     import pydicom
     from pydicom.uid import UID
 
-    _check_inflated_size(content, max_pixels)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
+            _check_inflated_size(_deflated(io.BytesIO(content)), max_pixels)
             dataset = pydicom.dcmread(io.BytesIO(content), force=True, specific_tags=list(PIXEL_TAGS))
         except EOFError:
             raise BadImage("truncated") from None
@@ -137,22 +134,25 @@ def _read(content: bytes, max_pixels: int) -> "Dataset":
     return dataset
 
 
-def _check_inflated_size(content: bytes, max_pixels: int) -> None:
-    """Refuse a deflated file (PS3.5, A.5) that would unpack to more than its pixels could need."""
-    if DEFLATED.encode() not in content[:4096]:
-        return
+def _deflated(file: BinaryIO) -> bytes:
+    """What is to be inflated of a deflated file (PS3.5, A.5), nothing of others.
+
+    Which they are is read as pydicom itself reads it in a moment: a search for the UID can be led astray.
+    """
     from pydicom.filereader import _read_file_meta_info, read_preamble
 
-    file = io.BytesIO(content)
     read_preamble(file, force=True)
-    if _read_file_meta_info(file).get("TransferSyntaxUID") != DEFLATED:
-        return
+    return file.read() if _read_file_meta_info(file).get("TransferSyntaxUID") == DEFLATED else b""
+
+
+def _check_inflated_size(deflated: bytes, max_pixels: int) -> None:
+    """Refuse what would unpack to more than its pixels could need."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    left, size = file.read(), 0
-    while left and size <= 8 * max_pixels + 2**26:
-        size += len(unpacker.decompress(left, 2**24))
-        left = unpacker.unconsumed_tail
-    if left:
+    size = 0
+    while deflated and size <= 8 * max_pixels + 2**26:
+        size += len(unpacker.decompress(deflated, 2**24))
+        deflated = unpacker.unconsumed_tail
+    if deflated:
         raise BadImage("too large")
 
 
@@ -183,8 +183,8 @@ def _check(dataset: "Dataset", max_pixels: int, burned_in: str) -> None:
         bits = rows * columns * int(dataset.BitsAllocated) * (2 if subsampled else samples)
         if len(dataset.PixelData) * 8 < bits:
             raise BadImage("truncated")
-    elif _codestream_size(dataset.PixelData) not in (None, (rows, columns)):
-        raise BadImage("undecodable")
+    elif uid != RLE:  # which unpacks to 64 times its own size at the most
+        _check_stream(dataset, rows, columns)
 
 
 def _with_square_pixels(dataset: "Dataset", pixels: Pixels) -> Pixels:
@@ -218,19 +218,20 @@ def says_burned_in(dataset: "Dataset") -> bool:
     return str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
 
 
-def _codestream_size(pixel_data: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a JPEG or JPEG 2000 stream gives itself: a codec allocates by those, not by the tags."""
-    from pydicom.encaps import get_frame
+def _check_stream(dataset: "Dataset", rows: int, columns: int) -> None:
+    """Raise BadImage for a compressed stream whose own shape, by which codecs allocate, is not that of the tags.
 
-    stream = get_frame(pixel_data, 0, number_of_frames=1)
-    header = jpeg.read_header(stream)
-    if header is not None:
-        return header.height, header.width
-    siz = stream.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC and SIZ, ITU-T T.800, A.5.1
-    if siz < 0:
-        return None
-    right, bottom, left, top = (int.from_bytes(stream[siz + 8 + 4 * i : siz + 12 + 4 * i], "big") for i in range(4))
-    return bottom - top, right - left
+    Boxes of a JP2 file around the stream, which do not belong there (PS3.5, A.4.4), are taken off, so that a codec
+    reads the header that was read here.
+    """
+    from pydicom.encaps import encapsulate, get_frame
+
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    bare = jpeg.codestream(stream)
+    if jpeg.stream_shape(bare) != (rows, columns, int(dataset.get("SamplesPerPixel", 1))):
+        raise BadImage("undecodable")
+    if bare is not stream:
+        dataset.PixelData = encapsulate([bare])
 
 
 def _decoded(dataset: "Dataset") -> np.ndarray:
