@@ -378,7 +378,6 @@ def test_boxes_do_not_hide_the_size_of_a_stream(name: str, monkeypatch: pytest.M
         bytes(4096) + jp2(phantom()).split(b"jp2c")[1],
         b"\0" + encode_jpeg(phantom()[:, :, None]),
         b"\xff\xd8\xff",
-        b"",
     ],
 )
 def test_a_stream_that_does_not_tell_its_size_is_refused(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import timm
 import timm.data
 import torch
 
+from clusters import checkpoint_files
+from clusters.checkpoint_files import Name
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import Dataset
@@ -90,12 +92,22 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
 
 
 def test_a_save_that_storage_refuses_is_said_and_costs_no_step(
-    synthetic_dataset: Dataset, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_dataset: Dataset,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A file stands where the folder of the first checkpoint should be."""
-    obstacle = tmp_path / "run/1-simclr/checkpoints/step-000000002"
-    obstacle.parent.mkdir(parents=True)
-    obstacle.write_text("")
+    write = checkpoint_files.write
+
+    def write_beside(folder: Folder, name: Name, *what: Any) -> None:
+        if name.step == 2:
+            Path(folder.location).parent.mkdir(exist_ok=True)
+            Path(folder.location).write_text("")
+        write(folder, name, *what)
+
+    monkeypatch.setattr(checkpoint_files, "write", write_beside)
     run(synthetic_dataset, tmp_path / "run", stages=values(synthetic_dataset, tmp_path)["stages"][:1])
     assert "the checkpoint of step 2 could not be written" in capsys.readouterr().out
     assert last_state(tmp_path / "run/1-simclr") == last_state(finished / "1-simclr")

@@ -43,7 +43,8 @@ def lead(results: Results) -> Html:
 def headline(results: Results) -> Html:
     """The figures with their intervals, what speaks against them, and how they compare."""
     test = first_model(results)["test"]
-    parts: list[Html] = [note(warning, kind="warning") for warning in results["warnings"]]
+    leaks = [warning for warning in results["warnings"] if warning.startswith("LEAKAGE")]
+    parts: list[Html] = [note(warning, kind="warning") for warning in leaks]
     large: list[tuple[Content, Content, Content]] = [
         (title_of(name, results), value_of(test[name]), interval_of(test[name], results))
         for name in TILES
@@ -52,6 +53,7 @@ def headline(results: Results) -> Html:
     for name, numbers in (test.get("numbers") or {}).items():
         large.append((f"{name}: mean absolute error", value_of(numbers["mae"]), interval_of(numbers["mae"], results)))
     parts.append(tiles(large))
+    parts += [note(warning, kind="warning") for warning in results["warnings"] if warning not in leaks]
     parts += [_external(results), *_sentences(results)]
     if left_out := test.get("auroc_leaves_out"):
         told = (
