@@ -1,11 +1,15 @@
 """What an import is told: one frozen config; each source adds its own fields to it."""
 
 import os
+import re
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clusters.config import Config, absolute
+
+NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f-\x9f]{0,100}")
+"""A dataset's name, which folders are called by and terminals show: no path, and nothing that steers a terminal."""
 
 
 def num_cores() -> int:
@@ -73,6 +77,13 @@ class ImportConfig(Config):
     on_ray: bool = Field(
         default=False, description="write each shard as a task on the Ray cluster of RAY_ADDRESS, or on a local Ray"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_path(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("no / or \\ in it, no dot before it, nothing that is no character, 100 of them at most")
+        return name
 
     @field_validator("raw", "out", "keyring", "link")
     @classmethod

@@ -13,10 +13,14 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from clusters.config import Config, InputError
 from clusters.storage import Folder
+from data.config import NAME
 from data.plan import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
+
+STEERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What is no character but a command to a terminal."""
 
 
 class FileRecord(Config):
@@ -124,6 +128,9 @@ def read_manifest(folder: Folder) -> Manifest:
         raise InputError(f"{where} is damaged (not a manifest); copy it again or import again") from None
     if manifest.sha256 != _own_hash(values) or content != manifest_bytes(manifest):
         raise InputError(f"{where} was altered (its own hash differs); copy it again or import again")
+    told = [manifest.name] if not NAME.fullmatch(manifest.name) else [*filter(STEERS.search, manifest.labels)]
+    if told:
+        raise InputError(f"{where}: {told[0]!r} is no name of a dataset or label; ask whoever made it for another")
     return manifest
 
 

@@ -7,13 +7,15 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from clusters.config import InputError
+from clusters.config import InputError, load_config
 from clusters.storage import Folder
+from data.config import ImportConfig
 from data.dataset import open_dataset
 from data.manifest import FileRecord, manifest_bytes, read_manifest, seal
 from data.progress import Progress
@@ -124,6 +126,25 @@ def test_an_altered_manifest_or_index_is_refused_on_opening(written: Path, tmp_p
     (folder / "index.parquet").write_bytes(bytes(index))
     with pytest.raises(InputError, match=r"index\.parquet was altered"):
         open_dataset(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"name": "../../escaped/x"}, {"name": "a\\b"}, {"name": ".x"}, {"name": "x\x1b[2J"}, {"name": "x" * 101},
+     {"labels": ["melanoma\x1b[2J"]}],
+)  # fmt: skip
+def test_names_that_lead_elsewhere_are_refused(written: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Folders are called by them, and terminals show them."""
+    folder = copy(written, tmp_path)
+    manifest = read_manifest(Folder(folder))
+    sealed = seal(manifest.model_copy(update={**changed, "sha256": ""}))
+    (folder / "manifest.json").write_bytes(manifest_bytes(sealed))
+    with pytest.raises(InputError, match="is no name of a dataset or label; ask") as caught:
+        read_manifest(Folder(folder))
+    assert str(caught.value).isprintable()
+    if "name" in changed:
+        with pytest.raises(InputError, match="'name' in the command line: no / or"):
+            load_config(ImportConfig, ["source=folder", "raw=x", "out=y", f"name={changed['name']}"])
 
 
 def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:
