@@ -44,6 +44,7 @@ DATE_OR_TIME = re.compile(
     r"|\b\d{1,2}:\d{2}\b",
     re.IGNORECASE,
 )
+LIKE_AN_ID = re.compile(r"(?<![\d.])\d{6}")
 AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|years?)?", re.IGNORECASE)
 BAND = re.compile(r"(\d{1,3})\s*(?:(?:-|–|to)\s*\d{1,3}|\+)", re.IGNORECASE)
 
@@ -54,8 +55,8 @@ def attribute(table: Table, name: str, identifying: Sequence[str], num_patients:
     `num_patients` is the number of different patients in the table, 0 where it is not known.
 
     Raises InputError for a column that stands in `identifying` (image, patient, case), whose header means a name
-    or an id, in which nearly every row or patient differs, or that holds a date, a time or free text. A message names
-    the row, never the cell.
+    or an id, in which nearly every row or patient differs, or that holds a date, a time, an id or free text.
+    A message names the row, never the cell.
     """
     values = table.column(name)
     words = refuse_personal(name, identifying, "attrs=")
@@ -83,6 +84,9 @@ def attribute(table: Table, name: str, identifying: Sequence[str], num_patients:
             f"'{name}' of {table.where} has {different:,} different values for {num_patients:,} patients, so it nearly "
             "tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
         )
+    for row, value in enumerate(values):
+        if LIKE_AN_ID.search(value):
+            raise InputError(f"{table.row(row)}: '{name}' looks like an id{leave_out}")
     return values
 
 

@@ -331,6 +331,14 @@ def test_an_attribute_in_which_rows_differ_is_refused() -> None:
     assert attribute(table_of(x=[str(row % 50) for row in range(2000)]), "x", ())[51] == "1"
 
 
+@pytest.mark.parametrize("cell", ["9434765919", "MV-943476", "x 943476"])
+def test_a_few_long_numbers_are_no_groups(cell: str) -> None:
+    with pytest.raises(InputError, match="row 3: 'nhs' looks like an id; leave 'nhs' out of attrs=") as caught:
+        attribute(table_of(nhs=["a", cell]), "nhs", ())
+    assert cell not in str(caught.value)
+    assert attribute(table_of(dose=["0.3333333", "1"]), "dose", ()) == ["0.3333333", "1"]
+
+
 @pytest.mark.parametrize("header", ["stage", "TUMORSTAGE", "agent", "thyroid", "fluid", "covid", "mrna", "percentage"])
 def test_a_header_that_only_sounds_like_an_age_or_id_is_kept(header: str) -> None:
     assert attribute(table_of(**{header: ["12", "3"]}), header, ()) == ["12", "3"]
