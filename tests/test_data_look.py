@@ -109,7 +109,7 @@ def strange(folder: Path) -> Dataset:
         images += (Broken(),) if number % 20 == 0 else ()
         cases.append(painted(number, images, labels=one_hot(names[number % 45], names), attributes=attributes))
     cases.append(painted(500, (Painted(201), Painted(999)), labels=one_hot(names[2], names)))
-    name = "<i>strange</i> / " + "Z" * 70
+    name = "<i>strange<i> & " + "Z" * 70
     return written(folder, cases, "multiclass", names, name=name, duplicates="keep")
 
 
