@@ -8,7 +8,8 @@ from clusters.checkpoint_policy import CheckpointConfig
 from clusters.config import InputError, differences, load_config
 from clusters.storage import Folder
 from pretrain.config import PretrainConfig
-from pretrain.encoder_folder import CONFIG, PROJECTION, SEEN, WEIGHTS, fingerprint_of
+from pretrain.encoder_harm import foreign_encoder, harm_at_the_top, harm_of
+from pretrain.run import weights_that_are_gone, where_views_are_finished, with_absolute_locations
 from pretrain.stage_folder import finished, stages_on_disk, stored_config
 
 FREE = "cluster, tracking, loader, checkpoint and probe may change"
@@ -79,55 +80,6 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
     return lines, None, False
 
 
-def harm_of(encoder: Folder, fingerprint: str) -> str | None:
-    """What is wrong with the encoder of a finished stage: a file that is gone, or other bytes than were written."""
-    missing = [file for file in (WEIGHTS, CONFIG, SEEN) if not encoder.exists(file)]
-    if missing:
-        return f"encoder/{missing[0]} is gone"
-    told = _told(encoder)
-    if told is None:
-        return f"encoder/{CONFIG} is damaged"
-    if told.get("projection") and not encoder.exists(PROJECTION):
-        return f"encoder/{PROJECTION} is gone"
-    kept = encoder.read(PROJECTION) if told.get("projection") else b""
-    return None if fingerprint_of(encoder.read(WEIGHTS), kept) == fingerprint else f"encoder/{WEIGHTS} was altered"
-
-
-def harm_at_the_top(run: Folder, last: str, fingerprint: str) -> str | None:
-    """Why the encoder at the top of a run is to be copied from its last stage; None where it is that one, unharmed.
-
-    Raises InputError where the stage's own is damaged too.
-    """
-    told = _told(run / "encoder") or {}
-    if not run.exists("encoder"):
-        harm = "encoder/ is not there yet"
-    elif told.get("fingerprint", fingerprint) != fingerprint:
-        harm = "encoder/ is that of another stage"
-    else:
-        harm = harm_of(run / "encoder", fingerprint)
-    damaged = harm and harm_of(run / last / "encoder", fingerprint)
-    if damaged:
-        raise InputError(f"{run}: {last} is marked finished and {damaged}; remove {run / last} to do it again")
-    return harm
-
-
-def foreign_encoder(run: Folder) -> str | None:
-    """Why nothing may be written over what lies at the top of a run; None where it is ours, however damaged."""
-    encoder = run / "encoder"
-    if not run.exists("encoder") or _told(encoder) is not None or encoder.exists(SEEN):
-        return None
-    return f"{encoder}: not an encoder that Manyview wrote; give another run=, or remove it if it is one all the same"
-
-
-def _told(encoder: Folder) -> dict[str, Any] | None:
-    """What an encoder's config.json tells Manyview; None where that says nothing."""
-    try:
-        told = encoder.read_json(CONFIG)["manyview"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
-        return None
-    return told if isinstance(told, dict) else None
-
-
 def _policy(config: dict[str, Any]) -> CheckpointConfig:
     """What the stage was last told to keep; settings that this Manyview does not know are left out."""
     told = (config.get("config") or {}).get("checkpoint") or {}
@@ -162,8 +114,6 @@ def _what_follows(run: Folder, stages: list[tuple[str, dict[str, Any]]], ended: 
 
 def _compare(run: Folder, stages: list[tuple[str, dict[str, Any]]], argv: Sequence[str]) -> Iterator[str]:
     """Whether the run would go on with this recipe; the dataset is compared where it can be opened."""
-    from pretrain.run import weights_that_are_gone, where_views_are_finished, with_absolute_locations
-
     recorded = stages[0][1].get("config", {})
     given = {word.partition("=")[0] for word in argv}
     data = recorded.get("data", "")

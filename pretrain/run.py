@@ -16,8 +16,8 @@ from clusters.wandb_run import Made
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
 from pretrain.compute import checkpoint_activations
 from pretrain.config import PretrainConfig
-from pretrain.doctor import foreign_encoder, harm_at_the_top
 from pretrain.encoder import check_encoder, create_encoder
+from pretrain.encoder_harm import foreign_encoder, harm_at_the_top
 from pretrain.export import copy_encoder
 from pretrain.fits import check_memory, needs_of
 from pretrain.heads import first_layers
