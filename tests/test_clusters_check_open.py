@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 CLUSTER, JOB = "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"
 PORTS = "            ports:\n"
 RULES = "    IpPermissions: [{FromPort: 8265, ToPort: 8265, IpRanges: [%s]}]"
+PREFIXES = "    IpPermissions: [{FromPort: 8265, ToPort: 8265, PrefixListIds: [{PrefixListId: pl-1}]}]"
 SHM, SSH = "    - --shm-size=16g", "    GroupName: manyview"
 LOCK = "numpy==2.0.0 \\\n    --hash=sha256:ab \\\n    --hash=sha256:cd\n"
 
@@ -27,6 +28,8 @@ PLANTED = [
     (CLUSTER, "        automount", "        hostNetwork: true\n        automount", "its node's own", "hostNetwork"),
     (CLUSTER, "8265, name", "8265, hostPort: 8265, name", "port 8265 of the node is open", "hostPort"),
     (CLUSTER, "{allowPriv", "{privileged: true, allowPriv", "owns its node", "privileged: true"),
+    (CLUSTER, "{drop: [ALL]}", "{add: [SYS_ADMIN]}", "rights over its node", "add: [SYS"),
+    (CLUSTER, "{allowPrivilegeEscalation: false", "{allowPrivilegeEscalation: true", "may become root", "lation: true"),
     (CLUSTER, "{allowPriv", "{runAsNonRoot: false, allowPriv", "container may run as root", "runAsNonRoot: false"),
     (CLUSTER, "v2, idle", "v2, securityContext: {privileged: true}, idle", "owns its node", "privileged: true"),
     (CLUSTER, "v2, idle", "v2, image: 'ray:latest', idle", "ray:latest is not pinned", "ray:latest"),
@@ -41,6 +44,10 @@ PLANTED = [
     ("aws.yaml", SHM, f"{SHM}\n    - --publish=8265:8265", "--publish opens a port", "--publish"),
     ("aws.yaml", SHM, f"{SHM}\n    - -P", "-P opens a port", "- -P"),
     ("aws.yaml", SHM, f"{SHM}\n    - --privileged", "owns its machine", "- --privileged"),
+    ("aws.yaml", SHM, f"{SHM}\n    - --cap-add=SYS_ADMIN", "rights over its machine", "- --cap-add"),
+    ("aws.yaml", SHM, f"{SHM}\n    - --security-opt\n    - seccomp=unconfined", "rights over its", "- --security"),
+    ("aws.yaml", SHM, f"{SHM}\n    - -v /:/host", "its machine's own /", "- -v /"),
+    ("aws.yaml", SHM, f"{SHM}\n    - -v\n    - /var/run/docker.sock:/s", "own /var/run/docker.sock", "- -v"),
     ("aws.yaml", SHM, f"{SHM}\n    - --env RAY_AUTH_MODE", "no check sees it", "- --env RAY_AUTH_MODE"),
     ("gcp.yaml", "  run_options:", "  head_run_options: [-dp 1:1]\n  run_options:", "-dp opens a port", "head_run"),
     ("gcp.yaml", "    min_w", "    docker: {worker_run_options: [--privileged]}\n    min_w", "owns its", "worker_run"),
@@ -52,6 +59,7 @@ PLANTED = [
     ("aws.yaml", "host=127.0.0.1", "host=127.0.0.1 --dashboard-host=0.0.0.0", "opens the dashboard", "- >-"),
     ("aws.yaml", "    RAY_AUTH_MODE=token ray start --h", "    env -i ray start --h", "is turned off", "- >-"),
     ("aws.yaml", SSH, RULES % "{CidrIp: 0.0.0.0/1}, {CidrIp: 128.0.0.0/1}", "the whole internet", "IpPermissions"),
+    ("aws.yaml", SSH, PREFIXES, "a prefix list", "IpPermissions"),
     ("aws.yaml", SSH, RULES % "{CidrIp: 32.0.0.0/6}", "open to all of 32.0.0.0/6", "IpPermissions"),
     (
         "Dockerfile",
@@ -188,10 +196,33 @@ def test_what_keeps_the_variable_is_no_mistake(innocent: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "planted",
+    [
+        *("--cap-add SYS_PTRACE", "--pid=host", "--pid host", "--userns=host", "--security-opt apparmor:unconfined"),
+        *("--security-opt=label=disable", "--security-opt no-new-privileges=false", "-v/etc:/x", "--volume=//run/:/x"),
+        *("--volume /data/../root:/x", "--mount type=bind,source=/,target=/x", "--mount=type=bind,src=/proc,dst=/p"),
+    ],
+)
+def test_what_gives_a_container_its_machine_is_found(planted: str) -> None:
+    assert "machine" in " ".join(what for what, _ in wrong_docker_runs(f"docker run {planted} x"))
+
+
+@pytest.mark.parametrize(
     "innocent",
     [
         *("docker run -p 127.0.0.1:80:80 x", "docker run --publish=[::1]:80:80 x", "docker run --network=host x"),
-        *("docker run --privileged --privileged=false x", "docker ps -p", "mkdir -p run", "docker run --pid=host x"),
+        *(
+            "docker run --privileged --privileged=false x",
+            "docker ps -p",
+            "mkdir -p run",
+            "docker run -v ./data:/etc x",
+        ),
+        *(
+            "docker run -v /data:/data:ro x",
+            "docker run --mount type=bind,src=/data,dst=/etc x",
+            "docker run --gpus all x",
+        ),
+        *("docker run --mount type=tmpfs,dst=/run x", "docker run --gpus all --cap-drop=ALL x"),
     ],
 )
 def test_what_docker_keeps_to_itself_is_no_mistake(innocent: str) -> None:

@@ -17,7 +17,7 @@ def too_wide(rules: Sequence[Any]) -> Iterator[tuple[int, Network]]:
 
     Ranges are taken together: 0.0.0.0/1 and 128.0.0.0/1 are the whole internet, however they are dealt out.
     """
-    named = [(place, network) for place, rule in enumerate(rules) if not _is_ssh(rule) for network in _networks(rule)]
+    named = [(place, network) for place, rule in enumerate(rules) if not is_ssh(rule) for network in _networks(rule)]
     fours = [network for _, network in named if isinstance(network, ipaddress.IPv4Network)]
     sixes = [network for _, network in named if isinstance(network, ipaddress.IPv6Network)]
     together: list[Network] = [*ipaddress.collapse_addresses(fours), *ipaddress.collapse_addresses(sixes)]
@@ -44,7 +44,7 @@ def _networks(rule: Any) -> Iterator[Network]:
             yield ipaddress.ip_network(network, strict=False)
 
 
-def _is_ssh(rule: Any) -> bool:
+def is_ssh(rule: Any) -> bool:
     """Whether a rule is for port 22 alone; with the protocol -1 its ports say nothing, and all are open."""
     if not isinstance(rule, dict) or str(rule.get("IpProtocol", "tcp")).lower() not in ("tcp", "6"):
         return False

@@ -47,6 +47,12 @@ def check_container(document: Document, path: Path, container: dict[str, Any]) -
     if rights.get("runAsNonRoot") is False:
         line = document.line([*here, "runAsNonRoot"])
         yield Mistake(line, "the container may run as root", "take it out: the pod's `runAsNonRoot: true` holds then")
+    if (rights.get("capabilities") or {}).get("add"):
+        line = document.line([*here, "capabilities", "add"])
+        yield Mistake(line, "the container has rights over its node", "take `add` out of its capabilities")
+    if rights.get("allowPrivilegeEscalation"):
+        line = document.line([*here, "allowPrivilegeEscalation"])
+        yield Mistake(line, "what runs in the container may become root", "set allowPrivilegeEscalation to false")
     for number, port in enumerate(container.get("ports") or []):
         if port.get("hostPort"):
             line = document.line([*path, "ports", number, "hostPort"])

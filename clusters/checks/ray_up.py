@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clusters.checks.docker_options import wrong_docker_options, wrong_docker_runs
-from clusters.checks.firewall import too_wide
+from clusters.checks.firewall import is_ssh, too_wide
 from clusters.checks.images import is_pinned, unpinned_installs
 from clusters.checks.mistakes import Mistake
 from clusters.checks.ray_options import wrong_options
@@ -119,6 +119,10 @@ def _check_openings(document: Document, config: dict[str, Any]) -> Iterator[Mist
         line = document.line(["provider", "security_group", "IpPermissions", place])
         whom = "the whole internet" if network.prefixlen == 0 else f"all of {network}"
         yield Mistake(line, f"a port is open to {whom}", "open 22 alone, and tunnel")
+    for place, rule in enumerate(rules):
+        if isinstance(rule, dict) and rule.get("PrefixListIds") and not is_ssh(rule):
+            line = document.line(["provider", "security_group", "IpPermissions", place])
+            yield Mistake(line, "a port is open to a prefix list, whose ranges no check sees", "name the ranges")
     types = config.get("available_node_types") or {}
     sections: list[tuple[list[str], Any]] = [(["docker"], config.get("docker"))]
     sections += [(["available_node_types", name, "docker"], types[name].get("docker")) for name in types]
