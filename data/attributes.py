@@ -4,10 +4,13 @@ Attributes are for subgroups (sex, site, skin type), so a column qualifies that 
 """
 
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 
 from clusters.config import InputError
 from data.cases import age_band
+from data.manifest import STEERS
 from data.tables import Table
 
 MAX_VALUES = 100
@@ -18,7 +21,9 @@ MAX_CHARACTERS = 64
 PERSONAL = {
     *("name", "surname", "forename", "firstname", "lastname", "initials", "birth", "birthday", "birthdate", "dob"),
     *("address", "street", "phone", "email", "zip", "zipcode", "postcode", "mrn", "ssn", "id", "uid", "accession"),
-    *("insurance", "geburt", "geboren", "adresse", "strasse", "telefon", "plz", "versicherung"),
+    *("insurance", "geburt", "geboren", "adresse", "strasse", "telefon", "plz", "versicherung", "imie", "nazwisko"),
+    *("nom", "prenom", "apellido", "apellidos", "cognome", "nome", "naam", "voornaam", "achternaam", "namn", "navn"),
+    *("naissance", "nacimiento", "nascita", "nascimento", "geboortedatum", "domicilio", "indirizzo", "adres"),
 }
 # Headers without a gap between their words (patientname, PATIENTAGE). Left out are endings and beginnings that other
 # words have too: thyroid, fluid, mrna, dobutamine; so an id counts where the word before says of what.
@@ -31,6 +36,7 @@ OF_A_PERSON = re.compile(
     )
 )
 AGES = re.compile(r"(age|alter).*|.*(age|alter)")
+AGES_ELSEWHERE = {"edad", "eta", "idade", "leeftijd", "wiek", "alder"}
 NOT_AGES = re.compile(
     r"agent.*|agenes.*|agenc.*|alter(ation|ed|nat).*|.*(stage|image|usage|dosage|percentage|rrhage|damage|language"
     r"|lineage|coverage|drainage|cartilage|page|voltage|storage|passage|package|average|triage|lavage|marriage)"
@@ -45,55 +51,100 @@ DATE_OR_TIME = re.compile(
     re.IGNORECASE,
 )
 LIKE_AN_ID = re.compile(r"(?<![\d.])\d{6}")
+# Where ids are keyed, groups are told in a word or two; what is longer is somebody's own text.
+MAX_WORDS = 3
+TITLE = re.compile(
+    r"(?:(?:dr|prof|mr|mrs|miss|sir|herr|frau|mme|mlle|monsieur|madame|sra)\b\.?|(?:m|ms|mx|fr|hr|sr|sig|dott|dhr|mevr)\.)"
+    r"\s*[^\W\d_]",
+    re.IGNORECASE,
+)
+YEAR = re.compile(r"(?:19|20)\d{2}(?:\.0)?")
 AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|years?)?", re.IGNORECASE)
 BAND = re.compile(r"(\d{1,3})\s*(?:(?:-|–|to)\s*\d{1,3}|\+)", re.IGNORECASE)
 
 
-def attribute(table: Table, name: str, identifying: Sequence[str], num_patients: int = 0) -> list[str]:
+def attribute(table: Table, name: str, identifying: Sequence[str], patients: Sequence[str], keyed: bool) -> list[str]:
     """The values of an attribute, row by row: an age as a ten-year band, all else as it is.
 
-    `num_patients` is the number of different patients in the table, 0 where it is not known.
+    `patients` is the patient of each row; `keyed` says that who they are is nobody's to know.
 
     Raises InputError for a column that stands in `identifying` (image, patient, case), whose header means a name
-    or an id, in which nearly every row or patient differs, or that holds a date, a time, an id or free text.
+    or an id, in which nearly every row or patient differs, or that holds a date, a time, an id or free text; where
+    `keyed`, also a year, a title, more than three words, or values most of which are of one patient each.
     A message names the row, never the cell.
     """
     values = table.column(name)
     words = refuse_personal(name, identifying, "attrs=")
-    leave_out = f"; leave '{name}' out of attrs="
     # Of a word that only begins or ends so, the cells tell whether it is an age.
-    maybe = any(AGES.fullmatch(word) and not NOT_AGES.fullmatch(word) for word in words)
+    maybe = words & AGES_ELSEWHERE or any(AGES.fullmatch(word) and not NOT_AGES.fullmatch(word) for word in words)
     if words & {"age", "alter"} or (maybe and any(map(AGE.fullmatch, values))):
         return [_age(table, name, row, value) for row, value in enumerate(values)]
     for row, value in enumerate(values):
-        if DATE_OR_TIME.search(value):
-            raise InputError(
-                f"{table.row(row)}: '{name}' looks like a date or time, which tells patients apart{leave_out}"
-            )
-        if len(value) > MAX_CHARACTERS or "\n" in value:
-            raise InputError(f"{table.row(row)}: '{name}' is free text, which may name somebody{leave_out}")
-    different = len(set(values) - {""})
+        what = _tells(value, keyed)
+        if what:
+            raise InputError(f"{table.row(row)}: '{name}' {what}; leave '{name}' out of attrs=")
+    _refuse_many(table, name, values, patients)
+    if keyed:
+        _refuse_one_patient_each(table, name, values, patients)
+    for row, value in enumerate(values):
+        if LIKE_AN_ID.search(value):
+            raise InputError(f"{table.row(row)}: '{name}' looks like an id; leave '{name}' out of attrs=")
+    return values
+
+
+def _tells(value: str, keyed: bool) -> str:
+    """What a cell may tell of a person, as the end of a sentence; empty where nothing is seen."""
+    if DATE_OR_TIME.search(value):
+        return "looks like a date or time, which tells patients apart"
+    if len(value) > MAX_CHARACTERS or STEERS.search(value):
+        return "is free text, which may name somebody"
+    if not keyed:
+        return ""
+    if YEAR.fullmatch(value.strip()):
+        return "looks like a year, which tells patients apart: give several in one (2000-2009)"
+    if TITLE.match(value.strip()):
+        return "begins like the name of a person"
+    return f"has more than {MAX_WORDS} words, which may name somebody" if len(value.split()) > MAX_WORDS else ""
+
+
+def _refuse_many(table: Table, name: str, values: Sequence[str], patients: Sequence[str]) -> None:
+    """Refuse a column in which nearly every row or patient differs."""
+    different, num_patients = len(set(values) - {""}), len(set(patients))
     filled = sum(value != "" for value in values)
     if different > MAX_VALUES or (different > FEW_VALUES and different > filled / 2):
         raise InputError(
             f"'{name}' of {table.where} has {different:,} different values in {filled:,} rows, which tell patients "
             f"apart; an attribute has at most {MAX_VALUES}: give groups (numbers as bands), or leave it out of attrs="
         )
-    if different > MAX_OF_FEW_PATIENTS and different >= num_patients / 2 > 0:
+    if different > MAX_OF_FEW_PATIENTS and different >= num_patients / 2:
         raise InputError(
             f"'{name}' of {table.where} has {different:,} different values for {num_patients:,} patients, so it nearly "
             "tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
         )
-    for row, value in enumerate(values):
-        if LIKE_AN_ID.search(value):
-            raise InputError(f"{table.row(row)}: '{name}' looks like an id{leave_out}")
-    return values
+
+
+def _refuse_one_patient_each(table: Table, name: str, values: Sequence[str], patients: Sequence[str]) -> None:
+    """Refuse a column most of whose values are of one patient each: a name in some cells, beside a common word."""
+    patients_of = defaultdict(set)
+    for value, patient in zip(values, patients):
+        patients_of[value].add(patient)
+    patients_of.pop("", None)
+    alone = sum(len(those) == 1 for those in patients_of.values())
+    if len(patients_of) > MAX_OF_FEW_PATIENTS and alone > len(patients_of) / 2:
+        raise InputError(
+            f"'{name}' of {table.where} has {len(patients_of):,} different values, {alone:,} of them of one patient "
+            "each, so it tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
+        )
 
 
 def refuse_personal(name: str, identifying: Sequence[str], option: str) -> set[str]:
     """The words of a header. Raises InputError where the column tells who somebody is."""
-    words = set(re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
+    plain = unicodedata.normalize("NFKD", name)  # of an accented letter the letter, and its accent behind it
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    words = set(re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", plain).lower()))
     leave_out = f"; leave '{name}' out of {option}"
+    if STEERS.search(name):
+        raise InputError(f"{option} names a column whose header holds what is no character; give it another header")
     if name in identifying:
         raise InputError(f"{option} keeps cells as they are, and '{name}' tells the patient, case or image{leave_out}")
     if words & PERSONAL or any(map(OF_A_PERSON.fullmatch, words)):

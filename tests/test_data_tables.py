@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -259,6 +260,11 @@ def read_source(folder: Path, *words: str) -> RawDataset:
 # --- attributes -------------------------------------------------------------------------------------
 
 
+def of_table(table: Table, name: str, patients: Sequence[str] = (), keyed: bool = True) -> list[str]:
+    """The attribute of a table; without patients each row is one's own."""
+    return attribute(table, name, (), patients or [f"p{row}" for row in range(table.num_rows)], keyed)
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -272,19 +278,20 @@ def read_source(folder: Path, *words: str) -> RawDataset:
         "Alter",
         "ageyears",
         "Patientenalter",
+        *("Âge", "edad", "Età", "idade", "leeftijd", "wiek", "ålder"),
     ],
 )
 def test_an_age_becomes_a_band(header: str) -> None:
     ages = {"45": "40-49", "89.9": "80-89", "90": "90+", "104": "90+", "058Y": "50-59", "7 years": "0-9"}
     ages |= {"40-49": "40-49", "85-89": "85-89", "91-95": "90+", "90+": "90+", "95+": "90+", "": "", "unknown": ""}
     table = table_of(**{header: list(ages)})
-    assert attribute(table, header, ()) == list(ages.values())
+    assert of_table(table, header) == list(ages.values())
 
 
 @pytest.mark.parametrize("cell", ["45 11/12", "1931", "born 1931", "12 months", "-1"])
 def test_an_age_that_is_none_is_refused_by_its_row(cell: str) -> None:
     with pytest.raises(InputError, match="row 3: 'age' is neither an age in years nor a band"):
-        attribute(table_of(age=["50", cell]), "age", ())
+        of_table(table_of(age=["50", cell]), "age")
 
 
 @pytest.mark.parametrize(
@@ -293,13 +300,19 @@ def test_an_age_that_is_none_is_refused_by_its_row(cell: str) -> None:
 )
 def test_an_attribute_with_a_date_or_time_is_refused(cell: str) -> None:
     with pytest.raises(InputError, match=r"row 3: 'visit' looks like a date or time.*leave 'visit' out") as e:
-        attribute(table_of(visit=["first", cell]), "visit", ())
+        of_table(table_of(visit=["first", cell]), "visit")
     assert cell not in str(e.value)
 
 
-@pytest.mark.parametrize("cell", ["first", "2019", "upper arm", "III-IV", "0.5", "T1N0M0", "10-20", "L2/L3", "1.5 T"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("first", "2010-2019", "upper arm", "Dresden", "MS lesion", "mrna +", "left", "III-IV", "0.5", "T1N0M0"),
+        *("10-20", "L2/L3", "1.5 T", "left upper arm"),
+    ],
+)
 def test_an_attribute_with_groups_is_kept(cell: str) -> None:
-    assert attribute(table_of(group=["", cell]), "group", ()) == ["", cell]
+    assert of_table(table_of(group=["", cell]), "group") == ["", cell]
 
 
 @pytest.mark.parametrize(
@@ -317,45 +330,84 @@ def test_an_attribute_with_groups_is_kept(cell: str) -> None:
         "Nachname",
         "casenr",
         "Geburtsdatum",
+        *("Prénom", "nom", "voornaam", "fecha de nacimiento"),
     ],
 )
 def test_an_attribute_that_names_people_by_its_header_is_refused(header: str) -> None:
     with pytest.raises(InputError, match=f"the header '{header}' means that it tells who somebody is"):
-        attribute(table_of(**{header: ["x"]}), header, ())
+        of_table(table_of(**{header: ["x"]}), header)
 
 
 def test_an_attribute_in_which_rows_differ_is_refused() -> None:
     for values in ([str(row / 7) for row in range(2000)], [f"Anna {row}" for row in range(30)]):
         with pytest.raises(InputError, match=r"different values in [\d,]+ rows, which tell patients apart"):
-            attribute(table_of(x=values), "x", ())
-    assert attribute(table_of(x=[str(row % 50) for row in range(2000)]), "x", ())[51] == "1"
+            of_table(table_of(x=values), "x")
+    assert of_table(table_of(x=[str(row % 50) for row in range(2000)]), "x")[51] == "1"
 
 
 @pytest.mark.parametrize("cell", ["9434765919", "MV-943476", "x 943476"])
 def test_a_few_long_numbers_are_no_groups(cell: str) -> None:
     with pytest.raises(InputError, match="row 3: 'nhs' looks like an id; leave 'nhs' out of attrs=") as caught:
-        attribute(table_of(nhs=["a", cell]), "nhs", ())
+        of_table(table_of(nhs=["a", cell]), "nhs")
     assert cell not in str(caught.value)
-    assert attribute(table_of(dose=["0.3333333", "1"]), "dose", ()) == ["0.3333333", "1"]
+    assert of_table(table_of(dose=["0.3333333", "1"]), "dose") == ["0.3333333", "1"]
 
 
 @pytest.mark.parametrize("header", ["stage", "TUMORSTAGE", "agent", "thyroid", "fluid", "covid", "mrna", "percentage"])
 def test_a_header_that_only_sounds_like_an_age_or_id_is_kept(header: str) -> None:
-    assert attribute(table_of(**{header: ["12", "3"]}), header, ()) == ["12", "3"]
+    assert of_table(table_of(**{header: ["12", "3"]}), header) == ["12", "3"]
 
 
 def test_an_attribute_that_nearly_tells_the_patient_is_refused() -> None:
     table = table_of(site=[str(row % 12) for row in range(100)])
-    assert attribute(table, "site", (), 25)[13] == "1"
+    assert of_table(table, "site", [f"p{row % 25}" for row in range(100)])[13] == "1"
     with pytest.raises(InputError, match="12 different values for 24 patients, so it nearly tells who"):
-        attribute(table, "site", (), 24)
+        of_table(table, "site", [f"p{row % 24}" for row in range(100)])
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        *((year, "looks like a year") for year in ("1931", "2019", " 2019", "2019.0")),
+        *((name, "begins like the name") for name in ("Dr. Adler", "dr adler", "Frau Adler", "M. Adler", "Prof.Adler")),
+        ("see Anna Adler again", "has more than 3 words"),
+        ("arm \x1b[2J", "is free text"),
+    ],
+)
+def test_what_may_name_somebody_is_refused_where_ids_are_keyed(cell: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"row 3: 'group' {said}.*; leave 'group' out of attrs=") as caught:
+        of_table(table_of(group=["a", cell]), "group")
+    assert cell.strip() not in str(caught.value)
+    if said != "is free text":  # elsewhere ids are public, and so is what stands beside them
+        assert of_table(table_of(group=["a", cell]), "group", keyed=False) == ["a", cell]
+
+
+@given(
+    names=st.lists(st.text("qvwxyz", min_size=3, max_size=8), min_size=11, max_size=40, unique=True),
+    others=st.integers(100, 300),
+)
+def test_values_of_one_patient_each_are_refused_where_ids_are_keyed(names: list[str], others: int) -> None:
+    """One cell of a patient says who it is, in all others stands the same word."""
+    cells = [*names, *["none"] * others]
+    table = table_of(who=cells)
+    with pytest.raises(InputError, match=f"{len(names):,} of them of one patient each") as caught:
+        of_table(table, "who")
+    assert not any(name in str(caught.value).split() for name in names)
+    assert of_table(table, "who", keyed=False) == cells
+    twice = table_of(who=cells * 2)  # a second patient for each: groups
+    assert of_table(twice, "who") == cells * 2
+
+
+def test_a_header_that_steers_a_terminal_is_refused() -> None:
+    with pytest.raises(InputError, match="holds what is no character; give it another header"):
+        of_table(table_of(**{"si\x1b[2Jte": ["a"]}), "si\x1b[2Jte")
 
 
 def test_the_patient_and_free_text_are_no_attributes() -> None:
     with pytest.raises(InputError, match="'who' tells the patient, case or image; leave 'who' out of attrs="):
-        attribute(table_of(who=["x"]), "who", ("file", "who"))
+        attribute(table_of(who=["x"]), "who", ("file", "who"), ["p"], True)
     with pytest.raises(InputError, match="row 2: 'note' is free text"):
-        attribute(table_of(note=["word " * 20]), "note", ())
+        of_table(table_of(note=["word " * 20]), "note")
 
 
 def test_a_pipe_among_the_images_is_absent_and_does_not_hang(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
@@ -17,7 +18,7 @@ from clusters.config import InputError, load_config
 from clusters.storage import Folder
 from data.config import ImportConfig
 from data.dataset import open_dataset
-from data.manifest import FileRecord, manifest_bytes, read_manifest, seal
+from data.manifest import INDEX, FileRecord, manifest_bytes, read_manifest, seal
 from data.progress import Progress
 from data.shards import write_dataset
 from data.verify import verify
@@ -145,6 +146,20 @@ def test_names_that_lead_elsewhere_are_refused(written: Path, tmp_path: Path, ch
     if "name" in changed:
         with pytest.raises(InputError, match="'name' in the command line: no / or"):
             load_config(ImportConfig, ["source=folder", "raw=x", "out=y", f"name={changed['name']}"])
+
+
+def test_columns_that_steer_a_terminal_are_refused(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    index = folder / INDEX
+    table = parquet.read_table(index)
+    parquet.write_table(table.append_column("attr.si\x1b[2Jte", pa.array(["a"] * table.num_rows)), index)
+    manifest = read_manifest(Folder(folder))
+    record = FileRecord(size=index.stat().st_size, sha256=Folder(folder).sha256(INDEX))
+    sealed = seal(manifest.model_copy(update={"files": {**manifest.files, INDEX: record}, "sha256": ""}))
+    (folder / "manifest.json").write_bytes(manifest_bytes(sealed))
+    with pytest.raises(InputError, match="is no name of a column; ask") as caught:
+        open_dataset(str(folder))
+    assert str(caught.value).isprintable()
 
 
 def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:

@@ -101,8 +101,9 @@ def read(config: Options) -> RawDataset:
     splits = _splits(table, config, groups)
     identifying = (config.image, config.patient, config.case)
     numbers = read_numbers(table, groups, config.numbers, identifying)
-    num_patients = len(set(patients.values()))
-    attributes = {name: attribute(table, name, identifying, num_patients) for name in config.attrs}
+    patient_of = {row: patients[case_id] for case_id, rows in groups.items() for row in rows}
+    of_rows = [patient_of[row] for row in range(len(patient_of))]
+    attributes = {name: attribute(table, name, identifying, of_rows, config.ids == "keyed") for name in config.attrs}
     cases = []
     for case_id, rows in groups.items():
         images = tuple(

@@ -161,8 +161,9 @@ def cases_of(config: Options, tars: Sequence[Tar]) -> RawDataset:
     label = config.label if config.label == "cls" else ",".join(field_names(config.label))
     labels = read_labels(table, groups, label)
     identifying = tuple(field_names(place)[0] for place in (config.patient, config.case) if place.startswith(JSON))
-    num_patients = len(set(patients.values()))
-    attributes = {name: attribute(table, name, identifying, num_patients) for name in config.attrs}
+    patient_of = {row: patients[case_id] for case_id, rows in groups.items() for row in rows}
+    of_rows = [patient_of[row] for row in range(len(patient_of))]
+    attributes = {name: attribute(table, name, identifying, of_rows, config.ids == "keyed") for name in config.attrs}
     folder = Folder(config.raw)
     cases = []
     for key, rows in groups.items():
