@@ -14,7 +14,6 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
 from clusters.config import InputError
-from data.manifest import STEERS
 from data.mapped import Arrays, Kinds, mapped_arrays
 from data.splits import SPLITS
 
@@ -52,8 +51,6 @@ def _kinds(index: Path, labels: list[str]) -> Kinds:
     wanted = {"key", "patient", "split", "shard", "offset", "size", "sha256", *(f"label.{name}" for name in labels)}
     if missing := sorted(wanted - names):
         raise InputError(f"{index} has no column '{missing[0]}'; import the dataset again")
-    if told := [name for name in sorted(names) if STEERS.search(name)]:
-        raise InputError(f"{index}: {told[0]!r} is no name of a column; ask whoever made the dataset for another")
     whole = dict.fromkeys(("shard", "size", "case", "patient"), ("<i4", (num_images,)))
     hashes = dict.fromkeys(("sha256", "pixel_sha256"), ("|u1", (num_images, HASH_BYTES)))
     return {

@@ -21,7 +21,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from data.cache import CachePlace, locked, patiently
 from data.compiled import compile_index, compiled_path
-from data.manifest import INDEX, Manifest, check_files, read_manifest
+from data.manifest import INDEX, STEERS, Manifest, check_files, read_manifest
 from data.mapped import Arrays, intact
 from data.shard_bytes import ShardBytes, unreadable
 from data.splits import SPLITS
@@ -198,6 +198,10 @@ class Dataset:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest.files[INDEX].sha256:
                 raise InputError(f"{self._folder.file(INDEX)} was altered (its hash differs); copy the dataset again")
+        if told := [name for name in parquet.read_schema(path).names if STEERS.search(name)]:  # terminals show them
+            raise InputError(
+                f"{self._folder.file(INDEX)}: {told[0]!r} is no name of a column; ask whoever made it for another"
+            )
         return path
 
     def _copied_index(self) -> Path:
