@@ -6,7 +6,7 @@ Attributes are for subgroups (sex, site, skin type), so a column qualifies that 
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clusters.config import InputError
 from data.cases import age_band
@@ -36,7 +36,8 @@ OF_A_PERSON = re.compile(
     )
 )
 AGES = re.compile(r"(age|alter).*|.*(age|alter)")
-AGES_ELSEWHERE = {"edad", "eta", "idade", "leeftijd", "wiek", "alder"}
+AGES_ELSEWHERE = {"edad", "edat", "eta", "idade", "leeftijd", "wiek", "alder"}
+AGE_WORDS = {"age", "alter", *AGES_ELSEWHERE}
 NOT_AGES = re.compile(
     r"agent.*|agenes.*|agenc.*|alter(ation|ed|nat).*|.*(stage|image|usage|dosage|percentage|rrhage|damage|language"
     r"|lineage|coverage|drainage|cartilage|page|voltage|storage|passage|package|average|triage|lavage|marriage)"
@@ -53,13 +54,18 @@ DATE_OR_TIME = re.compile(
 LIKE_AN_ID = re.compile(r"(?<![\d.])\d{6}")
 # Where ids are keyed, groups are told in a word or two; what is longer is somebody's own text.
 MAX_WORDS = 3
+# Some only with a dot or spelt as titles are, for MS, SR, FR and M mean something else in a clinic.
 TITLE = re.compile(
-    r"(?:(?:dr|prof|mr|mrs|miss|sir|herr|frau|mme|mlle|monsieur|madame|sra)\b\.?|(?:m|ms|mx|fr|hr|sr|sig|dott|dhr|mevr)\.)"
-    r"\s*[^\W\d_]",
+    r"(?:(?:dra?|prof|professora?|doctora?|doktor|mr|mrs|miss|sir|herrn?|frau|fr[äa]ulein|mme|mlle|monsieur|madame|sra"
+    r"|se[nñ]h?ora?|signora?|dottor|dottoressa|meneer|mevrouw)\b\.?|(?:m|ms|mx|fr|hr|sr|sig|dott|dhr|mevr)\."
+    r"|(?-i:Ms|Mx|Sr)\b)\s*[^\W\d_]",
     re.IGNORECASE,
 )
-YEAR = re.compile(r"(?:19|20)\d{2}(?:\.0)?")
-AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|years?)?", re.IGNORECASE)
+# Alone or with its month (2019, 2019.0, 5/2019, 05.2019, 2019-05), but 1.2000 is a number.
+YEAR = re.compile(r"(?:(?:0?[1-9]|1[0-2])[-/]|0[1-9]\.)?(?:19|20)\d{2}(?:\.0*|[-/](?:0?[1-9]|1[0-2]))?")
+AGE = re.compile(
+    r"(\d{1,3}(?:[.,]\d+)?)\s*(?:y|yrs?|years?|j|jahre?|ans?|a[nñ]os?|anni|anys|jaar|lat|år)?", re.IGNORECASE
+)
 BAND = re.compile(r"(\d{1,3})\s*(?:(?:-|–|to)\s*\d{1,3}|\+)", re.IGNORECASE)
 
 
@@ -75,21 +81,77 @@ def attribute(table: Table, name: str, identifying: Sequence[str], patients: Seq
     """
     values = table.column(name)
     words = refuse_personal(name, identifying, "attrs=")
-    # Of a word that only begins or ends so, the cells tell whether it is an age.
-    maybe = words & AGES_ELSEWHERE or any(AGES.fullmatch(word) and not NOT_AGES.fullmatch(word) for word in words)
-    if words & {"age", "alter"} or (maybe and any(map(AGE.fullmatch, values))):
+    if _is_age(words, values):
         return [_age(table, name, row, value) for row, value in enumerate(values)]
-    for row, value in enumerate(values):
-        what = _tells(value, keyed)
-        if what:
-            raise InputError(f"{table.row(row)}: '{name}' {what}; leave '{name}' out of attrs=")
+    _refuse_cells(table, name, lambda value: _tells(value, keyed))
     _refuse_many(table, name, values, patients)
-    if keyed:
-        _refuse_one_patient_each(table, name, values, patients)
-    for row, value in enumerate(values):
-        if LIKE_AN_ID.search(value):
-            raise InputError(f"{table.row(row)}: '{name}' looks like an id; leave '{name}' out of attrs=")
+    if keyed and (told := of_one_patient_each(values, patients)):
+        raise InputError(f"'{name}' of {table.where} {told}; give groups (numbers as bands), or leave it out of attrs=")
+    _refuse_cells(table, name, _like_an_id)
     return values
+
+
+def check_kept(table: Table, name: str, patients: Sequence[str], all_there: bool) -> None:
+    """Hold an attribute that a dataset with keyed ids has to what an import refuses. Raises InputError as one does.
+
+    A row of `table` is a value and the patient who has it, once however many images show them. So nothing is said of
+    how many rows differ, nor, unless the images are `all_there`, of how many patients have a value: both would
+    refuse what an import has let through.
+    """
+    values = table.column(name)
+    words = refuse_personal(name, (), "attrs=")
+    if _may_be_age(words) and all(BAND.fullmatch(value) for value in values if value):
+        return
+    if _is_age(words, values):
+        bands = [_age(table, name, row, value) for row, value in enumerate(values)]
+        if bands != values:
+            raise InputError(f"{table.where}: '{name}' holds ages that are in no bands; import it again")
+        return
+    _refuse_cells(table, name, lambda value: _tells(value, keyed=True) or _like_an_id(value))
+    if len(set(values) - {""}) > MAX_VALUES:
+        raise InputError(f"{table.where}: '{name}' has more than {MAX_VALUES} different values; give groups")
+    if all_there and (told := of_one_patient_each(values, patients)):
+        raise InputError(f"{table.where}: '{name}' {told}; give groups (numbers as bands)")
+
+
+def of_one_patient_each(values: Sequence[str], patients: Sequence[str]) -> str:
+    """Says so where most values are of one patient each: a name in some cells, beside a common word. Else empty.
+
+    Of few values it says nothing, for patients may be few.
+    """
+    patients_of = defaultdict(set)
+    for value, patient in zip(values, patients, strict=True):
+        patients_of[value].add(patient)
+    patients_of.pop("", None)
+    alone = sum(len(those) == 1 for those in patients_of.values())
+    if len(patients_of) > MAX_OF_FEW_PATIENTS and alone > len(patients_of) / 2:
+        return (
+            f"has {len(patients_of):,} different values, {alone:,} of them of one patient each, so it tells who "
+            "somebody is"
+        )
+    return ""
+
+
+def _is_age(words: set[str], values: Sequence[str]) -> bool:
+    """Whether a column holds ages. Of a word that only begins or ends so, the cells tell."""
+    return bool(words & {"age", "alter"}) or (_may_be_age(words) and any(map(AGE.fullmatch, values)))
+
+
+def _may_be_age(words: set[str]) -> bool:
+    return any(AGES.fullmatch(word) and not NOT_AGES.fullmatch(word) for word in words) or bool(words & AGES_ELSEWHERE)
+
+
+def _refuse_cells(table: Table, name: str, telling: Callable[[str], str]) -> None:
+    """Refuse a column by its first cell of which something is told."""
+    values = table.columns[name]
+    told = {value: what for value in set(values) if (what := telling(value))}
+    for row, value in enumerate(values if told else ()):
+        if value in told:
+            raise InputError(f"{table.row(row)}: '{name}' {told[value]}; leave '{name}' out of attrs=")
+
+
+def _like_an_id(value: str) -> str:
+    return "looks like an id" if LIKE_AN_ID.search(value) else ""
 
 
 def _tells(value: str, keyed: bool) -> str:
@@ -104,7 +166,9 @@ def _tells(value: str, keyed: bool) -> str:
         return "looks like a year, which tells patients apart: give several in one (2000-2009)"
     if TITLE.match(value.strip()):
         return "begins like the name of a person"
-    return f"has more than {MAX_WORDS} words, which may name somebody" if len(value.split()) > MAX_WORDS else ""
+    # Numbers are no words: 10 to 20 mm is a group.
+    words = [word for word in re.split(r"[\s,;^]+", value) if any(map(str.isalpha, word))]
+    return f"has more than {MAX_WORDS} words, which may name somebody" if len(words) > MAX_WORDS else ""
 
 
 def _refuse_many(table: Table, name: str, values: Sequence[str], patients: Sequence[str]) -> None:
@@ -120,20 +184,6 @@ def _refuse_many(table: Table, name: str, values: Sequence[str], patients: Seque
         raise InputError(
             f"'{name}' of {table.where} has {different:,} different values for {num_patients:,} patients, so it nearly "
             "tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
-        )
-
-
-def _refuse_one_patient_each(table: Table, name: str, values: Sequence[str], patients: Sequence[str]) -> None:
-    """Refuse a column most of whose values are of one patient each: a name in some cells, beside a common word."""
-    patients_of = defaultdict(set)
-    for value, patient in zip(values, patients):
-        patients_of[value].add(patient)
-    patients_of.pop("", None)
-    alone = sum(len(those) == 1 for those in patients_of.values())
-    if len(patients_of) > MAX_OF_FEW_PATIENTS and alone > len(patients_of) / 2:
-        raise InputError(
-            f"'{name}' of {table.where} has {len(patients_of):,} different values, {alone:,} of them of one patient "
-            "each, so it tells who somebody is; give groups (numbers as bands), or leave it out of attrs="
         )
 
 
@@ -159,7 +209,7 @@ def _age(table: Table, name: str, row: int, value: str) -> str:
     if not re.search(r"\d", value):
         return ""
     if match := AGE.fullmatch(value):
-        return age_band(match[1])
+        return age_band(match[1].replace(",", "."))
     if match := BAND.fullmatch(value):
         return "90+" if int(match[1]) >= 90 else value
     raise InputError(f"{table.row(row)}: '{name}' is neither an age in years nor a band such as 40-49 or 90+")

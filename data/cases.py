@@ -58,7 +58,8 @@ class Case:
 class RawDataset:
     """What a source found: its cases and what is to be known about all of them.
 
-    `case_meaning` says in a sentence what a case is here, and why two images of it show the same condition.
+    `case_meaning` says in a sentence what a case is here, and why two images of it show the same condition;
+    `patient_unit` is a word for what counts as a patient: `lesion`, `image`, … where nobody says who is who.
     """
 
     licence: str
@@ -68,6 +69,7 @@ class RawDataset:
     cases: Sequence[Case]
     case_meaning: str
     number_names: tuple[str, ...] = ()
+    patient_unit: str = "patient"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clusters.config import InputError, nearest
-from data.attributes import refuse_personal
+from data.attributes import AGE_WORDS, refuse_personal
 from data.cases import one_hot
 from data.published import UNKNOWN
 from data.tables import Table
@@ -110,7 +110,7 @@ def read_numbers(
     """
     found: dict[str, dict[str, float]] = {case: {} for case in groups}
     for name in names:
-        if refuse_personal(name, identifying, "numbers=") & {"age", "alter"}:
+        if refuse_personal(name, identifying, "numbers=") & AGE_WORDS:
             raise InputError(f"'{name}' is an age, and single years above 89 tell who somebody is; keep it with attrs=")
         table = _stated(table, (name,))
         for case, rows in groups.items():

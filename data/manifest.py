@@ -73,7 +73,7 @@ class Manifest(Config):
     splits: dict[str, Counts]
     images: dict[str, Any] = Field(description="how the images were processed")
     ids: str = Field(description="'source' (as published) or 'keyed' (HMAC-SHA256)")
-    split: dict[str, Any] = Field(description="salt_id and fractions")
+    split: dict[str, Any] = Field(description="salt_id, fractions, and the unit where that is no patient")
     quarantined: Quarantined
     duplicates: dict[str, int] = Field(
         description="images whose pixels stand in the dataset before, and pairs of cases that look almost alike"
@@ -82,6 +82,11 @@ class Manifest(Config):
     plan: str = Field(description="fingerprint of settings and case list, to know an import again")
     files: dict[str, FileRecord]
     sha256: str = ""
+
+    @property
+    def patient_unit(self) -> str:
+        """What counts as a patient: `patient`, or where nobody says who is who `lesion`, `case`, `image`, `slide`."""
+        return str(self.split.get("unit", "patient"))
 
     @property
     def shards(self) -> dict[int, str]:

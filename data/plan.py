@@ -46,7 +46,11 @@ def plan_import(raw: RawDataset, config: ImportConfig, identities: Identities) -
         shards=_cut(cases, config.shard_images),
         num_images=sum(len(case.images) for case in cases),
         settings=chosen,
-        split={"salt_id": salt_id(identities.salt), "fractions": config.splits.model_dump()},
+        split={
+            "salt_id": salt_id(identities.salt),
+            "fractions": config.splits.model_dump(),
+            **({} if raw.patient_unit == "patient" else {"unit": raw.patient_unit}),
+        },
         fingerprint=_fingerprint(cases, chosen, raw, identities),
     )
 

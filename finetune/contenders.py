@@ -192,24 +192,13 @@ def _published(word: str, config: FinetuneConfig) -> Contender:
             source, what = "untrained: no file of its weights was given", f"untrained:{card.structure}:{config.seed}"
         else:
             weights = find_weights(card.config)
-            _refuse_ours(word, weights.card is not None)
+            if weights.card is not None:
+                mend = f"give its folder as a baseline, without '{word.partition(':')[0]}:'"
+                raise InputError(f"{word.partition(':')[2]} is an encoder of Manyview; {mend}")
             source, what = weights.title, weights.fingerprint()
     name = word.partition(":")[0]
     title = f"{PUBLISHED.get(name, card.architecture)}, {source}"
     return Contender(name, title, "published", word, what, card.architecture, [], config.head)
-
-
-def _refuse_ours(word: str, is_ours: bool) -> None:
-    """An encoder of Manyview tells what it was pretrained on, which is looked at where it is given as one."""
-    from clusters.storage import Folder
-    from pretrain.encoder_folder import SEEN
-
-    location = word.partition(":")[2]
-    beside = location.rpartition("/")[0] if location.endswith(".safetensors") else location
-    if is_ours or Folder(beside or ".").exists(SEEN):
-        raise InputError(
-            f"{location} is an encoder of Manyview; give its folder as a baseline, without '{word.partition(':')[0]}:'"
-        )
 
 
 def _published_card(word: str, config: FinetuneConfig) -> "EncoderCard":

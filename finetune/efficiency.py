@@ -30,6 +30,7 @@ from finetune.efficiency_page import FILES, write_outputs
 from finetune.evaluate import frozen_temperature
 from finetune.labels_saved import labels_saved, summary
 from finetune.linear import fit_linear
+from finetune.patients import unknown_patients
 from finetune.results import LEDGER
 from finetune.run import finetune, numbers_of, work
 from finetune.tasks import AUROC
@@ -77,7 +78,8 @@ def efficiency(config: EfficiencyConfig) -> None:
     entrants = contenders(config.plain())
     _check_encoders(entrants)
     cohorts = draw_cohorts(dataset, config)
-    warnings = [
+    warnings = unknown_patients(dataset.manifest)
+    warnings += [
         warning
         for entrant in entrants
         if entrant.kind == "encoder"
@@ -220,7 +222,7 @@ def _results(
     return {
         "schema_version": SCHEMA_VERSION,
         "identity": identity,
-        "dataset": {"name": manifest.name, "source": manifest.source, "licence": manifest.licence},
+        "dataset": {name: getattr(manifest, name) for name in ("name", "source", "licence", "patient_unit")},
         "figure": figure,
         "head": config.head,
         "draws": config.draws,

@@ -93,7 +93,7 @@ def _page(results: dict[str, Any], picture: bytes) -> str:
     test = results["test"]
     lead = (
         f"{dataset['name']}: models trained with small and larger shares of the labels, tested on the same "
-        f"{test['cases']} cases of {test['patients']} patients."
+        f"{test['cases']} cases of {test['patients']} {dataset.get('patient_unit', 'patient')}s."
     )
     return page(f"{dataset['name']}: how many labels are enough", sections, lead)
 

@@ -27,11 +27,12 @@ from finetune.claims import begin, is_begun
 from finetune.external_results import predictions_of, results_of
 from finetune.foreign import answers, num_features_of, open_training_data, scores_of, training_features
 from finetune.label_map import Matched, match_labels
+from finetune.patients import unknown_patients
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
 from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, count_evaluation, versions
 from finetune.trained import Trained, open_trained
-from pretrain.encoder_folder import seen_in_file
+from pretrain.encoder_folder import began_elsewhere, seen_in_file
 from pretrain.export import ids_scheme
 from pretrain.leakage import seen_of
 
@@ -143,8 +144,12 @@ def _rows(dataset: Dataset, matched: Matched, config: EvaluateConfig) -> Rows:
 def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfig) -> list[str]:
     """Warnings. Raises InputError where the model has seen these patients or images, unless on_leak=warn."""
     seen = seen_in_file(trained.folder, "this model", "run the fine-tuning again")
-    # Of the model; what was said of the splits that it was trained and tested on says nothing of this dataset.
-    warnings = [w for w in trained.results["warnings"] if "nobody knows" in w]
+    warnings = list(unknown_patients(dataset.manifest))
+    if began_elsewhere(trained.entry["lineage"]):
+        warnings.append(
+            "the model's encoder started from weights of others, of which nobody knows whether they were trained on "
+            "these images"
+        )
     if ids_scheme(dataset) not in seen.ids:
         warnings.append(
             f"whether the model saw patients of {dataset.manifest.name} is unknown: their ids are of schemes "

@@ -9,11 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from data.manifest import Manifest
 from finetune.bootstrap import BootstrapConfig, bootstrap, patient_strata
 from finetune.metrics import CaseFigures, ScoredCases
 from finetune.reported import Reported
 
 RANKED, DECIDED = ("auroc", "auprc"), ("sensitivity", "specificity")
+
+
+def unknown_patients(manifest: Manifest) -> list[str]:
+    """A warning where nobody says who is who in a dataset: what counts as a patient may be one of several of theirs."""
+    unit = manifest.patient_unit
+    if unit == "patient":
+        return []
+    return [
+        f"{manifest.name} tells of no patients: each {unit} counts as one, so {unit}s of one person may stand on both "
+        "sides of a split, and intervals may be too narrow"
+    ]
 
 
 def by_patient(cases: ScoredCases, config: BootstrapConfig, seed: int) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from finetune.contenders import Contender
 from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
 from finetune.linear import Choice
 from finetune.model_folder import MODEL_FILES, write_model
+from finetune.patients import unknown_patients
 from pretrain.encoder_folder import SEEN, Seen, read_seen
 from pretrain.export import seen_in, seen_table
 
@@ -47,6 +48,7 @@ def write_results(
 
     judged = [judge(cohort, outcome, config.operating) for outcome, _ in fitted]
     first, choice = judged[0], fitted[0][1]
+    warnings = [*unknown_patients(cohort.dataset.manifest), *warnings]
     temperatures = {item.outcome.contender.name: item.temperature for item in judged}
     evaluations = count_evaluation(out)
     results = {
@@ -88,7 +90,8 @@ def is_whole(out: Folder) -> bool:
 def told_of(dataset: Dataset) -> dict[str, Any]:
     """What results say of a dataset."""
     names = ("name", "source", "licence", "citation")
-    return {**{name: getattr(dataset.manifest, name) for name in names}, "fingerprint": dataset.fingerprint}
+    told = {name: getattr(dataset.manifest, name) for name in names}
+    return {**told, "patient_unit": dataset.manifest.patient_unit, "fingerprint": dataset.fingerprint}
 
 
 def _seen_by(contender: Contender, cohort: Cohort) -> Seen:

@@ -8,7 +8,7 @@ stand in `projection.safetensors`, which timm leaves aside.
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from pretrain.encoder import EncoderConfig, change_size, create_encoder, fixes_s
 from pretrain.heads import EncoderWithHead, head_of
 
 WEIGHTS, CONFIG, CARD, SEEN = "model.safetensors", "config.json", "README.md", "seen.parquet"
+MODEL_CARD = "model.json"  # of a fine-tuned model
 PROJECTION = "projection.safetensors"
 
 
@@ -51,7 +52,7 @@ class EncoderCard:
     @property
     def began_elsewhere(self) -> bool:
         """Whether it started from weights of others, of which nobody knows whom they have seen."""
-        return any(entry.get("starts_from", {}).get("seen") == "unknown" for entry in self.lineage)
+        return began_elsewhere(self.lineage)
 
     @property
     def structure(self) -> str:
@@ -170,6 +171,24 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str,
 def read_seen(location: str) -> Seen:
     """Whom and what an encoder was pretrained on."""
     return seen_in_file(encoder_folder(location), "this encoder", "copy the encoder folder again")
+
+
+def began_elsewhere(lineage: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some stage started from weights of others, of which nobody knows whom they have seen."""
+    return any(entry.get("starts_from", {}).get("seen") == "unknown" for entry in lineage)
+
+
+def home_of(file: Folder) -> str:
+    """Whose a file of weights in this folder is: `encoder` or `model` of Manyview, beside which stands whom it saw.
+
+    Empty for a file of others.
+    """
+    if file.exists(SEEN):
+        return "encoder"
+    try:
+        return "model" if {"made_from", "task_described"} <= set(file.read_json(MODEL_CARD)) else ""
+    except (OSError, ValueError, TypeError):
+        return ""
 
 
 def seen_in_file(folder: Folder, who: str, mend: str) -> Seen:

@@ -24,6 +24,7 @@ from pretrain.encoder_folder import (
     EncoderCard,
     encoder_folder,
     fingerprint_of,
+    home_of,
     read_card,
 )
 
@@ -77,6 +78,7 @@ def find_weights(config: EncoderConfig) -> Source:
             raise InputError(
                 f"encoder.weights: {location}: no such file; give a .safetensors file or an encoder folder"
             )
+        _refuse_ours(location, home_of(folder))
         return Source(folder, name, name, native_size_px(config), {})
     try:
         folder = encoder_folder(location)
@@ -84,6 +86,16 @@ def find_weights(config: EncoderConfig) -> Source:
         unread = [file for file in Folder(location).names() if file.endswith(PICKLES)]
         raise InputError(_pickle(f"{location}/{unread[0]}") if unread else f"encoder.weights: {error}") from None
     return _ours(config, folder) if _is_ours(folder) else _in_timm_s_layout(config, folder)
+
+
+def _refuse_ours(location: str, home: str) -> None:
+    """A file of ours by itself would pass for one of which nobody knows whom it has seen."""
+    mends = {
+        "encoder": "is the file of a Manyview encoder; give its folder, which tells whom it has seen",
+        "model": "is of a model fine-tuned with Manyview, whose patients it has seen; give the encoder it began with",
+    }
+    if home:
+        raise InputError(f"encoder.weights: {location} {mends[home]}")
 
 
 def _is_ours(folder: Folder) -> bool:

@@ -87,7 +87,9 @@ EFFICIENCY = {
     "figure": "macro AUROC",
     "draws": 5,
     "baseline": "untrained",
-    "labels_saved": {"pretrained": {"target": 0.8, "fraction": 0.16, "at_smallest": False, "by_draw": [0.16]}},
+    "labels_saved": {
+        "pretrained": {"target": 0.8, "fraction": 0.16, "at_smallest": False, "by_draw": [0.16, None, 0.09]}
+    },
     "curves": {
         name: {
             "title": title,

@@ -571,6 +571,23 @@ def test_what_a_case_is_can_be_chosen_and_is_said(tmp_path: Path, case: str, num
     assert case in raw.case_meaning
 
 
+def test_with_keyed_ids_a_tag_most_of_whose_values_are_of_one_patient_each_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["ABDOMEN", "ANKLE", "ARM", "BRAIN", "BREAST", "CHEST", "ELBOW", "FOOT", "HAND", "HEAD", "HIP", "KNEE"]
+    for number, part in enumerate([*parts, *["CHEST"] * 13]):
+        tags = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.{number}", "BodyPartExamined": part}
+        pixels = np.full((8, 8), number, np.uint8)
+        (tmp_path / f"{number}.dcm").write_bytes(dicom(pixels, Modality="CR", PatientAge=f"0{number + 10}Y", **tags))
+    words = ("source=dicom", f"raw={tmp_path}")
+    found = {name for case in read(*words).cases for image in case.images for name in image.attributes}
+    assert found == {"sex", "age", "view", "laterality", "modality"}
+    told = "left out body_part, which has 12 different values, 11 of them of one patient each"
+    assert told in capsys.readouterr().err
+    assert read(*words, "ids=source").cases[0].images[0].attributes["body_part"] == "abdomen"
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_an_export_becomes_a_dataset_with_keyed_ids(tmp_path: Path) -> None:
     words = [f"raw={export(tmp_path / 'raw')}", f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"]
     dataset = imported("source=dicom", *words)

@@ -20,6 +20,7 @@ from data.dataset import Dataset, open_dataset
 from data.published import known, sex, skin_type
 from data.shards import write_dataset
 from data.sources import read_raw, scin, source_module
+from finetune.patients import unknown_patients
 
 NAN = float("nan")
 
@@ -655,6 +656,18 @@ def test_keyed_imports_name_no_file_and_no_published_id(
         imported(source, raw, *words, f"out={tmp_path / 'again'}", "max_bad_fraction=0")
     assert re.search(r"the first: .*row \d+", str(caught.value))
     assert not [name for name in published if len(name) > 5 and name.lower() in str(caught.value).lower()]
+
+
+@pytest.mark.parametrize(
+    ("source", "unit"),
+    [("isic2019", "lesion"), ("isic2020", "patient"), ("scin", "case"), ("fitzpatrick17k", "image"), ("ddi", "image")],
+)
+def test_what_counts_as_a_patient_is_told(source: str, unit: str, tmp_path: Path) -> None:
+    """So that no page speaks of patients where nobody knows which images are of one."""
+    dataset = imported(source, MINIATURES[source][0](tmp_path / "raw"), *WORDS.get(source, []))
+    assert dataset.manifest.patient_unit == unit
+    said = " ".join(unknown_patients(dataset.manifest))
+    assert (f"each {unit} counts as one" in said) == (unit != "patient")
 
 
 @pytest.mark.parametrize("source", MINIATURES)

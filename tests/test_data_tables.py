@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from clusters.config import InputError, load_config
 from clusters.storage import Folder
-from data.attributes import attribute
+from data.attributes import attribute, check_kept
 from data.cases import RawDataset, RawFile
-from data.labels import read_labels
+from data.labels import read_labels, read_numbers
 from data.sources import table as source
 from data.tables import Table, read_table
 
@@ -249,7 +249,8 @@ def test_rows_do_not_become_one_case_by_their_names(
 @pytest.mark.parametrize("rows", [["x.png,", "x.jpg,"], ["x.png,", "b.png,x"], ["a.png,l1", "a.png,l1", "b.png,b"]])
 def test_with_keyed_ids_names_are_kept_apart(tmp_path: Path, rows: list[str]) -> None:
     (tmp_path / "t.csv").write_text("\n".join(["file,lesion", *rows]))
-    assert len(read_source(tmp_path, "patient=none", "case=lesion").cases) == 2
+    found = read_source(tmp_path, "patient=none", "case=lesion")
+    assert (len(found.cases), found.patient_unit) == (2, "case")
 
 
 def read_source(folder: Path, *words: str) -> RawDataset:
@@ -288,6 +289,19 @@ def test_an_age_becomes_a_band(header: str) -> None:
     assert of_table(table, header) == list(ages.values())
 
 
+@pytest.mark.parametrize("header", ["edad", "Alter des Patienten", "Età", "leeftijd"])
+def test_an_age_is_known_by_its_cells_as_other_languages_write_them(header: str) -> None:
+    ages = {"45 años": "40-49", "45,5": "40-49", "91 Jahre": "90+", "7 anni": "0-9", "60 ans": "60-69", "3 jaar": "0-9"}
+    assert of_table(table_of(**{header: list(ages)}), header) == list(ages.values())
+
+
+@pytest.mark.parametrize("header", ["edad", "leeftijd", "Ålder"])
+def test_an_age_is_no_measurement_in_any_language(header: str) -> None:
+    table = table_of(**{header: ["93"]})
+    with pytest.raises(InputError, match=f"'{header}' is an age, and single years above 89"):
+        read_numbers(table, singly(table), [header], ())
+
+
 @pytest.mark.parametrize("cell", ["45 11/12", "1931", "born 1931", "12 months", "-1"])
 def test_an_age_that_is_none_is_refused_by_its_row(cell: str) -> None:
     with pytest.raises(InputError, match="row 3: 'age' is neither an age in years nor a band"):
@@ -308,7 +322,7 @@ def test_an_attribute_with_a_date_or_time_is_refused(cell: str) -> None:
     "cell",
     [
         *("first", "2010-2019", "upper arm", "Dresden", "MS lesion", "mrna +", "left", "III-IV", "0.5", "T1N0M0"),
-        *("10-20", "L2/L3", "1.5 T", "left upper arm"),
+        *("10-20", "L2/L3", "1.5 T", "left upper arm", "10 to 20 mm", "1.2000", "MR", "SR report"),
     ],
 )
 def test_an_attribute_with_groups_is_kept(cell: str) -> None:
@@ -369,8 +383,14 @@ def test_an_attribute_that_nearly_tells_the_patient_is_refused() -> None:
     ("cell", "said"),
     [
         *((year, "looks like a year") for year in ("1931", "2019", " 2019", "2019.0")),
+        *((month, "looks like a year") for month in ("2019-05", "5/2019", "05.2019")),
         *((name, "begins like the name") for name in ("Dr. Adler", "dr adler", "Frau Adler", "M. Adler", "Prof.Adler")),
+        *(
+            (f"{title} Adler", "begins like the name")
+            for title in ("Ms", "Sr", "Dra.", "Professor", "Señora", "Mevrouw")
+        ),
         ("see Anna Adler again", "has more than 3 words"),
+        ("Adler^Anna^Maria^Luise", "has more than 3 words"),
         ("arm \x1b[2J", "is free text"),
     ],
 )
@@ -396,6 +416,30 @@ def test_values_of_one_patient_each_are_refused_where_ids_are_keyed(names: list[
     assert of_table(table, "who", keyed=False) == cells
     twice = table_of(who=cells * 2)  # a second patient for each: groups
     assert of_table(twice, "who") == cells * 2
+
+
+@given(st.lists(st.tuples(st.text("ab", max_size=4), st.integers(0, 6)), max_size=80))
+def test_what_an_import_lets_through_stays_let_through_pair_by_pair(cells: list[tuple[str, int]]) -> None:
+    """verify sees each value once with each of its patients, and must not refuse what was imported."""
+    values, patients = [value for value, _ in cells], [f"p{patient}" for _, patient in cells]
+    table = table_of(group=values) if cells else Table("t.csv", {"group": []}, 0)
+    pairs = sorted(set(zip(values, patients)))
+    kept = Table("t.csv", {"group": [value for value, _ in pairs]}, len(pairs))
+    try:
+        of_table(table, "group", patients)
+    except InputError:
+        return
+    check_kept(kept, "group", [patient for _, patient in pairs], all_there=True)
+
+
+def test_of_one_patient_each_asks_the_patient_column(tmp_path: Path) -> None:
+    """A patient's images count once, and public ids let all of it through."""
+    rows = [f"{row}.png,p{row // 4},{f'word{row // 4}' if row < 48 else 'common'}" for row in range(400)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,who,ward", *rows]))
+    with pytest.raises(InputError, match=r"'ward' .* has 13 different values, 12 of them of one patient each"):
+        read_source(tmp_path, "patient=who", "attrs=ward")
+    found = read_source(tmp_path, "patient=who", "attrs=ward", "ids=source")
+    assert found.cases[-1].images[0].attributes == {"ward": "common"}
 
 
 def test_a_header_that_steers_a_terminal_is_refused() -> None:

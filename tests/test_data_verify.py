@@ -148,18 +148,74 @@ def test_names_that_lead_elsewhere_are_refused(written: Path, tmp_path: Path, ch
             load_config(ImportConfig, ["source=folder", "raw=x", "out=y", f"name={changed['name']}"])
 
 
-def test_columns_that_steer_a_terminal_are_refused(written: Path, tmp_path: Path) -> None:
-    folder = copy(written, tmp_path)
+def with_column(folder: Path, name: str, values: list[str], **changed: Any) -> None:
+    """The dataset with one more column in its index, and a manifest that agrees."""
     index = folder / INDEX
-    table = parquet.read_table(index)
-    parquet.write_table(table.append_column("attr.si\x1b[2Jte", pa.array(["a"] * table.num_rows)), index)
+    parquet.write_table(parquet.read_table(index).append_column(name, pa.array(values)), index)
     manifest = read_manifest(Folder(folder))
     record = FileRecord(size=index.stat().st_size, sha256=Folder(folder).sha256(INDEX))
-    sealed = seal(manifest.model_copy(update={"files": {**manifest.files, INDEX: record}, "sha256": ""}))
-    (folder / "manifest.json").write_bytes(manifest_bytes(sealed))
+    update = {**changed, "files": {**manifest.files, INDEX: record}, "sha256": ""}
+    (folder / "manifest.json").write_bytes(manifest_bytes(seal(manifest.model_copy(update=update))))
+
+
+def test_columns_that_steer_a_terminal_are_refused(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    with_column(folder, "attr.si\x1b[2Jte", ["a"] * parquet.read_table(folder / INDEX).num_rows)
     with pytest.raises(InputError, match="is no name of a column; ask") as caught:
         open_dataset(str(folder))
     assert str(caught.value).isprintable()
+    with pytest.raises(
+        InputError, match=r"1 problem; .*\n  index\.parquet: 'attr\.si\\x1b\[2Jte' is no name of a"
+    ) as caught:
+        verify(str(folder))
+    assert "\x1b" not in str(caught.value)
+
+
+TELLING: dict[str, tuple[str, list[str], str]] = {
+    "year": ("group", ["1931"], "'group' looks like a year"),
+    "date": ("group", ["1931-05-30"], "'group' looks like a date"),
+    "title": ("group", ["Dr. Zzcanary"], "'group' begins like the name"),
+    "words": ("group", ["saw Zzcanary in May"], "'group' has more than 3 words"),
+    "id": ("group", ["Zzcanary 943476"], "'group' looks like an id"),
+    "age": ("age", ["47"], "'age' holds ages that are in no bands"),
+    "age elsewhere": ("edad", ["47 años"], "'edad' holds ages that are in no bands"),
+    "header": ("nom", ["x"], "the header 'nom' means that it tells who somebody is"),
+    "many values": ("group", [f"Zzcanary{row:x}" for row in range(101)], "more than 100 different values"),
+    "of one patient each": ("group", [f"Zzcanary{row}" for row in range(13)], "13 of them of one patient each"),
+}
+
+
+@pytest.mark.parametrize("told", TELLING)
+def test_an_attribute_that_no_import_with_keyed_ids_lets_through_is_a_problem(told: str, tmp_path: Path) -> None:
+    name, some, message = TELLING[told]
+    write_dataset(cases(120), config(tmp_path / "out"))
+    patients = parquet.read_table(tmp_path / "out" / INDEX, columns=["patient"]).column("patient").to_pylist()
+    number = {patient: place for place, patient in enumerate(dict.fromkeys(patients))}
+    if told == "many values":
+        values = [some[row % len(some)] for row in range(len(patients))]
+    else:
+        values = [some[number[patient]] if number[patient] < len(some) else "" for patient in patients]
+    with_column(tmp_path / "out", f"attr.{name}", values, ids="keyed", source="table")
+    with pytest.raises(InputError, match="1 problem; ") as caught:
+        verify(str(tmp_path / "out"))
+    assert message in str(caught.value).splitlines()[1]
+    assert "Zzcanary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changed", [{"ids": "source", "source": "table"}, {"ids": "keyed", "source": "ham10000"}])
+def test_what_is_published_is_held_to_no_such_thing(written: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    folder = copy(written, tmp_path)
+    with_column(folder, "attr.group", ["1931"] * parquet.read_table(folder / INDEX).num_rows, **changed)
+    assert verify(str(folder)).startswith("OK")
+
+
+def test_attributes_with_bands_and_groups_are_no_problem(written: Path, tmp_path: Path) -> None:
+    folder = copy(written, tmp_path)
+    num_images = parquet.read_table(folder / INDEX).num_rows
+    bands = [f"{5 * (row % 20)}-{5 * (row % 20) + 4}" for row in range(num_images)]
+    for name, values in (("age", bands), ("ageyears", bands), ("site", ["lower extremity"] * num_images)):
+        with_column(folder, f"attr.about.{name}", values, ids="keyed", source="table")
+    assert verify(str(folder)).startswith("OK")
 
 
 def test_a_folder_that_is_no_dataset_is_named(tmp_path: Path) -> None:

@@ -210,8 +210,12 @@ def test_what_cannot_be_had_is_said_in_one_line(finetuned, synthetic_dataset, tm
     refused("^baselines: inception_v3: 'inception_v3' does not take images of 32 px", "inception_v3", size_px=32)
     refused("'knn' is compared already", "knn", "knn")
     # Whom it has seen is looked at only where it is given as what it is.
-    for place in (finetuned.encoder, encoder_folder(finetuned.encoder).file("model.safetensors")):
-        refused("is an encoder of Manyview; give its folder as a baseline, without 'imagenet:'", f"imagenet:{place}")
+    told = "is an encoder of Manyview; give its folder as a baseline, without 'imagenet:'"
+    refused(told, f"imagenet:{finetuned.encoder}")
+    file = encoder_folder(finetuned.encoder).file("model.safetensors")
+    refused("^baselines: imagenet: .* is the file of a Manyview encoder; give its folder, which", f"imagenet:{file}")
+    file = f"{finetuned.out}/model/encoder.safetensors"
+    refused("^baselines: imagenet: .* is of a model fine-tuned with Manyview, whose patients", f"imagenet:{file}")
 
 
 def test_neighbours_of_numbers_are_refused(finetuned, synthetic_dataset, tmp_path):

@@ -138,8 +138,11 @@ def test_the_first_screen_says_what_it_does_on_how_many_and_how_sure(
     top1 = test["top1"]
     assert f"{100 * top1['value']:.1f} % ({100 * top1['low']:.1f} to {100 * top1['high']:.1f})" in lead
     assert shown.texts("#part-1 .tiles strong")[0] == f"{test['auroc']['value']:.3f}"
-    saved = "needs 16 % of the labels to be as good as resnet18, untrained with all of them (0.800): 84 % of the labels"
-    assert saved in shown.page.content()
+    assert (
+        "is as good as resnet18, untrained with all labels (0.800) at 16 % of the labels (draws: 9 % to not reached)"
+        in (shown.page.content())
+    )
+    assert "the whole validation split chooses the model, and its labels are not counted" in shown.page.content()
     assert shown.page.locator(".tiles").bounding_box()["y"] < 700  # type: ignore[index]
     shown.page.close()
 
@@ -282,6 +285,26 @@ def test_an_evaluation_elsewhere_has_its_page(
     assert "finetune evaluate RESULTS" in shown.texts("pre.command")[0]
     assert all(word in shown.texts("pre.command")[0] for word in ("label_map=", "'splits=[val, test]'", "seed=3"))
     shown.page.close()
+
+
+def test_where_nobody_says_who_is_who_no_patient_is_claimed(
+    finished: Made, synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    """HAM10000 tells lesions and no patients, so its page must not speak of tested patients."""
+    out, results, evidence = finished
+    shutil.copy(out / "predictions.parquet", tmp_path / "predictions.parquet")
+    told = whole(results, evidence)
+    told["dataset"] = {**told["dataset"], "patient_unit": "lesion"}
+    write_report(Folder(tmp_path), told, synthetic_dataset)
+    page = re.sub(r"<[^>]+>", "", (tmp_path / "report.html").read_text())
+    number = told["cohort"]["test"]["patients"]
+    assert f"It was tested on {number} lesions" in page
+    assert (
+        "(each lesion taken for a patient, since none are known) that were in neither training nor validation" in page
+    )
+    assert "Splits are by lesion, which stands for the patient everywhere here" in page
+    assert "resamples of whole lesions" in page
+    assert f"{number} patients" not in page
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])

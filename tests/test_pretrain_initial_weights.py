@@ -21,7 +21,7 @@ from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder import EncoderConfig, create_encoder
-from pretrain.encoder_folder import load_encoder, read_card, read_seen
+from pretrain.encoder_folder import encoder_folder, load_encoder, read_card, read_seen
 from pretrain.initial_weights import check_start, start
 from pretrain.run import pretrain
 from pretrain.views import ViewConfig
@@ -241,6 +241,8 @@ def test_our_encoder_passes_on_what_it_is_and_whom_it_saw(
 ) -> None:
     """A run that starts from it, with a vanishing learning rate; its kept layer is the trained head's first."""
     written = export(tmp_path / "first", synthetic_dataset, EncoderConfig(name="test_resnet"), splits=("train",))
+    with pytest.raises(InputError, match=r"model\.safetensors is the file of a Manyview encoder; give its folder"):
+        find_weights(config("test_resnet", encoder_folder(str(tmp_path / "first")).file("model.safetensors")))
     unsettled = {n: t for n, t in written.state_dict().items() if "running" not in n and "tracked" not in n}
     begun = recipe(synthetic_dataset, tmp_path / "run", config("test_resnet", tmp_path / "first"), splits=["train"])
     pretrain(begun)

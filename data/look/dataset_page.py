@@ -98,7 +98,7 @@ def _about(manifest: Manifest) -> Html:
         "citation": manifest.citation or None,
         "a case is": manifest.case,
         "ids": f"{manifest.ids}: {ids.get(manifest.ids, '')}",
-        "split": f"by the keyed hash of the patient ({shares}), salt {manifest.split.get('salt_id')}, "
+        "split": f"by the keyed hash of the {manifest.patient_unit} ({shares}), salt {manifest.split.get('salt_id')}, "
         "unless the source has official splits",
         "images": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in manifest.images.items()),
         "files": f"{len(manifest.files):,}, {sum(file.size for file in files) / 1e6:,.1f} MB",

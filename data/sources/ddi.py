@@ -63,4 +63,4 @@ def read(config: Options) -> RawDataset:
         image = row_image(config, images.of(file), row, file, attributes)
         key = file.rpartition(".")[0]
         cases.append(Case(key, key, (image,), {LABEL: label}, split="test" if config.split == "official" else None))
-    return RawDataset(LICENCE, CITATION, "binary", (LABEL,), cases, CASE)
+    return RawDataset(LICENCE, CITATION, "binary", (LABEL,), cases, CASE, patient_unit="image")

@@ -4,8 +4,8 @@
 
 Files are known by what they hold, not by their names. Patient, case and a few attributes come from the tags:
 sex, age band, view, laterality, modality and body part, of which only the values that the standard defines go
-through. Everything else (names, dates, UIDs, private tags) stays behind. Labels may come from a table that is
-joined by a tag.
+through, and with keyed ids none of those most of whose values are of one patient each. Everything else (names, dates,
+UIDs, private tags) stays behind. Labels may come from a table that is joined by a tag.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 
 from clusters.config import InputError, absolute
 from clusters.storage import Folder
+from data.attributes import of_one_patient_each
 from data.cases import Case, RawDataset, SourceImage
 from data.config import ImportConfig
 from data.dicom.headers import Header, Unreadable, header_of
@@ -94,9 +95,11 @@ def read(config: Options) -> RawDataset:
     for header in headers:
         groups.setdefault(_case_id(config, header), []).append(header)
     labels = _labels(config, groups)
+    left_out = _telling(config, groups)
     cases = []
     for case_id, members in groups.items():
-        images = tuple(file_image(config, folder, one.number, one.file, one.attributes) for one in members)
+        kept = [{name: value for name, value in one.attributes.items() if name not in left_out} for one in members]
+        images = tuple(file_image(config, folder, one.number, one.file, about) for one, about in zip(members, kept))
         patient = case_id if config.patient == "none" else _patient(config, members)
         doubtful = labels.uncertain.get(case_id, frozenset())
         cases.append(Case(case_id, patient, images, labels.of_case[case_id], {}, None, doubtful))
@@ -107,7 +110,8 @@ def read(config: Options) -> RawDataset:
         # Not by its number, which changes with every other file that comes or goes.
         nobody = f"unreadable-{hashlib.sha256(header.file.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
         cases.append(Case(nobody, nobody, (image,), dict.fromkeys(labels.names, float("nan"))))
-    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASES[config.case])
+    unit = "case" if config.patient == "none" else "patient"
+    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASES[config.case], patient_unit=unit)
 
 
 def _headers(config: Options, folder: Folder) -> Iterator[Header]:
@@ -184,6 +188,20 @@ def _case_id(config: Options, header: Header) -> str:
             "which images belong together; mend it or give case=image"
         )
     return "".join(letter if letter.isalnum() else "-" for letter in uid) if config.ids == "source" else uid
+
+
+def _telling(config: Options, groups: dict[str, list[Header]]) -> set[str]:
+    """The attributes that no import with keyed ids may have. They are left out, which is said: no attrs= lists them."""
+    if config.ids == "source":
+        return set()
+    images = [(case_id, header) for case_id, members in groups.items() for header in members]
+    patients = [case_id if config.patient == "none" else header.patient for case_id, header in images]
+    left_out = set()
+    for name in images[0][1].attributes if images else ():
+        if told := of_one_patient_each([header.attributes[name] for _, header in images], patients):
+            left_out.add(name)  # never age, which has ten bands
+            say(config, f"left out {name}, which {told}")
+    return left_out
 
 
 def _patient(config: Options, members: list[Header]) -> str:

@@ -69,7 +69,7 @@ def read(config: Options) -> RawDataset:
         file = f"{key}.jpg"
         image = row_image(config, images.of(file), row, file, _attributes(table, row))
         cases.append(Case(key, key, (image,), one_hot(labels[row], classes)))
-    return RawDataset(LICENCE, CITATION, "multiclass", classes, cases, CASE)
+    return RawDataset(LICENCE, CITATION, "multiclass", classes, cases, CASE, patient_unit="image")
 
 
 def _labels(table: Table, level: str) -> tuple[list[str | None], tuple[str, ...]]:

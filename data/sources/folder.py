@@ -98,7 +98,8 @@ def read(config: Options) -> RawDataset:
             first, other = _two(config, files, numbers, splits)
             raise InputError(f"{first} and {other} are of one case and lie in two splits; put them in one")
         cases.append(Case(key, whose, images, labels.of_case[key], {}, found.pop()))
-    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE)
+    unit = "case" if config.patient == "none" else "patient"
+    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE, patient_unit=unit)
 
 
 def _image_files(config: Options, folder: Folder) -> list[str]:

@@ -45,7 +45,7 @@ def read(config: Options) -> RawDataset:
             raise InputError(f"{table.row(rows[0])}: dx is none of {', '.join(DIAGNOSES)}")
         found = tuple(_image(config, images, table, row, f"{names[row]}.jpg") for row in rows)
         cases.append(Case(lesion, lesion, found, one_hot(diagnosis, DIAGNOSES)))
-    return RawDataset(LICENCE, CITATION, "multiclass", DIAGNOSES, cases, CASE)
+    return RawDataset(LICENCE, CITATION, "multiclass", DIAGNOSES, cases, CASE, patient_unit="lesion")
 
 
 def _image(config: Options, images: ImageFolders, table: Table, row: int, file: str) -> SourceImage:

@@ -74,7 +74,7 @@ def read(config: Options) -> RawDataset:
         official = len(parts) > 1 and config.split == "official"
         split = ("test" if part == "Test" else "train_val") if official else None
         cases += _cases(photographs, names, split)
-    return RawDataset(LICENCE, CITATION, "multiclass", names, cases, CASE)
+    return RawDataset(LICENCE, CITATION, "multiclass", names, cases, CASE, patient_unit="lesion")
 
 
 def _photographs(config: Options, folder: Folder, part: str) -> list[_Photograph]:

@@ -78,11 +78,12 @@ def read(config: Options) -> RawDataset:
     names = folder.names()
     parts = [part for part in PARTS if any(name.startswith(_file(part, "x")) for name in names)] or ["train"]
     cases: list[Case] = []
+    unit = "slide" if all(_slides_file(part) in names for part in parts) else "image"
     for part in parts:
         x, y = (_unpacked(folder.path, names, _file(part, kind)) for kind in ("x", "y"))
         labels = _labels(x, y)
         cases += _cases(part, x, labels, _slides(folder, names, part, len(labels)))
-    return RawDataset(LICENCE, CITATION, "binary", ("tumour",), cases, CASE)
+    return RawDataset(LICENCE, CITATION, "binary", ("tumour",), cases, CASE, patient_unit=unit)
 
 
 def _cases(part: str, x: Path, labels: Sequence[int], slides: Sequence[str] | None) -> list[Case]:
@@ -138,9 +139,13 @@ def _array(path: Path, key: str, shape: tuple[int, ...]) -> Any:
     return array
 
 
+def _slides_file(part: str) -> str:
+    return f"camelyonpatch_level_2_split_{part}_meta.csv"
+
+
 def _slides(folder: Folder, names: Sequence[str], part: str, num_patches: int) -> list[str] | None:
     """Slide of each patch; None where there is no meta table."""
-    name = f"camelyonpatch_level_2_split_{part}_meta.csv"
+    name = _slides_file(part)
     if name not in names:
         return None
     table = read_table(folder, name)

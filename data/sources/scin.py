@@ -95,7 +95,7 @@ def read(config: Options) -> RawDataset:
         found = _images(config, images, table, row, files[key], contents)
         cases.append(Case(key, patients[key], found, _soft(differentials[key], names), about))
     meaning = with_left_out(CASE, len(rows) - len(with_images), "cases without an image")
-    return RawDataset(LICENCE, CITATION, "multiclass", names, cases, meaning)
+    return RawDataset(LICENCE, CITATION, "multiclass", names, cases, meaning, patient_unit="case")
 
 
 def _files(table: Table, row: int) -> dict[str, str]:

@@ -52,7 +52,8 @@ class Options(ImportConfig):
     attrs: tuple[str, ...] = Field(
         default=(),
         description="columns to keep as attributes: attrs=sex,site; cells are kept as they are (at most 100 different "
-        "ones, no dates, ids or free text), but ages become bands",
+        "ones, no dates, ids or free text; with keyed ids no single years, titles or more than three words, and no "
+        "columns most of whose values are of one patient each), but ages become bands",
     )
     numbers: tuple[str, ...] = Field(
         default=(),
@@ -113,7 +114,8 @@ def read(config: Options) -> RawDataset:
         found = labels.of_case[case_id]
         doubtful = labels.uncertain.get(case_id, frozenset())
         cases.append(Case(case_id, patients[case_id], images, found, {}, splits[case_id], doubtful, numbers[case_id]))
-    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE, config.numbers)
+    unit = "case" if config.patient == "none" else "patient"
+    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, CASE, config.numbers, unit)
 
 
 def _case_ids(table: Table, config: Options, files: list[str]) -> list[str]:

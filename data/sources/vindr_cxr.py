@@ -96,7 +96,7 @@ def read(config: Options) -> RawDataset:
             values = {finding: float("nan") if value is None else value for finding, value in labels.items()}
             found = row_image(config, folder / part, rows[0], f"{image}.dicom", {"view": "pa"}, name)
             cases.append(Case(image, image, (found,), values, {}, PARTS[part], uncertain))
-    return RawDataset(LICENCE, CITATION, "multilabel", FINDINGS, cases, CASE)
+    return RawDataset(LICENCE, CITATION, "multilabel", FINDINGS, cases, CASE, patient_unit="image")
 
 
 def _votes(table: Table, finding: str) -> list[float]:

@@ -45,7 +45,9 @@ class Options(ImportConfig):
         description="cls (the .cls member), or json:FIELD, or several fields with 1, 0, -1 (uncertain) or nothing: "
         "json:edema,effusion; empty: an unlabelled dataset",
     )
-    attrs: tuple[str, ...] = Field(default=(), description="JSON fields to keep as attributes: attrs=sex,site")
+    attrs: tuple[str, ...] = Field(
+        default=(), description="JSON fields to keep as attributes, held to what source=table says: attrs=sex,site"
+    )
     split: str = Field(
         default="",
         description="json:FIELD with train, val or test; shard: the word in the tar's path; empty: by hash",
@@ -175,7 +177,8 @@ def cases_of(config: Options, tars: Sequence[Tar]) -> RawDataset:
         split = _split(config, table, samples[rows[0]][0], rows)
         doubtful = labels.uncertain.get(key, frozenset())
         cases.append(Case(key, patients[key], images, labels.of_case[key], {}, split, doubtful))
-    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, _meaning(config))
+    unit = "case" if config.patient in ("key", "none") else "patient"
+    return RawDataset(LICENCE, CITATION, labels.task, labels.names, cases, _meaning(config), patient_unit=unit)
 
 
 def _columns(tars: Sequence[Tar], samples: Sequence[tuple[Tar, Sample]], wanted: Wanted) -> dict[str, list[str]]:

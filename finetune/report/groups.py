@@ -4,6 +4,7 @@ from typing import Any
 
 from data.charts import legend
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
+from finetune.labels_saved import told as share_of_labels
 from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
 from finetune.report.tables import forest
 from finetune.report.words import NAMES, Results, first_model, label_names, listed, shown, title_of, with_own_titles
@@ -101,6 +102,13 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
     baseline = models[efficiency["baseline"]]["title"]
     saved = (efficiency.get("labels_saved") or {}).items()
     parts = [paragraph(_saved(models[model]["title"], baseline, found)) for model, found in saved]
+    if parts:
+        parts.append(
+            paragraph(
+                "Of the labels to train on, that is: at every share the whole validation split chooses the model, and "
+                "its labels are not counted."
+            )
+        )
     caption = (
         f"{name} on test patients: mean of {efficiency['draws']} draws, with a band from the lowest to the highest."
     )
@@ -114,12 +122,7 @@ def _saved(title: str, baseline: str, found: dict[str, Any]) -> str:
     """The figure of REMEDIS (Azizi et al., 2023) as a sentence."""
     if found["fraction"] is None:
         return f"{title} does not reach what {baseline} does with all labels ({found['target']:.3f})."
-    share = 100 * found["fraction"]
-    most = "at most " if found.get("at_smallest") else ""
-    return (
-        f"{title} needs {most}{share:.2g} % of the labels to be as good as {baseline} with all of them "
-        f"({found['target']:.3f}): {'at least ' if most else ''}{100 - share:.2g} % of the labels are saved."
-    )
+    return f"{title} is as good as {baseline} with all labels ({found['target']:.3f}) at {share_of_labels(found)}."
 
 
 def _gaps(gaps: dict[str, Any], attribute: str) -> Html:

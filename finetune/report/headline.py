@@ -17,6 +17,7 @@ from finetune.report.words import (
     listed,
     number_names,
     p_of,
+    patient_unit,
     shown,
     title_of,
     value_of,
@@ -29,14 +30,16 @@ FEW_PATIENTS = 10
 def lead(results: Results) -> Html:
     """One paragraph that needs no glossary."""
     counts, test = _counts(results), first_model(results)["test"]
-    patients = tag("b", counted(counts["patients"], "patient"))
+    unit = patient_unit(results)
+    patients = tag("b", counted(counts["patients"], unit))
     tested = f" ({counted(counts['cases'], 'case')}, {counted(counts['images'], 'image')})"
     if results.get("kind") == "external":
         trained = (results.get("trained_on") or {}).get("name")
         tested += f" of {results['dataset']['name']}, without any training there"
         tested += f"; it had been trained on {trained}. " if trained else ". "
     else:
-        tested += " who were in neither training nor validation. "
+        who = "who" if unit == "patient" else f"(each {unit} taken for a patient, since none are known) that"
+        tested += f" {who} were in neither training nor validation. "
     return join([_does(results), " It was tested on ", patients, tested, *_success(results, test)])
 
 

@@ -17,6 +17,7 @@ from finetune.report.words import (
     label_names,
     listed,
     number_names,
+    patient_unit,
     shown,
     title_of,
 )
@@ -101,7 +102,7 @@ def _known(results: Results) -> dict[str, Content]:
     test = first_model(results)["test"]
     counts = results["cohort"].get("test") or next(iter(results["cohort"].values()))
     told: dict[str, Content] = {
-        "tested on": f"{counted(counts['patients'], 'patient')}, {counted(counts['cases'], 'case')}, "
+        "tested on": f"{counted(counts['patients'], patient_unit(results))}, {counted(counts['cases'], 'case')}, "
         f"{counted(counts['images'], 'image')} of {results['dataset']['name']}",
     }
     for name in ("auroc", "auprc", "balanced_accuracy", "ece"):
@@ -162,7 +163,8 @@ def _methods(results: Results) -> list[Item]:
                               "the intervals say what it is enough for"),
         ("11", "missing data", "images without a label, or with a doubtful one in validation and test, are left out"),
         ("12a", "how data were split; CLAIM: level at which partitions are disjoint",
-         "by patient, by a keyed hash or the official split; encoders that saw test patients are refused"),
+         f"by {patient_unit(results)}, by a keyed hash or the official split; encoders that saw those of test are "
+         "refused"),
         ("12c", "the model and its making; CLAIM: initialisation, training, selection", f"{OURS}: lineage, config"),
         ("12e", "measures of performance; CLAIM: uncertainty", f"{OURS}: how it was done"),
         ("12g", "how predictions are computed", "model/ in the results folder, by python -m finetune predict"),

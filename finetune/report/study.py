@@ -5,7 +5,7 @@ from typing import Any
 
 from data.page import EMPTY, Html, folded, join, pairs, paragraph, table, tag
 from finetune.heads import POOLING
-from finetune.report.words import Results, confidence
+from finetune.report.words import Results, confidence, patient_unit
 
 SPLITS = {"train": "training", "val": "validation", "test": "test", "external": "evaluated"}
 
@@ -13,15 +13,20 @@ SPLITS = {"train": "training", "val": "validation", "test": "test", "external": 
 def cohort(results: Results) -> Html:
     """Patients, cases and images of each split, and how many cases each class has."""
     splits = results["cohort"]
+    names = {"patients": f"{patient_unit(results)}s", "cases": "cases", "images": "images"}
     rows: list[list[Any]] = [
-        [name, *(f"{splits[split][name]:,}" for split in splits)] for name in ("patients", "cases", "images")
+        [shown, *(f"{splits[split][name]:,}" for split in splits)]
+        for name, shown in names.items()
+        if shown != "cases" or name == "cases"  # where cases count as patients, they stand there once
     ]
     classes = dict.fromkeys(name for split in splits.values() for name in split.get("cases_per_class", {}))
     for name in classes:
         counts = (split.get("cases_per_class", {}).get(name) for split in splits.values())
         rows.append([f"cases: {name}", *(None if count is None else f"{count:,}" for count in counts)])
     fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
-    caption = "Labelled images used" + (f"; {fraction:g} of the training patients." if fraction < 1 else ".")
+    caption = "Labelled images used" + (
+        f"; {fraction:g} of the training {patient_unit(results)}s." if fraction < 1 else "."
+    )
     return table(["", *(SPLITS.get(split, split) for split in splits)], rows, caption)
 
 
@@ -64,11 +69,13 @@ def method(results: Results, pooling: str | None) -> Html:
     how = resampling.get("interval", "percentiles of the resamples")
     corrected = any(row.get("p_holm") is not None for row in results["comparisons"])
     delong = any(row.get("p_delong") is not None for row in results["comparisons"])
+    unit = patient_unit(results)
+    none = "" if unit == "patient" else ", which stands for the patient everywhere here: the dataset tells of none"
     texts = [
-        f"{_answer_of_a_case(pooling)}All figures are of cases. Splits are by patient. Everything that "
+        f"{_answer_of_a_case(pooling)}All figures are of cases. Splits are by {unit}{none}. Everything that "
         "was chosen (regularisation or epoch, temperature, and decision thresholds) was chosen on validation.",
-        f"Intervals: {confidence(results)}, from {resampling['resamples']} bootstrap resamples of whole patients, "
-        "drawn within strata of the patient's rarest class; how many patients each stratum has is drawn too, since "
+        f"Intervals: {confidence(results)}, from {resampling['resamples']} bootstrap resamples of whole {unit}s, "
+        f"drawn within strata of the {unit}'s rarest class; how many {unit}s each stratum has is drawn too, since "
         f"it differs from study to study. {how[0].upper()}{how[1:]}. Differences are taken between models on the same "
         "resamples. They say how the figures would vary with other patients, not with another seed "
         f"of the training.{'' if corrected else ' P-values are not corrected for several comparisons.'}",
@@ -78,7 +85,7 @@ def method(results: Results, pooling: str | None) -> Html:
                      "each figure, over models and classes for the AUROC of single classes, over models and numbers "
                      "for figures of numbers. What is corrected is the p that belongs to the interval.")  # fmt: skip
     if delong:
-        texts.append("DeLong's test (1988) stands beside it, uncorrected, where every patient has one case, as it "
+        texts.append("DeLong's test (1988) stands beside it, uncorrected, where every one of them has one case, as it "
                      "takes cases to be independent.")  # fmt: skip
     if times is not None:
         texts.append(

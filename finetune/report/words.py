@@ -126,6 +126,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def patient_unit(results: Results) -> str:
+    """What counts as a patient: `lesion`, say, where the dataset does not tell who is who."""
+    return str((results.get("dataset") or {}).get("patient_unit", "patient"))
+
+
 def listed(words: list[str], most: int = 14) -> str:
     """`a, b and c`; long lists end in how many more there are."""
     if len(words) > most:
