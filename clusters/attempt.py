@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from clusters import checkpoint_files, tracking
 from clusters.config import InputError
+from clusters.lease import check_held
 from clusters.storage import Folder
 
 ATTEMPT = "attempt.json"
@@ -38,6 +39,7 @@ class Attempt:
         self.number, self._token = on_main(self._begin)
 
     def _begin(self) -> tuple[int, str]:
+        check_held()
         self.number = 1 + (self._read()[0] if self._folder.exists(ATTEMPT) else self._of_names())
         self._token = uuid.uuid4().hex  # two that start at once where there is no lock may read the same number
         self._write()

@@ -181,6 +181,8 @@ class Checkpoints:
             tracking.say(f"checkpoint {name} is damaged ({problem}); set aside as {aside}")
             passed_over.append(f"{name}, which is damaged")
         self._refuse_damaged()
+        if problem := checkpoint_files.without_commit(self._at):
+            raise InputError(problem)
         unfinished = self._tidy(None)
         if unfinished:
             tracking.say(

@@ -65,6 +65,22 @@ def names(folder: Folder, committed: bool = True) -> list[Name]:
     return sorted(name for name in found if folder.exists(f"{name}/{MANIFEST}") == committed)
 
 
+def without_commit(folder: Folder) -> str | None:
+    """What is wrong where several checkpoints are whole but for their MANIFEST, and none has it.
+
+    A save that is cut off lacks more than its commit, as a rule: of several, somebody's copy has left it out.
+    """
+    if names(folder):
+        return None
+    whole = [one for one in names(folder, committed=False) if {TENSORS, STRUCTURE} <= set((folder / str(one)).names())]
+    if len(whole) < 2:
+        return None
+    return (
+        f"{folder}: {len(whole)} checkpoints without their {MANIFEST}, and none with it; copy the folder again, or "
+        "remove it to start the stage from step 0"
+    )
+
+
 def write(folder: Folder, name: Name, copy: Copy, about: dict[str, Any], permit: Callable[[], None]) -> None:
     """Write a checkpoint into its folder; `about` goes into its MANIFEST, and `permit` may raise just before that.
 

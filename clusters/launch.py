@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from clusters import distributed, leaving, preflight, scaling, tracking
+from clusters import distributed, lease, leaving, preflight, scaling, tracking
 from clusters.attempt import Replaced
 from clusters.config import Config, InputError, Transient
 from clusters.connection import address_of, check_resources, connect, disconnect, set_environment
@@ -144,7 +144,7 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
             name=settings["launch"],
             storage_path=f"{run}/.ray",
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": settings["launch"]}},
+            worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": settings["launch"], **lease.held()}},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

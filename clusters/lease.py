@@ -2,9 +2,11 @@
 
 Whoever finds a lease watches whether it changes, for longer than a holder takes to renew it: no clock is compared with
 another's. A holder that lost it anyhow (two began at once, or storage was out of its reach for so long) is stopped by
-the attempt numbers of checkpoints.
+the attempt numbers of checkpoints, and takes no new number: `check_held`.
 """
 
+import json
+import os
 import threading
 import time
 import uuid
@@ -21,6 +23,8 @@ STALE_S = 60.0
 """More than RENEW_S and the waits of a read and of a write that are tried again (21 s each)."""
 SETTLE_S = 1.0
 LOOK_S = 0.5
+HELD = "MANYVIEW_LEASE"
+"""Environment variable with the folder and the token of the lease that this process, or its driver, works under."""
 
 
 @contextmanager
@@ -40,14 +44,37 @@ def lease(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     ends = threading.Event()
     renewing = threading.Thread(target=_renew, args=(run, mine, ends), daemon=True, name="lease")
     renewing.start()
+    outer = os.environ.get(HELD)
+    os.environ[HELD] = json.dumps([run.location, mine["token"]])
     try:
         yield
     finally:
+        os.environ.pop(HELD)
+        if outer is not None:
+            os.environ[HELD] = outer
         ends.set()
         renewing.join()
         with suppress(OSError):
             if _is_mine(run, mine):
                 run.remove(LEASE)
+
+
+def held() -> dict[str, str]:
+    """What workers of this process need in their environment to know the lease."""
+    return {HELD: os.environ[HELD]} if HELD in os.environ else {}
+
+
+def check_held() -> None:
+    """Raises InputError where the lease that this process works under is another's by now.
+
+    It may have stood still for so long that the run goes on elsewhere, and must not fence off who took over.
+    """
+    if HELD not in os.environ:
+        return
+    location, token = json.loads(os.environ[HELD])
+    found = _read(Folder(location))
+    if found is None or found.get("token") != token:
+        raise InputError(f"{location}: another run has taken it over ({named(found or {})}); leave the run to it")
 
 
 def _wait_until_stale(run: Folder, found: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ esac
 
 # The driver runs on this node, the first. Told to leave, Slurm's processes on all nodes would end at once: it alone is.
 driver=$PWD/.manyview-$SLURM_JOB_ID.pid
+rm -f "$driver"  # of a job that was queued again it may still name a process, which is a stranger's by now
 trap 'rm -f "$driver"' EXIT
 srun= told= early=
 tell() { # the driver, as soon as there is one; before srun's process is known it is only noted

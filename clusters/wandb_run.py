@@ -1,8 +1,12 @@
 """A run's curves and lineage in W&B, which must never stop a training: whatever it raises is said once."""
 
 import os
+import queue
+import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,9 @@ SYSTEM = ("time/", "samples_per_s")
 
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 60.0, 120.0
 """By default W&B waits for a server that does not answer at the end without limit."""
+STALLED_S = 60.0
+"""W&B's process takes records without waiting for any server: one that takes none for so long hangs on its storage."""
+MOST_WAITING = 10_000
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class WandbRun:
     """One run of W&B, on rank 0. Its id stands in the run folder, so that a resumed run continues its curves.
 
     Names are in three sections, `part/stage/…` (part: pretraining or fine-tuning) and `system/stage/…`. Raises nothing.
+    W&B is told of everything in order by a thread of its own, so that the training never waits for W&B's process.
     """
 
     def __init__(self, run: Folder, part: str, strict: bool, init: dict[str, Any]) -> None:
@@ -37,7 +45,11 @@ class WandbRun:
         self._part, self._strict = part, strict
         self._run: Any = None
         self._failed = False
+        self._waiting: queue.Queue[Callable[[], object] | None] = queue.Queue(MOST_WAITING)
+        self._called = 0.0  # when the call that W&B is at began; 0 between calls
         self._guard(lambda: self._start(run, init))
+        self._thread = threading.Thread(target=self._tell, daemon=True, name="wandb")
+        self._thread.start()
 
     def define(self, stage: str, scores: Sequence[str]) -> None:
         """Curves over the stage's own steps; of `scores` the table of runs shows the largest value."""
@@ -50,17 +62,17 @@ class WandbRun:
             for score in scores:
                 self._run.define_metric(f"{self._part}/{stage}/{score}", step_metric=step, summary="max")
 
-        self._guard(define)
+        self._later(define)
 
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         """Numbers at a step of a stage."""
         named = {f"{'system' if k.startswith(SYSTEM) else self._part}/{stage}/{k}": v for k, v in metrics.items()}
         # Never `step=`: W&B drops what a resumed run replays below its last step.
-        self._guard(lambda: self._run.log({f"{self._part}/{stage}/step": step, **named}))
+        self._later(lambda: self._run.log({f"{self._part}/{stage}/step": step, **named}))
 
     def alert(self, title: str, text: str) -> None:
         """Tell whoever watches."""
-        self._guard(lambda: self._run.alert(title=title, text=text, level="WARN"))
+        self._later(lambda: self._run.alert(title=title, text=text, level="WARN"))
 
     def made(self, what: Made, made_from: Sequence[Made]) -> None:
         """Lineage by fingerprint: references, of which W&B copies nothing. After the training, since it may wait."""
@@ -70,12 +82,18 @@ class WandbRun:
                 self._run.log_artifact(self._reference(one, []))
             self._run.log_artifact(self._reference(what, made_from))
 
-        self._guard(refer)
+        self._later(refer)
 
     def finish(self) -> None:
         """Flush, and keep no logs of W&B's own where they would name people and places."""
         kept = self._run.settings.sync_dir if self._strict and self._run is not None else None
-        self._guard(lambda: self._run.finish())
+        self._later(lambda: self._run.finish())
+        with suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        self._thread.join(FINISH_TIMEOUT_S + STALLED_S)
+        if self._thread.is_alive():
+            self._give_up()
+            self._thread.join(STALLED_S)
         privacy.remove_logs(kept)
         self._failed = True  # nothing comes after
 
@@ -119,17 +137,48 @@ class WandbRun:
             ),
         )
 
+    def _later(self, call: Callable[[], object]) -> None:
+        """Have the thread call this after what it was told before."""
+        began = self._called
+        if not self._failed and began and time.monotonic() - began > STALLED_S:
+            self._give_up()
+        if self._failed:
+            return
+        try:
+            self._waiting.put_nowait(call)
+        except queue.Full:
+            self._give_up()
+
+    def _tell(self) -> None:
+        while (call := self._waiting.get()) is not None:
+            self._called = time.monotonic()
+            self._guard(call)
+            self._called = 0.0
+
+    def _give_up(self) -> None:
+        """Leave W&B out and end its process, for which Python would wait at its own end too."""
+        import wandb
+
+        self._leave_out("its process takes nothing more; does its storage answer?")
+        connection: Any = wandb.setup()._connection
+        with suppress(AttributeError):  # another program's is left to it
+            connection._proc._process.kill()
+
     def _guard(self, call: Callable[[], object]) -> None:
         if self._failed:
             return
         try:
             call()
         except Exception as error:
-            from clusters.tracking import say  # which knows this file
-
             told = " ".join(str(error).split())
-            say(f"W&B is left out from here on ({type(error).__name__}: {told}); metrics.jsonl goes on")
-            self._failed = True
+            self._leave_out(f"{type(error).__name__}: {told}")
+
+    def _leave_out(self, why: str) -> None:
+        from clusters.tracking import say  # which knows this file
+
+        if not self._failed:
+            say(f"W&B is left out from here on ({why}); metrics.jsonl goes on")
+        self._failed = True
 
 
 def _name(what: Made) -> str:

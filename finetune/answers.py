@@ -33,7 +33,7 @@ def _answers(model: "Model", probabilities_NK: "Floats", known_N: NDArray[np.boo
     """Probabilities (or predicted numbers) and decisions as columns; empty where nothing is known."""
     names, card, unknown = model.yes_or_no, model.card, ~known_N
     columns = {
-        f"{'probability' if label in names else 'predicted'}.{label}": pa.array(values.astype(np.float32), mask=unknown)
+        f"{'probability' if label in names else 'predicted'}.{label}": pa.array(values, mask=unknown)
         for label, values in zip(card.labels, probabilities_NK.T)
     }
     decided = model.decide(probabilities_NK)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from finetune.bootstrap import Floats, Integers, Key
 from finetune.ranking import Counts, Values, share, sums_of
@@ -139,21 +140,13 @@ def negative_log_likelihood(exclusive: bool, truth_NK: Floats, scores_NK: Floats
     return float(-(truth * np.log(scores) + (1 - truth) * np.log(1 - scores)).mean())
 
 
-def with_temperature(exclusive: bool, probabilities_IK: Floats, temperature: float) -> Floats:
-    """What softmax (exclusive classes) or sigmoid would have given of logits / temperature, (I, K).
-
-    Softmax needs logits up to a constant only, which the logarithms of its outcome are.
-    """
-    if temperature == 1.0:
-        return probabilities_IK
-    if exclusive:
-        logits_IK = np.log(np.maximum(probabilities_IK, 1e-300)) / temperature
-        powers = np.exp(logits_IK - logits_IK.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
-    return 0.5 * (1 + np.tanh(0.5 * logit(probabilities_IK) / temperature))
+def with_temperature(exclusive: bool, logits_IK: Floats, temperature: float) -> Floats:
+    """Softmax (exclusive classes) or sigmoid of logits / temperature, (I, K)."""
+    divided_IK = np.asarray(logits_IK, dtype=np.float64) / temperature
+    return softmax(divided_IK, axis=1) if exclusive else expit(divided_IK)
 
 
-def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, probabilities_IK: Floats) -> float:
+def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, logits_IK: Floats) -> float:
     """The temperature at which cases are likeliest (Guo et al., 2017), a case's probability being its images' mean.
 
     `truth_NK` is by case, cases in the order of their numbers `case_I`. 1 where every case is of one kind, since
@@ -168,7 +161,7 @@ def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, probabi
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        changed = with_temperature(exclusive, probabilities_IK, float(np.exp(log_temperature)))
+        changed = with_temperature(exclusive, logits_IK, float(np.exp(log_temperature)))
         return negative_log_likelihood(exclusive, truth_NK, pool_cases(case_I, changed)[1])
 
     ends = (np.log(COLDEST), np.log(HOTTEST))

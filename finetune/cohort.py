@@ -117,7 +117,7 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
     _check_patients(dataset, patients)
     check_classes(task, truth, dataset.location, by_split)
     strata = task.hard(truth)[:, : len(task.parts[0].label_names)][by_split["train"]]
-    chosen = choose_patients(patients[by_split["train"]], strata, config.label_fraction, config.seed)
+    chosen = choose_patients(patients[by_split["train"]], strata, config.label_fraction, config.seed_of_labels)
     train = by_split["train"][np.isin(patients[by_split["train"]], list(chosen))]
     check_fraction(task, truth, by_split["train"], train, config.label_fraction)
     if isinstance(task, TwoHeads):

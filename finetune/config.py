@@ -9,7 +9,7 @@ from clusters.config import Config
 from clusters.launch import ClusterConfig
 from clusters.tracking import TrackingConfig
 from data.loader import LoaderConfig
-from data.uncertain import Policy
+from data.uncertain import SMOOTH, Policy
 from finetune.bootstrap import BootstrapConfig
 from finetune.full_config import FullConfig, Pooling, UntrainedConfig
 from finetune.label_map import LABEL_SETS
@@ -94,6 +94,12 @@ class FinetuneConfig(Config):
         le=1,
         description="share of the training patients used, of every class; small ones lie within larger ones",
     )
+    label_seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="of the share of the training patients and of doubtful labels that are smoothed; none: seed. Give "
+        "one to runs of several seeds that are to learn from the same labels",
+    )
     class_weighting: Literal["none", "balanced"] = Field(
         default="none", description="balanced: every class weighs the same in the loss"
     )
@@ -146,9 +152,22 @@ class FinetuneConfig(Config):
         """How the head in use makes a case's answer of its images'."""
         return self.full.pooling if self.head == "full" else self.linear.pooling
 
+    @property
+    def seed_of_labels(self) -> int:
+        """What the share of the training patients and smoothed labels are drawn by."""
+        return self.seed if self.label_seed is None else self.label_seed
+
+    @property
+    def draws_labels(self) -> bool:
+        """Whether anything of the training labels is drawn at all."""
+        policies = self.uncertain.values() if isinstance(self.uncertain, dict) else [self.uncertain]
+        return self.label_fraction < 1 or any(policy in SMOOTH for policy in policies)
+
     def recipe(self) -> dict[str, Any]:
         """The settings that determine the result: no location, and of the two heads only the one used."""
         away = {"data", "encoder", "out", "baselines", "cluster", "loader", "checkpoint", "tracking"}
         unused = {"full"} if self.head == "linear" else set()
+        if not self.draws_labels or self.seed_of_labels == self.seed:
+            unused.add("label_seed")
         # `linear` stays: the PCA baseline is linear whatever the head.
         return self.model_dump(mode="json", exclude=away | unused | {"features", "feature_batch_size", "on_leak"})

@@ -112,12 +112,12 @@ def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: s
         cohort, numbers(cohort.train), numbers(cohort.val), config.class_weighting, config.linear, title, config.seed
     )
 
-    def probabilities(rows: Rows) -> Floats:
-        return cohort.task.probabilities(choice.head.logits(numbers(rows), cohort.dataset.case_of[rows]))
+    def logits(rows: Rows) -> Floats:
+        return choice.head.logits(numbers(rows), cohort.dataset.case_of[rows])
 
-    _, warmed = frozen_temperature(cohort, probabilities(cohort.val))
+    _, probabilities = frozen_temperature(cohort, logits(cohort.val))
     count()
-    return {**choice.chosen, "test": case_score(cohort, cohort.test, warmed(probabilities(cohort.test)))}
+    return {**choice.chosen, "test": case_score(cohort, cohort.test, probabilities(logits(cohort.test)))}
 
 
 def draw_cohorts(dataset: Dataset, config: EfficiencyConfig) -> Cohorts:

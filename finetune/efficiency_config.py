@@ -33,6 +33,8 @@ class EfficiencyConfig(FinetuneConfig):
     def _whole(self) -> "EfficiencyConfig":
         if self.label_fraction != 1:
             raise ValueError("label_fraction must be left at 1: the shares stand in fractions=")
+        if self.label_seed is not None:
+            raise ValueError("label_seed must be left out: each draw has its own")
         if self.baseline is not None and self.baseline not in self.encoders:
             raise ValueError(f"baseline '{self.baseline}' is none of encoders: {', '.join(self.encoders)}")
         return self

@@ -3,7 +3,7 @@
 Shapes: I images, N cases, K labels, P patients, R resamples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.bootstrap import BootstrapConfig, Figures, Floats, Key, bootstrap, patient_strata
-from finetune.calibration import fit_temperature, negative_log_likelihood, with_temperature
+from finetune.calibration import fit_temperature, negative_log_likelihood
 from finetune.cohort import Cohort, Rows
 from finetune.comparisons import comparisons
 from finetune.contenders import Contender
 from finetune.intervals import HOW
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
 from finetune.patients import by_patient
-from finetune.regression import NumberFigures, score_numbers
+from finetune.regression import NumberFigures, ScoredNumbers, score_numbers
 from finetune.reported import OVERALL, Reported, finite
 from finetune.subgroups import case_attributes, subgroup_tables
 from finetune.tasks import Task, pool_cases, score_cases
@@ -27,21 +27,24 @@ from finetune.thresholds import OperatingConfig, Thresholds, choose_thresholds
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contender says of each validation and test image, before any temperature, and how it was chosen."""
+    """What one contender says of each validation and test image, as logits, and how it was chosen.
+
+    Logits, since a sigmoid is 1 from 37 on: what it was cannot be had back from it, and a temperature divides that.
+    """
 
     contender: Contender
     chosen: dict[str, Any]
     tried: list[dict[str, Any]]
-    val_probabilities: Floats
-    test_probabilities: Floats
+    val_logits: Floats
+    test_logits: Floats
 
 
 @dataclass(frozen=True)
 class Judged:
     """An outcome by case: what validation froze (temperature and thresholds), and its scored cases.
 
-    The probabilities are those at the temperature; `test_as_trained` (N, K) has them without it. `number_figures` are
-    further figures of the test cases, of numbers that a task predicts beside its labels, `num_known` cases each.
+    The probabilities are those at the temperature; `test_as_trained` (N, K) has them without it. `numbers` are those
+    that a task predicts beside its labels, of the test cases.
     """
 
     outcome: Outcome
@@ -52,8 +55,7 @@ class Judged:
     val_probabilities: Floats
     test_probabilities: Floats
     test_as_trained: Floats
-    number_figures: Figures | None = None
-    num_known: Mapping[str, int] | None = None
+    numbers: ScoredNumbers | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -69,24 +71,24 @@ class Judged:
         return dict(zip(self.test.label_names, self.thresholds.decision_K.tolist()))
 
 
-def frozen_temperature(cohort: Cohort, val_probabilities: Floats) -> tuple[float, Callable[[Floats], Floats]]:
-    """The temperature that the validation images (I, K) suggest, and what takes any images' probabilities to it."""
-    cases = _cases(cohort, cohort.val, val_probabilities, None)
+def frozen_temperature(cohort: Cohort, val_logits: Floats) -> tuple[float, Callable[[Floats], Floats]]:
+    """The temperature that the validation images (I, K) suggest, and what makes any images' probabilities at it."""
+    cases = _cases(cohort, cohort.val, cohort.task.probabilities(val_logits), None)
     num_labels, case_I = len(cases.label_names), cohort.dataset.case_of[cohort.val]
-    temperature = fit_temperature(cases.exclusive, cases.truth_NK, case_I, val_probabilities[:, :num_labels])
+    temperature = fit_temperature(cases.exclusive, cases.truth_NK, case_I, val_logits[:, :num_labels])
 
-    def warmed(probabilities_IK: Floats) -> Floats:
-        """At the temperature; numbers that a task predicts beside its labels, the last columns, stay as they are."""
-        labels = with_temperature(cases.exclusive, probabilities_IK[:, :num_labels], temperature)
-        return np.concatenate([labels, probabilities_IK[:, num_labels:]], axis=1)
+    def probabilities(logits_IK: Floats) -> Floats:
+        """At the temperature; numbers that a task predicts beside its labels, the last columns, have none."""
+        divided_IK = logits_IK[:, :num_labels] / temperature
+        return cohort.task.probabilities(np.concatenate([divided_IK, logits_IK[:, num_labels:]], axis=1))
 
-    return temperature, warmed
+    return temperature, probabilities
 
 
 def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judged:
     """Pool the images of each case; temperature and thresholds come from validation, never from test."""
-    temperature, warmed = frozen_temperature(cohort, outcome.val_probabilities)
-    val_probabilities, test_probabilities = warmed(outcome.val_probabilities), warmed(outcome.test_probabilities)
+    temperature, probabilities = frozen_temperature(cohort, outcome.val_logits)
+    val_probabilities, test_probabilities = probabilities(outcome.val_logits), probabilities(outcome.test_logits)
     val = _cases(cohort, cohort.val, val_probabilities, None)
     thresholds = choose_thresholds(val.truth_NK, val.scores_NK, val.label_names, operating)
     test = _cases(cohort, cohort.test, test_probabilities, thresholds)
@@ -101,9 +103,8 @@ def judge(cohort: Cohort, outcome: Outcome, operating: OperatingConfig) -> Judge
         test=test,
         val_probabilities=val_probabilities,
         test_probabilities=test_probabilities,
-        test_as_trained=_cases(cohort, cohort.test, outcome.test_probabilities, None).scores_NK,
-        number_figures=NumberFigures(numbers) if numbers else None,
-        num_known=numbers.num_known if numbers else None,
+        test_as_trained=_cases(cohort, cohort.test, cohort.task.probabilities(outcome.test_logits), None).scores_NK,
+        numbers=numbers,
     )
 
 
@@ -155,7 +156,7 @@ def compare(
         models[name]["test"]["by_patient"] = by_patient(item.test, config, seed)
     first = models[judged[0].outcome.contender.name]
     attributes = case_attributes(cohort.dataset, cohort.test)
-    first["test"]["subgroups"] = subgroup_tables(judged[0].test, attributes, config, seed)
+    first["test"]["subgroups"] = subgroup_tables(judged[0].test, attributes, config, seed, judged[0].numbers)
     return {
         "models": models,
         "comparisons": comparisons(reported),
@@ -167,7 +168,7 @@ def compare(
 def resample(named: dict[str, Judged], config: BootstrapConfig, seed: int) -> dict[str, dict[Key, NDArray[np.float64]]]:
     """Every model's figures on the same resamples of the test patients, {model: {key: (R,)}}."""
     figures: list[tuple[str, Figures]] = [(name, CaseFigures(item.test)) for name, item in named.items()]
-    figures += [(name, item.number_figures) for name, item in named.items() if item.number_figures is not None]
+    figures += [(name, NumberFigures(item.numbers)) for name, item in named.items() if item.numbers is not None]
 
     def all_figures(counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
         return {(name, *key): values for name, of in figures for key, values in of(counts_PR).items()}
@@ -180,16 +181,16 @@ def resample(named: dict[str, Judged], config: BootstrapConfig, seed: int) -> di
 def report_figures(item: Judged, values: dict[Key, NDArray[np.float64]], confidence: float) -> Reported:
     """A model's figures with their resamples, ready to be written."""
     more = {}
-    if item.number_figures is not None:
+    if item.numbers is not None:
         ones = np.ones((item.test.num_patients, 1), dtype=np.float32)
-        more = {key: float(values_R[0]) for key, values_R in item.number_figures(ones).items()}
+        more = {key: float(values_R[0]) for key, values_R in NumberFigures(item.numbers)(ones).items()}
     return Reported(item.test, values, confidence, more)
 
 
 def describe(item: Judged, reported: Reported, operating: OperatingConfig) -> dict[str, Any]:
     """All that the results say of one model."""
     validation = figures_of(item.val)
-    numbers = reported.numbers(item.num_known) if item.num_known else {}
+    numbers = reported.numbers(item.numbers.num_known) if item.numbers else {}
     return {
         **item.outcome.contender.describe(),
         "chosen": item.outcome.chosen,

@@ -64,7 +64,7 @@ def results_of(
                 "calibration": {"before": calibration_of(cases, as_trained), "after": calibration_of(cases)},
                 **({"numbers": reported.numbers(numbers.num_known)} if numbers else {}),
                 "by_patient": by_patient(cases, config.bootstrap, config.seed),
-                "subgroups": subgroup_tables(cases, attributes, config.bootstrap, config.seed),
+                "subgroups": subgroup_tables(cases, attributes, config.bootstrap, config.seed, numbers),
             },
         }},
         "comparisons": [],

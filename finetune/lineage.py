@@ -12,7 +12,7 @@ from finetune.contenders import Contender
 def tracker_of(config: FinetuneConfig) -> Tracker:
     """The metrics of a fine-tuning, beside others of its recipe with any seed."""
     name, told = config.out.rsplit("/", 1)[-1], config.model_dump(mode="json")
-    recipe = {key: value for key, value in config.recipe().items() if key != "seed"}
+    recipe = {key: value for key, value in config.recipe().items() if key not in ("seed", "label_seed")}
     return Tracker(Folder(config.out), config.tracking, name, told, "fine-tuning", recipe_name(config.head, recipe))
 
 

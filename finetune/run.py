@@ -103,23 +103,18 @@ def _fit(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder
 
     if entrant.head == "full":
         chosen = (out / "training" / entrant.name).read_json("finished.json")["chosen"]
-        probabilities = [
-            cohort.task.probabilities(pool_images(of(some), dataset.case_of[some], config.full.pooling))
-            for some in (cohort.val, cohort.test)
-        ]
-        return Outcome(entrant, chosen, [], *probabilities), None
+        pooling = config.full.pooling
+        logits = [pool_images(of(some), dataset.case_of[some], pooling) for some in (cohort.val, cohort.test)]
+        return Outcome(entrant, chosen, [], *logits), None
     if entrant.kind in CLASSICAL:
         fitted = fit_baseline(entrant.kind, cohort, of, config)
-        probabilities = [cohort.task.probabilities(fitted.logits(of(some))) for some in (cohort.val, cohort.test)]
-        return Outcome(entrant, fitted.chosen, fitted.tried, *probabilities), None
+        logits = [fitted.logits(of(some)) for some in (cohort.val, cohort.test)]
+        return Outcome(entrant, fitted.chosen, fitted.tried, *logits), None
     choice = fit_linear(
         cohort, of(cohort.train), of(cohort.val), config.class_weighting, config.linear, entrant.name, config.seed
     )  # fmt: skip
-    probabilities = [
-        cohort.task.probabilities(choice.head.logits(of(some), dataset.case_of[some]))
-        for some in (cohort.val, cohort.test)
-    ]
-    return Outcome(entrant, choice.chosen, choice.tried, *probabilities), choice
+    logits = [choice.head.logits(of(some), dataset.case_of[some]) for some in (cohort.val, cohort.test)]
+    return Outcome(entrant, choice.chosen, choice.tried, *logits), choice
 
 
 def _cache(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> tuple[Folder, Rows]:

@@ -22,6 +22,7 @@ from clusters.search import one_ray, run_trials
 from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import open_dataset
+from finetune.checks import check_full
 from finetune.claims import SWEEP, claim
 from finetune.cohort import choose_cohort, find_leaks
 from finetune.config import FinetuneConfig, SgdConfig, Strength
@@ -77,7 +78,10 @@ class SearchConfig(FinetuneConfig):
         return [(lr, decay) for lr in self.grid.learning_rates for decay in self.grid.weight_decays]
 
     def trial(self, lr: float, decay: float, seed: int) -> FinetuneConfig:
-        """The plain run of a pair, in a folder of its own, in this one process."""
+        """The plain run of a pair, in a folder of its own, in this one process.
+
+        Whatever its seed, it learns from the labels that were searched with.
+        """
         values = {name: getattr(self, name) for name in FinetuneConfig.model_fields}
         pair = {"lr": lr, "weight_decay": decay}
         if self.head == "linear":
@@ -89,7 +93,8 @@ class SearchConfig(FinetuneConfig):
             values["full"] = self.full.model_copy(update={"optim": optim})
         values["cluster"] = self.cluster.model_copy(update={"num_workers": 0})
         name = f"lr-{lr:g}-wd-{decay:g}-seed-{seed}"
-        return FinetuneConfig.model_validate(values | {"out": f"{self.out}/runs/{name}", "seed": seed, "baselines": []})
+        values |= {"out": f"{self.out}/runs/{name}", "seed": seed, "label_seed": self.seed_of_labels, "baselines": []}
+        return FinetuneConfig.model_validate(values)
 
 
 def usage() -> str:
@@ -124,7 +129,9 @@ def search(config: SearchConfig) -> None:
     config = config.model_copy(update={**places, "features": config.features and absolute(config.features)})
     out, first = Folder(config.out), config.trial(*config.pairs()[0], config.seed)
     dataset, (entrant,) = open_dataset(config.data, config.loader.place), contenders(first)
-    warnings = find_leaks(choose_cohort(dataset, config), entrant.location, config.on_leak)
+    cohort = choose_cohort(dataset, config)
+    check_full(first, cohort, [entrant])
+    warnings = find_leaks(cohort, entrant.location, config.on_leak)
     with run_lock(out, config.tracking.privacy):
         claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
 
@@ -209,29 +216,34 @@ def _tested(runs: list[FinetuneConfig], seeds: list[int]) -> dict[str, Any]:
     for seed, run_config in zip(seeds, runs):
         folder = Folder(run_config.out)
         model = folder.read_json("results.json")["models"]["pretrained"]
-        figures = {
-            name: figure["value"]
-            for name, figure in model["test"].items()
-            if isinstance(figure, dict) and "value" in figure
-        }
-        tested.append(
-            {"seed": seed, "run": f"runs/{folder.location.rsplit('/', 1)[-1]}", **model["chosen"], "test": figures}
-        )
+        figures, run_name = _figures(model["test"]), folder.location.rsplit("/", 1)[-1]
+        tested.append({"seed": seed, "run": f"runs/{run_name}", **model["chosen"], "test": figures})
         evaluations += folder.read_json(LEDGER)["count"]
     earlier = sum(
         ledger["count"] for ledger in _ledgers(Folder(runs[0].out.rsplit("/", 1)[0]), [run.out for run in runs])
     )
-    summed = {}
-    for name in tested[0]["test"]:
-        values = [row["test"][name] for row in tested if row["test"][name] is not None]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        summed[name] = {"mean": float(np.mean(values)) if values else None, "sd": spread, "seeds": len(values)}
     return {
         "seeds": tested,
-        "test": summed,
+        "test": _over_seeds([row["test"] for row in tested]),
         "test_evaluations": evaluations + earlier,
         "test_evaluations_of_earlier_choices": earlier,
     }
+
+
+def _figures(test: dict[str, Any]) -> dict[str, Any]:
+    """The values alone of a model's figures, with those of each predicted number."""
+    plain = {name: found["value"] for name, found in test.items() if isinstance(found, dict) and "value" in found}
+    numbers = {name: _figures(found) for name, found in test.get("numbers", {}).items()}
+    return plain | ({"numbers": numbers} if numbers else {})
+
+
+def _over_seeds(told: list[Any]) -> dict[str, Any]:
+    """Mean and spread of each figure, in the shape of what each seed tells."""
+    if isinstance(told[0], dict):
+        return {name: _over_seeds([one[name] for one in told]) for name in told[0]}
+    values = [value for value in told if value is not None]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)) if values else None, "sd": spread, "seeds": len(values)}
 
 
 def _ledgers(folder: Folder, without: list[str]) -> list[dict[str, Any]]:

@@ -8,12 +8,20 @@ from data.page import Html, Section, folded, join, note, page, paragraph, table,
 NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "top1": "accuracy (top 1)",
     "top3": "top 3", "f1": "F1", "brier": "Brier score", "ece": "calibration error",
+    "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "spearman": "Spearman",
 }  # fmt: skip
 
 
 def score_of(row: dict[str, Any]) -> float:
     """A trial's score on validation."""
     return float(row["val_auroc"] if "val_auroc" in row else row["val_score"])
+
+
+def titled(test: dict[str, Any]) -> dict[str, Any]:
+    """What is told of each figure, by the name that it is shown under; figures of a number as `MAE, EF`."""
+    labels = {NAMES.get(name, name): told for name, told in test.items() if name != "numbers"}
+    numbers = test.get("numbers", {}).items()
+    return labels | {f"{NAMES[one]}, {name}": told for name, found in numbers for one, told in found.items()}
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -25,10 +33,10 @@ def summary(results: dict[str, Any]) -> str:
     widths = [max(len(row[place]) for row in shown) for place in range(len(shown[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
     lines.append("score on validation; * chosen")
-    for name, figure in results["test"].items():
+    for name, figure in titled(results["test"]).items():
         if figure["mean"] is not None:
             spread = "" if figure["sd"] is None else f" ± {figure['sd']:.4f}"
-            lines.append(f"test {NAMES.get(name, name)}: {figure['mean']:.4f}{spread} over {figure['seeds']} seeds")
+            lines.append(f"test {name}: {figure['mean']:.4f}{spread} over {figure['seeds']} seeds")
     return "\n".join(lines)
 
 
@@ -52,11 +60,11 @@ def search_page(results: dict[str, Any]) -> str:
 def _result(results: dict[str, Any]) -> Html:
     shown = [
         (
-            NAMES.get(name, name),
+            name,
             f"{figure['mean']:.3f}",
             "" if figure["sd"] is None else f"± {figure['sd']:.3f} over seeds",
         )
-        for name, figure in results["test"].items()
+        for name, figure in titled(results["test"]).items()
         if figure["mean"] is not None
     ]
     return join([*(note(warning, kind="warning") for warning in results["warnings"]), tiles(shown)])
@@ -84,12 +92,12 @@ def _grid(results: dict[str, Any]) -> Html:
 
 
 def _seeds(results: dict[str, Any]) -> Html:
-    names = list(results["test"])
+    names = list(titled(results["test"]))
     rows = [
-        [row["seed"], f"{score_of(row):.4f}", *(_number(row["test"][name]) for name in names)]
+        [row["seed"], f"{score_of(row):.4f}", *(_number(titled(row["test"])[name]) for name in names)]
         for row in results["seeds"]
     ]
-    return table(["seed", "validation", *(NAMES.get(name, name) for name in names)], rows, "The chosen pair on test.")
+    return table(["seed", "validation", *names], rows, "The chosen pair on test.")
 
 
 def _method(results: dict[str, Any]) -> Html:

@@ -30,6 +30,7 @@ def study_of(dataset: Dataset, config: FinetuneConfig) -> tuple[Task, Floats]:
     task, truth = _one_label(dataset, config) if config.label is not None else _labels(dataset, config)
     if not config.numbers:
         return task, truth
+    _check_names(task, config.numbers)
     for name in config.numbers:
         if name not in dataset.number_names:
             raise InputError(
@@ -49,6 +50,18 @@ def task_from(description: dict[str, Any]) -> Task:
     if description["kind"] == Regression.kind:
         return Regression(description["labels"], description["mean"], description["scale"])
     return TASKS[description["kind"]](description["labels"])
+
+
+def _check_names(task: Task, numbers: list[str]) -> None:
+    """Figures and columns go by names. Raises InputError where two of the study would have one."""
+    for place, name in enumerate(numbers):
+        if name in task.label_names:
+            raise InputError(
+                f"numbers: '{name}' is a label of the study too, and figures go by names; leave it out of numbers=, "
+                "choose other labels, or import one of the two columns under another name"
+            )
+        if name in numbers[:place]:
+            raise InputError(f"numbers: '{name}' stands there twice; give each name once")
 
 
 def _labels(dataset: Dataset, config: FinetuneConfig) -> tuple[Task, Floats]:
@@ -87,7 +100,7 @@ def _decided(dataset: Dataset, config: FinetuneConfig, names: tuple[str, ...] | 
         for name, chosen in policy.items():
             translated |= dict.fromkeys(found.get(name, [name]), chosen)
         policy = translated
-    truth = labels_under_policy(dataset, policy, config.seed)
+    truth = labels_under_policy(dataset, policy, config.seed_of_labels)
     elsewhere = dataset.column("split") != "train"
     truth[elsewhere] = dataset.labels[elsewhere]
     return truth

@@ -84,11 +84,15 @@ def check_fraction(task: Task, truth: Floats, before: Rows, after: Rows, fractio
 
 
 def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[str, Rows]) -> tuple[str, ...]:
-    """Sentences for the warnings of the results: classes of one patient, and of which class validation has no case."""
+    """Sentences for the warnings of the results: classes of one patient, and classes without a case to judge them."""
     meaning = {
         "train": "what is learned of it rests on that patient",
         "val": "what is chosen by it rests on that patient",
         "test": "its figures say nothing of other patients, and their intervals do not show it",
+    }
+    without = {
+        "val": "nothing is chosen by it",
+        "test": "figures that need one are undefined, and means leave them out",
     }
     notes = []
     for split, rows in by_split.items():
@@ -96,9 +100,10 @@ def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[s
         single = [name for name, who in members.items() if len(np.unique(patients[rows[who]])) == 1]
         if single:
             notes.append(f"the {split} split has one patient of {_quoted(single)}: {meaning[split]}")
-    absent = [name for name, who in class_members(task, truth[by_split["val"]]).items() if not who.any()]
-    if absent:
-        notes.append(f"the val split has no case of {_quoted(absent)}: nothing is chosen by it")
+    for split, told in without.items():
+        absent = [name for name, who in class_members(task, truth[by_split[split]]).items() if not who.any()]
+        if absent:
+            notes.append(f"the {split} split has no case of {_quoted(absent)}: {told}")
     return tuple(notes)
 
 

@@ -3,7 +3,7 @@
 Groups are resampled as parts of the whole test split. A group of fewer than ten patients is not shown: its figures
 would say little of it and might say something of somebody. Those of whom an attribute is not known, or whose images
 differ in it, are shown and are no group: nothing is compared with them.
-Shapes: N cases, P patients, R resamples.
+Shapes: N cases, K labels or numbers, P patients, R resamples.
 """
 
 from dataclasses import replace
@@ -16,6 +16,8 @@ from data.dataset import Dataset
 from finetune.bootstrap import BootstrapConfig, Floats, Key, bootstrap, patient_strata
 from finetune.interval_forms import Spread, student_difference
 from finetune.metrics import DecisionFigures, RankFigures, ScoredCases
+from finetune.ranking import share
+from finetune.regression import ScoredNumbers
 from finetune.reported import Reported
 
 FEWEST_PATIENTS = 10
@@ -24,6 +26,8 @@ FEWEST_OF_A_SIDE = 3
 UNKNOWN, MIXED = "unknown", "mixed"
 NO_GROUPS = (UNKNOWN, MIXED)
 FIGURES = ("auroc", "sensitivity", "specificity")
+ERROR = "mae"
+"""The figure of a predicted number; the smallest is the best."""
 PREFIX = "attr."
 GAP = (
     "the best and the worst group are found in these very patients, so that by chance alone a gap is above 0 and its "
@@ -47,18 +51,25 @@ def case_attributes(dataset: Dataset, rows: NDArray[np.int64]) -> dict[str, NDAr
 
 
 def subgroup_tables(
-    cases: ScoredCases, attributes: dict[str, NDArray[Any]], config: BootstrapConfig, seed: int
+    cases: ScoredCases,
+    attributes: dict[str, NDArray[Any]],
+    config: BootstrapConfig,
+    seed: int,
+    numbers: ScoredNumbers | None = None,
 ) -> dict[str, Any]:
-    """The `subgroups` of the results: a table for each attribute."""
-    return {name: _table(cases, group_N, config, seed) for name, group_N in attributes.items()}
+    """The `subgroups` of the results: a table for each attribute; with the errors of `numbers` of the same cases."""
+    return {name: _table(cases, numbers, group_N, config, seed) for name, group_N in attributes.items()}
 
 
-def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, seed: int) -> dict[str, Any]:
+def _table(
+    cases: ScoredCases, numbers: ScoredNumbers | None, group_N: NDArray[Any], config: BootstrapConfig, seed: int
+) -> dict[str, Any]:
     names = np.unique(group_N).tolist()
     shown = [name for name in names if len(np.unique(cases.patient_N[group_N == name])) >= FEWEST_PATIENTS]
     groups = {name: _part(cases, group_N == name) for name in shown}
     common = _common(groups)
-    figures = {name: _GroupFigures(part, common) for name, part in groups.items()}
+    figures = {name: _GroupFigures(part, common, _some(numbers, group_N == name)) for name, part in groups.items()}
+    measured = numbers.names if numbers else ()
 
     def all_figures(counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
         return {(name, *key): values for name, of in figures.items() for key, values in of(counts_PR).items()}
@@ -72,7 +83,7 @@ def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, s
             plain = {key: float(values_R[0]) for key, values_R in figures[name](ones).items()}
             reported[name] = Reported(part, values, config.confidence, plain, common)
     return {
-        "groups": {name: _row(one) for name, one in reported.items()},
+        "groups": {name: _row(one, measured) for name, one in reported.items()},
         "hidden_groups": len(names) - len(shown),
         "macro_over": list(common),
         "gaps_are": GAP,
@@ -81,22 +92,25 @@ def _table(cases: ScoredCases, group_N: NDArray[Any], config: BootstrapConfig, s
             "labels": {
                 label: {figure: _gap(reported, (figure, label)) for figure in FIGURES} for label in cases.label_names
             },
+            **({"numbers": {name: {ERROR: _gap(reported, (ERROR, name))} for name in measured}} if measured else {}),
         },
     }
 
 
 class _GroupFigures:
-    """AUROC, sensitivity and specificity of each label in a group, and their means over the common labels.
+    """AUROC, sensitivity and specificity of each label in a group, and their means over the common labels; and the
+    mean absolute error of each number.
 
     No mean where it cannot be judged on one of them: it would be one over other labels than the others' are.
     """
 
-    def __init__(self, cases: ScoredCases, common: tuple[str, ...]) -> None:
+    def __init__(self, cases: ScoredCases, common: tuple[str, ...], numbers: ScoredNumbers | None) -> None:
+        self._numbers = numbers
         self._parts = (RankFigures(cases, precision=False), DecisionFigures(cases))
         self._common = common if all(_is_judged(cases, label) for label in common) else ()
 
     def __call__(self, counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
-        found: dict[Key, NDArray[np.float64]] = {}
+        found = _errors(self._numbers, counts_PR) if self._numbers else {}
         for part in self._parts:
             found |= {key: values for key, values in part(counts_PR).items() if key[0] in FIGURES and len(key) > 1}
         for figure in FIGURES:
@@ -118,6 +132,22 @@ def _part(cases: ScoredCases, inside_N: NDArray[np.bool_]) -> ScoredCases:
     )
 
 
+def _some(numbers: ScoredNumbers | None, inside_N: NDArray[np.bool_]) -> ScoredNumbers | None:
+    """The numbers of some of the cases."""
+    if numbers is None:
+        return None
+    predicted_NK, patient_N = numbers.predicted_NK[inside_N], numbers.patient_N[inside_N]
+    return replace(numbers, truth_NK=numbers.truth_NK[inside_N], predicted_NK=predicted_NK, patient_N=patient_N)
+
+
+def _errors(numbers: ScoredNumbers, counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
+    """Mean absolute error of each number on each resample; without the ranks that `NumberFigures` takes as well."""
+    counts_NR = counts_PR[numbers.patient_N].astype(np.float64)
+    error_NK = np.abs(numbers.predicted_NK.astype(np.float64) - numbers.truth_NK.astype(np.float64))
+    mean_KR = share(error_NK.T @ counts_NR, counts_NR.sum(axis=0))
+    return {(ERROR, name): mean_R for name, mean_R in zip(numbers.names, mean_KR)}
+
+
 def _common(groups: dict[str, ScoredCases]) -> tuple[str, ...]:
     """The labels that means are over: those that the two largest groups can be judged on, so that two have a mean."""
     named = [part for name, part in groups.items() if name not in NO_GROUPS] or list(groups.values())
@@ -133,8 +163,9 @@ def _is_judged(part: ScoredCases, label: str) -> bool:
     return min(sides) >= FEWEST_OF_A_SIDE
 
 
-def _row(one: Reported) -> dict[str, Any]:
+def _row(one: Reported, measured: tuple[str, ...]) -> dict[str, Any]:
     cases = one.cases
+    errors = {name: {ERROR: one.figure(ERROR, name)} for name in measured}
     return {
         "patients": len(np.unique(cases.patient_N)),
         "cases": len(cases.patient_N),
@@ -146,15 +177,16 @@ def _row(one: Reported) -> dict[str, Any]:
             }
             for k, label in enumerate(cases.label_names)
         },
+        **({"numbers": errors} if errors else {}),
     }
 
 
 def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
-    """The best group less the worst. None where fewer than two can be judged by it.
+    """The best group less the worst; of errors, the worst less the best. None where fewer than two can be judged by it.
 
     The two are chosen for being so, which their interval does not know: it is of these two groups' difference.
     """
-    labels = key[1:]
+    labels = () if key[0] == ERROR else key[1:]
     found = {
         name: one.plain[key]
         for name, one in groups.items()
@@ -164,19 +196,19 @@ def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
     }
     if len(found) < 2:
         return None
-    best, worst = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
-    if found[best] == found[worst]:
-        best, worst = list(found)[:2]
-    one, other = groups[best], groups[worst]
+    high, low = max(found, key=lambda name: found[name]), min(found, key=lambda name: found[name])
+    if found[high] == found[low]:
+        high, low = list(found)[:2]
+    one, other = groups[high], groups[low]
     difference_R = one.values[key] - other.values[key]
     spreads = [g.intervals.spread_of(key, g.plain, g.values) for g in (one, other)]
     told = {
-        "value": found[best] - found[worst],
+        "value": found[high] - found[low],
         "low": None,
         "high": None,
         "undefined_resamples": int((~np.isfinite(difference_R)).sum()),
-        "best": best,
-        "worst": worst,
+        "best": low if key[0] == ERROR else high,
+        "worst": high if key[0] == ERROR else low,
     }
     if all(spread is not None for spread in spreads) and told["undefined_resamples"] * 2 < len(difference_R):
         spread = _sum_of([s for s in spreads if s is not None])

@@ -6,6 +6,7 @@ Shapes: N cases or images, B batch, K labels (outputs of the head), C classes to
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy.special import expit
 
 from finetune.bootstrap import Floats, Integers
 from finetune.metrics import ScoredCases, macro_auroc, youden_threshold
@@ -171,9 +172,8 @@ class MultiLabel(_Labels):
         return losses_BK.where(truth.isfinite(), 0.0).mean(dim=1)
 
     def probabilities(self, logits_NK: Floats) -> Floats:
-        """Sigmoid, written so that no exponential overflows."""
-        half = 0.5 * np.asarray(logits_NK, dtype=np.float64)
-        return 0.5 * (1 + np.tanh(half))
+        """Sigmoid; of confident negatives too, which keep their ranks down to a logit of -700."""
+        return expit(np.asarray(logits_NK, dtype=np.float64))
 
     def threshold(self, truth_NK: Floats, scores_NK: Floats) -> float | None:
         """No single one."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clusters.checkpoint_files import without_commit
 from clusters.checkpoint_listing import Listed, list_checkpoints
 from clusters.checkpoint_policy import CheckpointConfig
 from clusters.config import InputError, differences, load_config
@@ -75,6 +76,8 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
         return lines, None, False
     if any(one.committed for one in checkpoints):
         problem = f"none of the checkpoints of {name} is intact; restore one from a backup, or remove {folder}"
+        return [*lines, f"{name}: {problem}"], problem, False
+    if problem := without_commit(folder / "checkpoints"):
         return [*lines, f"{name}: {problem}"], problem, False
     lines.append(f"{name}: would start from step 0, since nothing was saved yet")
     return lines, None, False

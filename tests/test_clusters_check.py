@@ -55,7 +55,7 @@ PLANTED = [
         "aws.yaml",
         "setup_commands: []",
         "setup_commands: [pip install a]",
-        "a is installed in whatever version",
+        "a is installed beside the lock",
         "install a",
     ),
     ("aws.yaml", "manyview:0.1.0", "manyview:latest", "is not pinned", "manyview:latest"),

@@ -111,6 +111,9 @@ def test_what_is_opened_is_found_in_its_line(recipe: str, right: str, wrong: str
 @pytest.mark.parametrize("kind", ["initContainers", "sidecar"])
 def test_every_container_of_a_pod_is_looked_at(rights: str, said: str, kind: str) -> None:
     text = (ROOT / "clusters" / JOB).read_text()
+    rights = rights.replace("{privileged", "{capabilities: {drop: [ALL]}, privileged")
+    if "securityContext" not in rights:
+        rights += ", securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}"
     other = f"{{name: x, {rights}}}"
     if kind == "initContainers":
         planted = text.replace(

@@ -72,10 +72,12 @@ def in_view(command: list[str], trap: Trap) -> tuple[str, set[str]]:
     named = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), trap.url)
     keys = {"WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "NO_PROXY": "", "no_proxy": ""}
     keys |= {"LOGNAME": USER, "USER": USER}
+    # A process of W&B's that is another's would be told, and not seen here.
+    apart = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, **named, **keys, "PYTHONPATH": str(ROOT)},
+        env={**apart, **named, **keys, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from clusters import lease as leases
+from clusters.attempt import Attempt
 from clusters.config import InputError
 from clusters.lease import LEASE, lease
 from clusters.run_lock import run_lock
@@ -54,6 +56,24 @@ def test_a_second_run_on_a_url_is_refused_while_the_first_lives(
     with run_lock(run, "strict"):
         assert time.monotonic() - began < leases.STALE_S, "nothing is waited for where no lease is left"
         assert set(run.read_json(LEASE)) == {"process", "token", "renewed"}
+
+
+def test_who_lost_the_lease_takes_no_number_from_who_took_over(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that stood still before its stage began wakes while another trains in its place."""
+    stage = run / "1-simclr"
+    begin = functools.partial(Attempt, stage, stage / "checkpoints", lambda write: write())
+    with lease(run, {"process": 12}):
+        assert begin().number == 1
+        assert set(leases.held()) == {"MANYVIEW_LEASE"}
+        run.write_json(LEASE, {"process": 13, "host": "lab4", "token": "theirs", "renewed": 0})
+        theirs = stage.read_json("attempt.json")
+        with pytest.raises(
+            InputError, match="another run has taken it over \\(process 13, host lab4\\); leave the run"
+        ):
+            begin()
+        assert stage.read_json("attempt.json") == theirs
+    assert leases.held() == {}
+    assert run.read_json(LEASE)["token"] == "theirs"
 
 
 def test_pretraining_on_a_url_holds_its_folder(synthetic_dataset: Dataset, run: Folder) -> None:

@@ -76,6 +76,19 @@ def test_the_batch_script_tells_the_driver_alone_and_ends_as_it_does(tmp_path: P
     assert not list(tmp_path.glob(".manyview-*"))
 
 
+def test_a_job_that_was_queued_again_tells_its_own_driver_and_no_stranger(tmp_path: Path) -> None:
+    """Killed with its node, the job before left its driver's number, which another process has by now."""
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        (tmp_path / ".manyview-7.pid").write_text(f"{stranger.pid}\n")
+        script = batch(tmp_path, "recipe.yaml", before_driver="touch begun; sleep 3")
+        wait_for(lambda: (tmp_path / "begun").exists(), "srun", 60)
+        script.send_signal(signal.SIGTERM)
+        assert ended(script) == 143
+        assert stranger.poll() is None
+        assert (tmp_path / "told").exists() or not (tmp_path / "started").exists()
+        stranger.kill()
+
+
 def test_a_driver_that_is_not_there_yet_is_told_once_it_is(tmp_path: Path) -> None:
     script = batch(tmp_path, "recipe.yaml", before_driver="touch begun; sleep 3")
     wait_for(lambda: (tmp_path / "begun").exists(), "srun", 60)

@@ -71,3 +71,33 @@ def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LIMITED, str(run)], cwd=ROOT, env=apart, check=True, timeout=240)
     assert 0 < max(path.stat().st_size for path in (run / "wandb").rglob("*.wandb")) <= 24_000
     assert len(read_metrics(Folder(run))) == 100
+
+
+STALLED = """
+import os, signal, sys
+import wandb
+import clusters.wandb_run
+from clusters.storage import Folder
+from clusters.tracking import Tracker, TrackingConfig
+
+clusters.wandb_run.STALLED_S = clusters.wandb_run.FINISH_TIMEOUT_S = 1.0
+tracker = Tracker(Folder(sys.argv[1]), TrackingConfig(wandb="offline"), "a run", {})
+service = wandb.setup()._connection._proc._process
+os.kill(service.pid, signal.SIGSTOP)  # as if the disk of its folder did not answer
+for step in range(2_000):
+    tracker.log(step, {f"figure/{number}": 1.0 for number in range(30)})
+assert service.poll() is None, "W&B's process was gone before it could stall anything"
+tracker.close()
+print("ended by signal", -service.wait())
+"""
+
+
+def test_a_process_of_wandb_that_stalls_holds_up_neither_training_nor_end(tmp_path: Path) -> None:
+    """Its pipe is full after about a hundred records; Python itself would wait for it at its end."""
+    run = tmp_path / "run"
+    apart = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    command = [sys.executable, "-c", STALLED, str(run)]
+    done = subprocess.run(command, cwd=ROOT, env=apart, check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout.count("W&B is left out from here on (its process takes nothing more") == 1
+    assert "ended by signal 9" in done.stdout
+    assert len(read_metrics(Folder(run))) == 2_000

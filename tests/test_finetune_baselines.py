@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import timm
@@ -175,6 +176,31 @@ def test_networks_of_the_literature_are_loaded_from_a_file(finetuned, synthetic_
     assert all(torch.equal(tensor, given[key]) for key, tensor in state.items())
     known = timm.get_pretrained_cfg(name)
     assert known is not None and (card.mean, card.std) == (known.mean, known.std)
+
+
+def test_a_network_of_the_literature_is_a_row_of_the_results(finetuned, synthetic_dataset, tmp_path):
+    """From its images to its figures, at a small size."""
+    words = ["inception_v3"]
+    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path, head="linear", baselines=words, size_px=80)
+    finetune(config)
+    results = json.loads((tmp_path / "results.json").read_text())
+    models = results["models"]
+    assert list(models) == ["pretrained", "inception_v3"]
+    row, first = models["inception_v3"], models["pretrained"]
+    assert row["title"] == "InceptionV3, untrained: no file of its weights was given"
+    assert (row["kind"], row["architecture"], row["head"]) == ("published", "inception_v3", "linear")
+    assert row["chosen"]["C"] in config.linear.strengths and len(row["tried"]) == len(config.linear.strengths)
+    figure = row["test"]["auroc"]
+    assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+    assert row["test"].keys() == first["test"].keys() and row["test"]["per_class"].keys() == set(results["labels"])
+    assert any(pair["model"] == "pretrained" and pair["baseline"] == "inception_v3" for pair in results["comparisons"])
+    frame = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
+    mine = frame[frame.model == "inception_v3"]
+    answers = mine[[f"probability.{label}" for label in results["labels"]]].to_numpy()
+    assert len(mine) == (frame.model == "pretrained").sum()
+    np.testing.assert_allclose(answers.sum(axis=1), 1)
+    assert len(np.unique(answers.round(9), axis=0)) > len(answers) / 2, "images are told apart"
+    assert row["title"] in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

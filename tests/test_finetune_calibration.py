@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss
 
 from finetune.bootstrap import draw_patients
@@ -111,21 +112,32 @@ def test_the_planted_temperature_is_found_and_the_logits_are_those_divided(exclu
     logits = rng.normal(0, 2, (6000, 4))
     if exclusive:
         true = np.array([rng.choice(4, p=p) for p in softmax(logits)])
-        truth, sure, expected = np.eye(4)[true], softmax(2.5 * logits), softmax(logits)
+        truth, expected = np.eye(4)[true], softmax(logits)
     else:
         truth = (rng.random((6000, 4)) < 1 / (1 + np.exp(-logits))).astype(float)
         truth[rng.random(truth.shape) < 0.2] = np.nan
-        sure, expected = 1 / (1 + np.exp(-2.5 * logits)), 1 / (1 + np.exp(-logits))
-    assert with_temperature(exclusive, sure, 2.5) == pytest.approx(expected, abs=1e-5)
+        expected = 1 / (1 + np.exp(-logits))
+    sure = 2.5 * logits
+    assert with_temperature(exclusive, sure, 2.5) == pytest.approx(expected, abs=1e-12)
     found = fit_temperature(exclusive, truth, np.arange(6000), sure)
     assert found == pytest.approx(2.5, rel=0.05)
-    before = negative_log_likelihood(exclusive, truth, sure)
+    before = negative_log_likelihood(exclusive, truth, with_temperature(exclusive, sure, 1.0))
     assert negative_log_likelihood(exclusive, truth, with_temperature(exclusive, sure, found)) < before
 
 
 def test_without_both_sides_the_temperature_stays_one():
     assert fit_temperature(False, np.ones((5, 1)), np.arange(5), np.full((5, 1), 0.7)) == 1.0
-    assert with_temperature(True, np.array([[0.2, 0.8]]), 1.0).tolist() == [[0.2, 0.8]]
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_temperature_keeps_the_ranks_of_confident_answers(exclusive):
+    """Also where a probability is 1e-300."""
+    logits = np.sort(np.random.default_rng(3).uniform(-690, 5, (200, 1)), axis=0)
+    logits = np.hstack([logits, np.zeros_like(logits)]) if exclusive else logits
+    for temperature in (1.0, 4.19, 20.0):
+        found = with_temperature(exclusive, logits, temperature)
+        np.testing.assert_allclose(found, (softmax if exclusive else expit)(logits / temperature), rtol=1e-9)
+        assert (np.diff(found[:, 0]) > 0).all()
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
@@ -137,7 +149,8 @@ def test_a_temperature_at_its_bound_is_told(exclusive):
         said = np.where(right == 1, sure, 1 - sure)
         if name == "sound":
             said[:4] = 1 - said[:4]
-        found[name] = fit_temperature(exclusive, right, np.arange(40), said)
+        logits = np.log(said) if exclusive else np.log(said / (1 - said))
+        found[name] = fit_temperature(exclusive, right, np.arange(40), logits)
     assert 0.05 < found["sound"] < 1
     assert (found["never wrong"], found["sure and never wrong"], found["wrong"]) == (0.05, 0.05, 20.0)
     assert uncalibrated(found) == [
@@ -158,7 +171,7 @@ def test_the_results_warn_of_a_temperature_at_its_bound(finetuned, tmp_path, mon
 
 
 def test_a_model_that_says_a_half_of_all_keeps_its_temperature():
-    assert fit_temperature(False, np.array([[0.0], [1.0]]), np.arange(2), np.full((2, 1), 0.5)) == 1.0
+    assert fit_temperature(False, np.array([[0.0], [1.0]]), np.arange(2), np.zeros((2, 1))) == 1.0
 
 
 def test_slope_and_intercept_of_scores_that_are_twice_too_sure():

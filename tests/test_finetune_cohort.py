@@ -108,6 +108,26 @@ def test_a_share_of_the_labels_keeps_validation_and_test_whole(synthetic_dataset
     assert set(part.class_of(part.train)) == set(whole.class_of(whole.train))
 
 
+def test_a_seed_of_labels_fixes_the_share_whatever_else_is_seeded(synthetic_dataset):
+    first, same, other = (
+        choose_cohort(synthetic_dataset, config(synthetic_dataset, label_fraction=0.3, seed=seed, **changed))
+        for seed, changed in ((1, {}), (2, {"label_seed": 1}), (2, {}))
+    )
+    assert (first.train == same.train).all() and first.train.tolist() != other.train.tolist()
+
+
+def test_a_seed_of_labels_stands_in_a_recipe_only_where_it_decides_something(synthetic_dataset):
+    """So that results of before it was there are found again."""
+
+    def told(**changed):
+        return config(synthetic_dataset, seed=2, **changed).recipe().get("label_seed", "not told")
+
+    assert told(label_fraction=0.3) == told(label_seed=1) == told(label_seed=1, uncertain="ones") == "not told"
+    assert told(label_seed=2, label_fraction=0.3) == told(label_seed=2, uncertain="smooth") == "not told"
+    assert told(label_seed=1, label_fraction=0.3) == told(label_seed=1, uncertain="smooth") == 1
+    assert told(label_seed=1, uncertain={"Edema": "ones", "Fracture": "smooth_zeros"}) == 1
+
+
 def test_an_encoder_that_saw_test_patients_is_refused(synthetic_dataset, tmp_path: Path):
     cohort = choose_cohort(synthetic_dataset, config(synthetic_dataset))
     clean = write_encoder(tmp_path / "clean", synthetic_dataset)
@@ -231,6 +251,14 @@ def test_a_study_masks_each_label_and_policies_reach_training_only(chest: Datase
     assert list(counts.values()) == (cohort.truth[cohort.train[first]] >= 0.5).sum(axis=0).tolist()
 
 
+def test_a_seed_of_labels_fixes_what_doubtful_ones_are_smoothed_to(chest: Dataset):
+    first, same, other = (
+        choose_cohort(chest, config(chest, uncertain="smooth", seed=seed, **changed)).truth
+        for seed, changed in ((1, {}), (2, {"label_seed": 1}), (2, {}))
+    )
+    assert np.array_equal(first, same, equal_nan=True) and not np.array_equal(first, other, equal_nan=True)
+
+
 def test_one_label_of_several_is_a_study_and_doubt_is_decided_in_training_only(chest: Dataset):
     ignoring = choose_cohort(chest, config(chest, label="Edema"))
     ones = choose_cohort(chest, config(chest, label="Edema", uncertain={"Edema": "ones"}))
@@ -349,6 +377,17 @@ def test_a_validation_split_without_positives_is_told_and_refused_where_nothing_
         choose_cohort(with_labels(chest, none), config(chest))
 
 
+def test_a_test_split_without_a_class_is_told(chest: Dataset, synthetic_dataset: Dataset):
+    meaning = "figures that need one are undefined, and means leave them out"
+    for value, name in ((1, "Edema"), (0, "not Edema")):
+        cohort = choose_cohort(with_labels(chest, without("Edema", "test", value)), config(chest))
+        assert f"the test split has no case of '{name}': {meaning}" in cohort.notes
+    changed = with_labels(synthetic_dataset, without("melanoma", "test", 1))
+    cohort = choose_cohort(changed, config(synthetic_dataset))
+    assert f"the test split has no case of 'melanoma': {meaning}" in cohort.notes
+    assert not [note for note in choose_cohort(chest, config(chest)).notes if "has no case of" in note]
+
+
 def test_a_small_share_of_the_labels_leaves_no_label_without_a_case(chest: Dataset):
     """Consolidation only beside Edema or Fracture, which are rarer: no stratum is its own."""
     rows = chest.rows(["train"])
@@ -436,3 +475,18 @@ def test_numbers_that_cannot_be_learned_are_refused(tmp_path: Path):
     dataset = imported(tmp_path / "dataset", "binary", ("reduced",), constant, ("EF",))
     with pytest.raises(InputError, match="number 'EF' has fewer than two different values in split 'train'"):
         choose_cohort(dataset, config(dataset, numbers=["EF"]))
+
+
+def test_a_number_with_the_name_of_a_label_is_refused(heart: Dataset, tmp_path: Path):
+    """Figures go by names: one of the two would be taken for the other."""
+
+    def twice(number: int, case: Case) -> Case:
+        return dataclasses.replace(measured(number, case), numbers={"reduced": 30.0 + number})
+
+    dataset = imported(tmp_path / "dataset", "binary", ("reduced",), twice, ("reduced",))
+    for changed in ({}, {"label": "reduced"}):
+        with pytest.raises(InputError, match="numbers: 'reduced' is a label of the study too") as error:
+            choose_cohort(dataset, config(dataset, numbers=["reduced"], **changed))
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="numbers: 'EF' stands there twice"):
+        choose_cohort(heart, config(heart, numbers=["EF", "EDV", "EF"]))

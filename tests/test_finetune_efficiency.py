@@ -133,6 +133,7 @@ def test_a_folder_of_the_plain_command_is_left_alone(swept, tmp_path):
     ("word", "told"),
     [
         ("label_fraction=0.5", "label_fraction must be left at 1"),
+        ("label_seed=1", "label_seed must be left out: each draw has its own"),
         ("baseline=/other", "baseline '/other' is none of encoders: /a, untrained"),
         ("fractions=[0.1,1.5]", "'fractions.1' in the command line: Input should be less than or equal to 1"),
         ("fractions=[]", "'fractions' in the command line: List should have at least 1 item"),

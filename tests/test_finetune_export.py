@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,10 @@ from finetune.export import FILES, run, usage
 from finetune.inference import _Tracer, for_inference
 from finetune.model_folder import load_model
 from finetune.run import finetune
+from pretrain.encoder import EncoderConfig
+from pretrain.heads import first_layers, projection_head
 from tests import miniatures
+from tests.encoder_folders import export as write_grey
 from tests.encoder_folders import unsettle
 from tests.finetune_runs import NAME, recipe, write_encoder
 from tests.importers import imported
@@ -54,6 +58,12 @@ def answers_of(file: str, format_: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: module(torch.from_numpy(images))[1].numpy()
 
 
+def logits_behind(probabilities: np.ndarray, temperature: float, softmax: bool) -> np.ndarray:
+    """What a high temperature hides in probabilities; of softmax up to a constant a row."""
+    values = np.float64(probabilities)
+    return temperature * (np.log(values) if softmax else np.log(values) - np.log1p(-values))
+
+
 def test_both_formats_in_one_folder_have_a_card_each(exported):
     assert {path.name for path in exported.iterdir()} == {*FILES.values(), *(f"{name}.json" for name in FILES.values())}
     for name in FILES.values():
@@ -74,7 +84,10 @@ def test_the_file_gives_what_the_run_judged_for_any_batch(exported, finetuned, s
     for size in (1, 7):
         ((_, pixels),) = evaluation_batches(synthetic_dataset, rows[:size], 32, size)
         images = np.ascontiguousarray(pixels.numpy().astype(np.float32) / 255)
-        np.testing.assert_allclose(answer(images), expected[:size], atol=1e-5)
+        found, told = (
+            logits_behind(values, card["inside"]["temperature"], True) for values in (answer(images), expected[:size])
+        )
+        np.testing.assert_allclose(found, told, atol=1e-5)
     assert card["largest_difference"] < 1e-5
     assert [row["runs"].split()[0] for row in card["latency"]][1] == {"onnx": "onnxruntime", "torch": "torch.export"}[
         format_
@@ -110,37 +123,79 @@ def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned
     assert told["outputs"]["probabilities"]["meaning"].startswith("sigmoid")
 
 
-def trained_on_echo(synthetic_dataset: Dataset, folder: Path) -> tuple[Dataset, str]:
-    """A class and a number beside it."""
-    dataset = imported("table", miniatures.echo_table(folder / "raw"), folder / "dataset", *ECHO)
-    encoder = write_encoder(folder / "encoder", dataset)
-    config = recipe(dataset, encoder, folder / "run", head="linear", full={}, numbers=["EF"])
+Study = tuple[Dataset, str]
+"""A dataset, and the results of a model that was trained on it."""
+FULL = {"epochs": 1, "batch_size": 24, "optim": {"name": "sgd", "lr": 0.05}}
+
+
+def trained(dataset: Dataset, folder: Path, encoder: str = "", **changed: Any) -> Study:
+    """A linear head on a small residual network, unless changed."""
+    encoder = encoder or write_encoder(folder / "encoder", dataset)
+    config = recipe(dataset, encoder, folder / "run", **{"head": "linear", "full": {}, **changed})
     finetune(config)
     return dataset, config.out
 
 
-def trained_vit(synthetic_dataset: Dataset, folder: Path) -> tuple[Dataset, str]:
+def on_echo(synthetic_dataset: Dataset, folder: Path) -> Study:
+    """A class and a number beside it."""
+    dataset = imported("table", miniatures.echo_table(folder / "raw"), folder / "dataset", *ECHO)
+    return trained(dataset, folder, numbers=["EF"])
+
+
+def on_findings(synthetic_dataset: Dataset, folder: Path) -> Study:
+    """Labels that do not exclude each other."""
+    dataset = imported("chexpert", miniatures.chexpert_folder(folder / "raw"), folder / "dataset")
+    return trained(dataset, folder, labels="chexpert5")
+
+
+def by_attention(synthetic_dataset: Dataset, folder: Path) -> Study:
+    """Whose score of an image stands in a last column, trained away from the mean that it begins as."""
+    return trained(synthetic_dataset, folder, head="full", full={**FULL, "pooling": "attention"})
+
+
+def by_maximum(synthetic_dataset: Dataset, folder: Path) -> Study:
+    """The largest logit of a case's images."""
+    return trained(synthetic_dataset, folder, linear={"pooling": "max"})
+
+
+def vit(synthetic_dataset: Dataset, folder: Path) -> Study:
     """One class of five, by a small vision transformer."""
+    return trained(synthetic_dataset, folder, write_encoder(folder / "encoder", synthetic_dataset, name="test_vit"))
+
+
+def by_lora(synthetic_dataset: Dataset, folder: Path) -> Study:
+    """Low-rank updates of a vision transformer's attention."""
     encoder = write_encoder(folder / "encoder", synthetic_dataset, name="test_vit")
-    config = recipe(synthetic_dataset, encoder, folder / "run", head="linear", full={})
-    finetune(config)
-    return synthetic_dataset, config.out
+    return trained(synthetic_dataset, folder, encoder, head="full", full={**FULL, "train": "lora"})
+
+
+def grey(synthetic_dataset: Dataset, folder: Path) -> Study:
+    """One channel, and layers of the projection head that were kept; all of it trained."""
+    layers = first_layers(projection_head(96, 12, 8, 3), 2)
+    write_grey(folder / "grey", synthetic_dataset, EncoderConfig(name=NAME, channels=1), head=layers)
+    return trained(synthetic_dataset, folder, str(folder / "grey"), head="full", full=FULL)
 
 
 @pytest.mark.parametrize(
     ("train", "expected"),
-    [(trained_on_echo, {"probabilities": 1, "predicted": 1}), (trained_vit, {"probabilities": 5})],
+    [
+        (on_echo, {"probabilities": 1, "predicted": 1}),
+        (vit, {"probabilities": 5}),
+        (on_findings, {"probabilities": 5}),
+        (by_attention, {"probabilities": 5}),
+        (by_maximum, {"probabilities": 5}),
+        (by_lora, {"probabilities": 5}),
+        (grey, {"probabilities": 5}),
+    ],
 )
 def test_probabilities_and_numbers_in_their_units_are_those_of_the_model(
-    train: Callable[[Dataset, Path], tuple[Dataset, str]],
-    expected: dict[str, int],
-    synthetic_dataset: Dataset,
-    tmp_path: Path,
+    train: Callable[[Dataset, Path], Study], expected: dict[str, int], synthetic_dataset: Dataset, tmp_path: Path
 ):
-    """By the names and columns of the card, in both formats."""
+    """By the names and columns of the card, in both formats; logits behind the probabilities too."""
     dataset, results = train(synthetic_dataset, tmp_path)
     model = load_model(results)
-    assert model.card.decision.temperature != 1
+    temperature = model.card.decision.temperature
+    assert temperature != 1
     ((_, pixels),) = evaluation_batches(dataset, dataset.rows(["test"])[:6], model.card.size_px, 6)
     logits = model.logits(pixels.numpy())
     answers = dict(zip(model.card.labels, model.probabilities(logits).T))
@@ -155,8 +210,14 @@ def test_probabilities_and_numbers_in_their_units_are_those_of_the_model(
         for name, values in found.items():
             for label, column in zip(card["outputs"][name]["columns"], values.T, strict=True):
                 np.testing.assert_allclose(column, answers[label], rtol=1e-4, atol=1e-5)
-        assert card["inside"]["temperature"] == model.card.decision.temperature
+        if temperature > 1:
+            told = np.stack([answers[label] for label in model.yes_or_no], axis=1)
+            pair = found["probabilities"], told
+            behind = (logits_behind(values, temperature, model.one_of_several) for values in pair)
+            np.testing.assert_allclose(*behind, rtol=1e-4, atol=1e-5)
+        assert card["inside"]["temperature"] == temperature
         assert card["inside"].get("numbers", {}).keys() == set(model.task.number_names)
+        assert card["pooling"] == model.card.pooling
 
 
 @pytest.mark.parametrize("name", [NAME, "test_efficientnet", "test_vit"])

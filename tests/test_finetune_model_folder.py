@@ -41,15 +41,20 @@ def test_a_loaded_model_says_what_was_judged(runs, synthetic_dataset, head):
         [model.logits(p.numpy()) for _, p in evaluation_batches(synthetic_dataset, rows, model.card.size_px, 16)]
     )
     columns = [f"probability.{label}" for label in model.card.labels]
-    np.testing.assert_allclose(model.probabilities(logits), frame[columns].to_numpy(), atol=1e-5)
+    temperature = model.card.decision.temperature  # which hides in probabilities what differs, where it is high
+
+    def alike(found: np.ndarray, expected: np.ndarray) -> None:
+        np.testing.assert_allclose(temperature * np.log(found), temperature * np.log(expected), atol=1e-5)
+
+    alike(model.probabilities(logits), frame[columns].to_numpy())
     cases, pooled = model.pool(synthetic_dataset.case_of[rows], logits)
     expected = frame.groupby("key", sort=False)[columns].mean().to_numpy()
-    np.testing.assert_allclose(pooled, expected, atol=1e-5)
+    alike(pooled, expected)
     assert len(cases) == len(pooled) < len(rows)
     np.testing.assert_array_equal(model.decide(pooled)[:, 0], expected.argmax(axis=1))
     assert model.card.size_px == 32
     told = json.loads((Path(runs[head].out) / "results.json").read_text())["models"]["pretrained"]
-    assert model.card.decision.temperature == told["temperature"]
+    assert temperature == told["temperature"]
     assert model.card.processing["short_side_px"] == 256
 
 

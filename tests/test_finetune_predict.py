@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from clusters.storage import Folder
 from data.dataset import open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, source_module
+from finetune.external import run as evaluate
 from finetune.image_list import list_images
+from finetune.linear import Choice, fit_linear
 from finetune.predict import run
 from finetune.run import finetune
 from tests.finetune_runs import recipe, write_encoder
@@ -35,6 +38,11 @@ def frame_of(out: Path, name: str = "predictions"):
 
 def probabilities(frame) -> np.ndarray:
     return frame[[column for column in frame.columns if column.startswith("probability.")]].to_numpy()
+
+
+def logits(frame, results: Path) -> np.ndarray:
+    """Of exclusive classes, up to a constant a row: a temperature that is high hides in probabilities what differs."""
+    return json.loads((results / "model/model.json").read_text())["temperature"] * np.log(probabilities(frame))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,7 @@ def raw(tmp_path_factory) -> Path:
 def test_a_raw_folder_gives_what_its_import_gives(finetuned, raw, tmp_path, capsys):
     """To the last digit that rounding leaves, whatever the format."""
     run([finetuned.out, str(raw), f"out={tmp_path}/raw"])
-    frame = frame_of(tmp_path / "raw")
+    frame, results = frame_of(tmp_path / "raw"), Path(finetuned.out)
     assert frame.image.tolist() == ["a/large.jpg", "a/turned.jpg", "clear.png", "deep.png", "grey.png", "scan.dcm"]
     assert (frame.error == "").all()
     assert "6 of 6 images predicted" in capsys.readouterr().out
@@ -72,10 +80,10 @@ def test_a_raw_folder_gives_what_its_import_gives(finetuned, raw, tmp_path, caps
     config = load_config(options, [*words, "num_processes=1", f"keyring={tmp_path}/keys.json"])
     write_dataset(read_raw(config), config)
     run([finetuned.out, f"{tmp_path}/data", f"out={tmp_path}/stored"])
-    stored = probabilities(frame_of(tmp_path / "stored"))
-    found, expected = (values[np.lexsort(values.T)] for values in (probabilities(frame), stored))
-    np.testing.assert_allclose(found, expected, atol=1e-7)
-    assert np.ptp(found, axis=0).max() > 1e-5
+    stored = logits(frame_of(tmp_path / "stored"), results)
+    found, expected = (values[np.lexsort(values.T)] for values in (logits(frame, results), stored))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(found, axis=0).max() > 1e-3
 
 
 def test_a_dataset_gives_what_the_run_judged_image_and_case(finetuned, synthetic_dataset, tmp_path):
@@ -86,12 +94,13 @@ def test_a_dataset_gives_what_the_run_judged_image_and_case(finetuned, synthetic
     assert len(frame) == synthetic_dataset.num_images
     test = frame[frame.split == "test"]
     expected = judged.loc[test.index]
-    np.testing.assert_allclose(probabilities(test), probabilities(expected), atol=1e-5)
+    results = Path(finetuned.out)
+    np.testing.assert_allclose(logits(test, results), logits(expected, results), atol=1e-5)
     labels = [column.removeprefix("probability.") for column in frame if column.startswith("probability.")]
     assert test.decision.tolist() == [labels[k] for k in probabilities(test).argmax(1)]
     cases = frame_of(tmp_path, "cases").set_index("case")
     pooled = expected.groupby("key").mean(numeric_only=True)
-    np.testing.assert_allclose(probabilities(cases.loc[pooled.index]), probabilities(pooled), atol=1e-5)
+    np.testing.assert_allclose(logits(cases.loc[pooled.index], results), logits(pooled, results), atol=1e-5)
     assert cases.images.sum() == synthetic_dataset.num_images
     table = pyarrow.csv.read_csv(tmp_path / "predictions.csv").to_pandas()
     np.testing.assert_allclose(probabilities(table), probabilities(frame), rtol=1e-6)
@@ -104,10 +113,42 @@ def test_what_is_trained_in_bf16_is_judged_as_it_is_used(synthetic_dataset, tmp_
     judged = pq.read_table(tmp_path / "trained/predictions.parquet").to_pandas().set_index("member")
     run([config.out, synthetic_dataset.location, f"out={tmp_path / 'out'}"])
     frame = frame_of(tmp_path / "out").set_index("image")
-    # As logits: the temperature of a model that has learned little hides what differs
-    temperature = json.loads((tmp_path / "trained/model/model.json").read_text())["temperature"]
-    used, told = (temperature * np.log(probabilities(rows)) for rows in (frame.loc[judged.index], judged))
+    used, told = (logits(rows, tmp_path / "trained") for rows in (frame.loc[judged.index], judged))
     np.testing.assert_allclose(used, told, atol=1e-4)
+
+
+def confident(*given, **named) -> Choice:
+    """The head that was fitted, made so sure that a sigmoid is 0 or 1 but for rounding, of some images either."""
+    choice, numbers = fit_linear(*given, **named), given[1]
+    spread = choice.head.logits(numbers)
+    scale = 60 / spread.std()
+    bias_K = scale * (choice.head.bias_K - spread.mean())
+    head = replace(choice.head, weight_KD=np.float32(scale) * choice.head.weight_KD, bias_K=bias_K.astype(np.float32))
+    return replace(choice, head=head)
+
+
+def test_confident_answers_are_alike_in_results_evaluation_and_prediction(
+    finetuned, synthetic_dataset, tmp_path, monkeypatch
+):
+    """In probability and in rank, at a temperature: each goes its own way to them."""
+    monkeypatch.setattr("finetune.run.fit_linear", confident)
+    monkeypatch.setattr("finetune.evaluate.fit_temperature", lambda *_: 4.19)
+    trained = tmp_path / "trained"
+    finetune(recipe(synthetic_dataset, finetuned.encoder, trained, head="linear", label="melanoma"))
+    data = synthetic_dataset.location
+    run([str(trained), data, f"out={tmp_path}/predicted"])
+    evaluate([str(trained), f"data=[{data}]", f"out={tmp_path}/evaluated", "on_leak=warn", "foreign=false"])
+    judged = frame_of(trained).set_index("member")
+    judged = judged[judged.split == "test"]
+    expected = probabilities(judged)[:, 0]
+    told = 4.19 * (np.log(expected) - np.log1p(-expected))
+    assert told.min() < -40 and told.max() > 40, "so sure that nothing comes back from a sigmoid"
+    (evaluated,) = (tmp_path / "evaluated").glob("*/predictions.parquet")
+    for frame in (frame_of(tmp_path / "predicted").set_index("image"), frame_of(evaluated.parent).set_index("member")):
+        found = probabilities(frame.loc[judged.index])[:, 0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 of logits of hundreds
+        np.testing.assert_allclose(4.19 * (np.log(found) - np.log1p(-found)), told, atol=5e-3)
+        assert len(np.unique(found)) == len(np.unique(expected)) == len(expected)
 
 
 def test_an_image_that_cannot_be_read_is_a_row_and_the_rest_goes_on(finetuned, raw, tmp_path, capfd):

@@ -12,14 +12,20 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from clusters.config import InputError, load_config
+from data.dataset import open_dataset
+from finetune.cohort import choose_cohort
 from finetune.config import SgdConfig
 from finetune.contenders import contenders
 from finetune.run import needs_of
 from finetune.search import SearchConfig, search
+from finetune.search_page import summary
 from finetune.sgd_head import train_head
+from tests import miniatures
 from tests.fault_runs import ROOT, wait_for
 from tests.finetune_runs import recipe, write_encoder
+from tests.importers import imported
 from tests.test_data_page import Outline
+from tests.test_finetune_recipes import ECHO
 
 
 def searched(dataset, folder: Path, **changed) -> SearchConfig:
@@ -87,6 +93,57 @@ def test_a_trial_that_diverges_is_told_and_the_chosen_one_is_not_trained_again(f
     assert told["chosen"]["val_auroc"] == judged["val_auroc"]
     page = " ".join(Outline((Path(full.out) / "search.html").read_text()).words)
     assert "diverged" in page and f"{judged['val_auroc']:.4f} *" in page
+
+
+def test_all_seeds_learn_from_the_same_patients_on_features_computed_once(synthetic_dataset, tmp_path):
+    """The share of the recipe's seed, which was searched: the spread over seeds is that of training alone."""
+    grid = {"learning_rates": [0.1], "weight_decays": [0.0], "seeds": 3}
+    config = searched(synthetic_dataset, tmp_path, head="linear", label_fraction=0.3, seed=4, grid=grid)
+    runs = [Path(config.out) / row["run"] for row in results_of(config)["seeds"]]
+    told = [json.loads((run / "results.json").read_text()) for run in runs]
+    assert [one["identity"]["recipe"]["seed"] for one in told] == [4, 5, 6]
+    assert len({json.dumps(one["cohort"]["train"]) for one in told}) == 1
+    expected = choose_cohort(synthetic_dataset, recipe(synthetic_dataset, "/e", tmp_path, label_fraction=0.3, seed=4))
+    for seed in (4, 5, 6):
+        cohort = choose_cohort(synthetic_dataset, config.trial(0.1, 0.0, seed))
+        assert cohort.train.tolist() == expected.train.tolist()
+    assert len(list(Path(config.out).glob("**/features-*"))) == 1
+    first, *others = (one["identity"]["recipe"].get("label_seed") for one in told)
+    assert first is None and others == [4, 4]
+    chosen = config.model_copy(update={"label_seed": 9, "label_fraction": 0.5})
+    assert [chosen.trial(0.1, 0.0, seed).label_seed for seed in (4, 5)] == [9, 9]
+
+
+def test_a_search_of_all_labels_is_that_of_before_there_was_a_seed_of_labels(linear):
+    for path in Path(linear.out).glob("runs/*/config.json"):
+        assert "label_seed" not in json.loads(path.read_text())["identity"]["recipe"]
+
+
+def test_batches_larger_than_the_training_split_are_refused_before_a_trial(synthetic_dataset, tmp_path):
+    grid = {"learning_rates": [0.01, 0.1], "weight_decays": [0.0], "seeds": 1}
+    with pytest.raises(InputError, match=r"full.batch_size: 5000 is more than the \d+ training images"):
+        searched(synthetic_dataset, tmp_path, grid=grid, full={"epochs": 1, "batch_size": 5000})
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_of_numbers_have_their_mean_and_spread_over_seeds(tmp_path):
+    dataset = imported("table", miniatures.echo_table(tmp_path / "raw"), tmp_path / "dataset", *ECHO)
+    grid = {"learning_rates": [0.1], "weight_decays": [0.0], "seeds": 2}
+    config = searched(open_dataset(dataset.location), tmp_path, head="linear", numbers=["EF"], grid=grid)
+    results = results_of(config)
+    runs = [Path(config.out) / row["run"] / "results.json" for row in results["seeds"]]
+    figures = [json.loads(run.read_text())["models"]["pretrained"]["test"]["numbers"]["EF"] for run in runs]
+    page = " ".join(Outline((Path(config.out) / "search.html").read_text()).words)
+    assert set(results["test"]["numbers"]["EF"]) == {"mae", "rmse", "pearson", "spearman"}
+    for name, shown in (("mae", "MAE"), ("rmse", "RMSE"), ("pearson", "Pearson"), ("spearman", "Spearman")):
+        values = [one[name]["value"] for one in figures]
+        over = results["test"]["numbers"]["EF"][name]
+        assert (over["mean"], over["sd"], over["seeds"]) == pytest.approx((np.mean(values), np.std(values, ddof=1), 2))
+        assert [row["test"]["numbers"]["EF"][name] for row in results["seeds"]] == values
+        assert f"{shown}, EF" in page and f"{values[1]:.4f}" in page
+    mae = results["test"]["numbers"]["EF"]["mae"]
+    assert f"test MAE, EF: {mae['mean']:.4f} ± {mae['sd']:.4f} over 2 seeds" in summary(results)
+    assert 0 < results["test"]["auroc"]["mean"] <= 1
 
 
 @pytest.mark.faults

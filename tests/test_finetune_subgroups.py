@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import mean_absolute_error, roc_auc_score
 
 from data.dataset import open_dataset
 from data.shards import write_dataset
 from finetune.bootstrap import BootstrapConfig
 from finetune.metrics import ScoredCases
+from finetune.regression import ScoredNumbers
 from finetune.subgroups import case_attributes, subgroup_tables
 from tests import drawn_cases
 
@@ -47,6 +48,32 @@ def test_a_planted_gap_is_found_with_its_groups_and_interval():
     assert (gap["best"], gap["worst"]) == ("light", "dark")
     assert 0 < gap["low"] < gap["value"] < gap["high"]
     assert table["macro_over"] == ["x"]
+
+
+def test_a_number_has_its_error_by_group_and_the_gap_is_that_of_the_larger_error():
+    cases, group = two_groups(0.0)
+    rng = np.random.default_rng(6)
+    truth = rng.normal(55, 12, (240, 2)).astype(np.float32)
+    wide = np.where(group == "dark", 12.0, 4.0)[:, None] * np.array([1.0, 0.0]) + np.array([0.0, 6.0])
+    predicted = truth + rng.normal(0, 1, (240, 2)) * wide
+    numbers = ScoredNumbers(truth, predicted, cases.patient_N, ("EF", "EDV"))
+    table = subgroup_tables(cases, {"skin": group}, CONFIG, 0, numbers)["skin"]
+    for name in ("light", "dark"):
+        for k, number in enumerate(numbers.names):
+            error = table["groups"][name]["numbers"][number]["mae"]
+            expected = mean_absolute_error(truth[group == name, k], predicted[group == name, k])
+            assert error["value"] == pytest.approx(expected)
+            assert error["low"] < expected < error["high"] and error["undefined_resamples"] == 0
+    gap, none = table["gaps"]["numbers"]["EF"]["mae"], table["gaps"]["numbers"]["EDV"]["mae"]
+    assert (gap["best"], gap["worst"]) == ("light", "dark")
+    errors = {name: table["groups"][name]["numbers"]["EF"]["mae"]["value"] for name in ("light", "dark")}
+    assert gap["value"] == pytest.approx(errors["dark"] - errors["light"])
+    assert 0 < gap["low"] < gap["value"] < gap["high"]
+    assert none["low"] < 0 < none["value"]
+    # Labels are told as without numbers, and their groups are those of the same resamples.
+    plain = subgroup_tables(cases, {"skin": group}, CONFIG, 0)["skin"]
+    assert "numbers" not in plain["gaps"] and "numbers" not in plain["groups"]["dark"]
+    assert table["gaps"]["auroc"] == plain["gaps"]["auroc"]
 
 
 def test_where_there_is_no_gap_its_interval_holds_zero():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import expit, softmax
+from sklearn.metrics import roc_auc_score
 
 from finetune.metrics import figures_of
 from finetune.regression import Regression
@@ -24,6 +25,20 @@ def test_probabilities_are_softmax_and_sigmoid_even_for_extreme_logits():
     assert MultiClass(["a", "b", "c"]).probabilities(logits) == pytest.approx(softmax(logits, axis=1))
     single = np.array([[-1000.0], [0.0], [2.0], [1000.0]])
     assert Binary(["x"]).probabilities(single) == pytest.approx(expit(single))
+
+
+@pytest.mark.parametrize("task", [Binary(["x"]), MultiLabel(["x"])])
+def test_confident_negatives_keep_their_ranks(task: Task):
+    """One plus a tanh is exactly 0 from -38 on, so that all of them would tie."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([[0.0], [1.0]], 100, axis=0)
+    logits = np.where(truth == 1, -40.0, -45.0) + rng.normal(0, 5, truth.shape)
+    found = task.probabilities(logits)
+    np.testing.assert_allclose(found, expit(logits), rtol=1e-12)
+    assert len(np.unique(found)) == len(found)
+    assert task.score(truth, found) == pytest.approx(roc_auc_score(truth, logits))
+    assert task.score(truth, found) < 0.95
+    assert (task.probabilities(np.array([[-700.0], [-80.0]])) > 0).all()
 
 
 def test_losses_are_minus_the_log_of_the_probability_of_the_truth():

@@ -89,8 +89,14 @@ def test_a_run_without_an_intact_checkpoint_cannot_go_on(begun: Path, capsys: py
 
 
 def test_a_saving_that_was_cut_off_does_not_count(begun: Path) -> None:
-    for manifest in begun.rglob("MANIFEST.json"):
+    manifests = sorted(begun.rglob("MANIFEST.json"))
+    assert len(manifests) > 1
+    for manifest in manifests:
         manifest.unlink()
+    with pytest.raises(InputError, match=f"{len(manifests)} checkpoints without their MANIFEST.json, and none with it"):
+        said(str(begun))
+    for manifest in manifests[1:]:
+        shutil.rmtree(manifest.parent)
     assert "1-simclr: would start from step 0, since nothing was saved yet" in said(str(begun))
     assert Checkpoints(Folder(begun / "1-simclr"), CheckpointConfig()).restore() is None
 

@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 
+from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
 from clusters.checks.images import is_pinned, wrong_installs
 from clusters.checks.mistakes import Mistake
-from clusters.checks.tokens import turns_tokens_off
+from clusters.checks.tokens import opens_the_token, turns_tokens_off
+from clusters.checks.words import commands_in
 from clusters.config import nearest
 
 # fmt: off
@@ -22,50 +24,94 @@ INSTALLERS = re.compile(
 )
 
 
+STAGE = re.compile(r"\sAS\s+(\S+)", re.IGNORECASE)
+Instruction = tuple[int, str, str]
+
+
 def check_dockerfile(text: str) -> Iterator[Mistake]:
     """What is wrong with a Dockerfile."""
-    instructions = list(_instructions(text))
+    instructions, loaded = list(_instructions(text)), set[str]()
     for line, word, rest in instructions:
         if word not in INSTRUCTIONS:
             yield Mistake(line, f"Docker knows no {word}{nearest(word, INSTRUCTIONS)}", "mend it")
-        if word == "FROM" and not is_pinned(rest.split()[0]):
-            mend = "give a tag with a full version (python:3.11.14-slim-bookworm) or a digest"
-            yield Mistake(line, f"the base {rest.split()[0]} is not pinned", mend)
         if word == "ADD":
             yield Mistake(line, "ADD fetches URLs and unpacks archives unseen", "COPY files that are in the project")
         if word == "COPY" and re.match(r"(?:--\S+\s+)*\.\s", rest):
             mend = "name what is meant: `.` takes .git, tokens and data along"
             yield Mistake(line, "COPY . takes whatever lies in the folder", mend)
         if word == "RUN":
-            yield from _check_run(line, rest)
+            yield from _check_run(line, rest, loaded)
         if word in ("ARG", "ENV", "RUN") and (setting := INSTALLERS.search(rest)):
             what = f"{setting[0]} turns hashes off or takes packages from elsewhere"
             yield Mistake(line, what, "take it out: the lock says which files are right")
+        if word == "RUN" and opens_the_token(rest):
+            yield Mistake(line, "others on the machine could read the token", "leave the file 0600")
         if turns_tokens_off(rest) or (word == "ENV" and rest.startswith("RAY_AUTH_MODE ")):
             yield Mistake(line, "token authentication is turned off", "write `ENV RAY_AUTH_MODE=token`")
     if not any(re.search(r"--require-hashes [^&;]*requirements\.lock", rest) for _, _, rest in instructions):
         yield Mistake(1, "packages do not come from requirements.lock by hash", "`uv pip sync --require-hashes` it")
-    users = [(line, rest) for line, word, rest in instructions if word == "USER"]
-    if not users or users[-1][1].split(":")[0] in ("root", "0"):
-        yield Mistake(
-            users[-1][0] if users else 1, "the container runs as root", "end with `USER` and a user of its own"
-        )
-    if not any(word == "ENV" and "RAY_AUTH_MODE=token" in rest for _, word, rest in instructions):
+    yield from _check_bases(instructions)
+    yield from _check_image(_last_image(instructions))
+
+
+def _check_image(instructions: list[Instruction]) -> Iterator[Mistake]:
+    """What is wrong with what the image itself says: as whom it runs, and with which variables."""
+    users = [(line, rest.strip("\"'")) for line, word, rest in instructions if word == "USER"]
+    mend = "end with `USER` and a user of its own"
+    if not users or re.fullmatch(r"(?:root|0+)?(?::.*)?", users[-1][1]):
+        yield Mistake(users[-1][0] if users else 1, "the container runs as root", mend)
+    elif "$" in users[-1][1]:
+        yield Mistake(users[-1][0], "the container runs as whom a variable says, as root too", mend)
+    stated = [rest for _, word, rest in instructions if word == "ENV"]
+    if not any("RAY_AUTH_MODE=token" in words for rest in stated for words in commands_in(rest)):
         yield Mistake(1, "token authentication is not on", "add `ENV RAY_AUTH_MODE=token`")
 
 
-def _check_run(line: int, command: str) -> Iterator[Mistake]:
-    if re.search(r"\b(?:curl|wget)\b\s+\S*[^|]*\|\s*(?:ba)?sh\b", command):
-        yield Mistake(line, "what is downloaded is run unseen", "install from the lock or from the distribution")
+def _check_bases(instructions: list[Instruction]) -> Iterator[Mistake]:
+    """Whether each image that files are taken from is pinned, or a stage before."""
+    stages: list[str] = []
+    for line, word, rest in instructions:
+        known = [*stages, *map(str, range(len(stages)))] if word != "FROM" else stages
+        for base in _bases(word, rest):
+            if not is_pinned(base) and base.lower() not in known:
+                mend = "give a tag with a full version (python:3.11.14-slim-bookworm) or a digest"
+                yield Mistake(line, f"the base {base} is not pinned", mend)
+        if word == "FROM":
+            named = STAGE.search(rest)
+            stages.append(named[1].lower() if named else "")
+
+
+def _last_image(instructions: list[Instruction]) -> list[Instruction]:
+    """The instructions from the last FROM on: what the stages before it say is lost, unless it builds on one."""
+    froms = [place for place, (_, word, _) in enumerate(instructions) if word == "FROM"]
+    if not froms:
+        return instructions
+    base = next(_bases(*instructions[froms[-1]][1:]))
+    for place, following in zip(froms[-2::-1], froms[:0:-1], strict=True):
+        named = STAGE.search(instructions[place][2])
+        if named is not None and named[1].lower() == base.lower():
+            return _last_image(instructions[:following]) + instructions[froms[-1] :]
+    return instructions[froms[-1] :]
+
+
+def _bases(word: str, rest: str) -> Iterator[str]:
+    """The images that an instruction takes files from."""
+    if word == "FROM":
+        yield next((part for part in rest.split() if not part.startswith("--")), "")
+    elif word in ("COPY", "RUN"):
+        yield from re.findall(r"(?:^|\s)--(?:mount=\S*?,)?from=([^\s,]+)", rest)
+
+
+def _check_run(line: int, command: str, loaded: set[str]) -> Iterator[Mistake]:
+    if runs_downloads(command, loaded):
+        yield Mistake(line, RUN_UNSEEN, "install from the lock or from the distribution")
     if "sudo " in command:
         yield Mistake(line, "sudo has no place in an image", "do it before USER")
-    if re.search(r"\buv\s+(?:add|run|sync|tool)\b|\b(?:uvx|pipx|conda|mamba|micromamba|easy_install)\s", command):
-        yield Mistake(line, "this installs what requirements.lock does not hold", "install from the lock by uv pip")
     for what, mend in wrong_installs(command):
         yield Mistake(line, what, mend)
 
 
-def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
+def _instructions(text: str) -> Iterator[Instruction]:
     """Each instruction with its first line's number: its word and the rest, continued lines joined."""
     lines = text.splitlines()
     number = 0

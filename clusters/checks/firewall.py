@@ -7,9 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-# A network of one's own is no wider: 10.0.0.0/8 is the widest private one, /32 what a provider of IPv6 is given.
-WIDEST = {4: 8, 6: 32}
-PRIVATE_6 = ipaddress.IPv6Network("fc00::/7")
+# A public network of one's own is no wider: /16 is a large university's, /32 what a provider of IPv6 is given.
+WIDEST = {4: 16, 6: 32}
+# Ranges that no router of the internet knows: private ones, a provider's, this machine's and this link's.
+PRIVATE_4 = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16")
+PRIVATE_6 = ("fc00::/7", "fe80::/10", "::1/128")
+PRIVATE = [ipaddress.ip_network(name) for name in (*PRIVATE_4, *PRIVATE_6)]
 
 
 def too_wide(rules: Sequence[Any]) -> Iterator[tuple[int, Network]]:
@@ -29,12 +32,12 @@ def too_wide(rules: Sequence[Any]) -> Iterator[tuple[int, Network]]:
 
 
 def _is_wide(network: Network) -> bool:
-    return network.prefixlen < WIDEST[network.version] and not _within(network, PRIVATE_6)
+    return network.prefixlen < WIDEST[network.version] and not _is_own(network)
 
 
 def _is_own(network: Network) -> bool:
     """Whether a range is a private one, which opens nothing even beside another that holds it."""
-    return network.is_private and not _is_wide(network)
+    return any(_within(network, private) for private in PRIVATE)
 
 
 def _networks(rule: Any) -> Iterator[Network]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from clusters.checks.words import commands_in
 
-PINNED_PACKAGE = re.compile(r"==|@ |--require-hashes")
 PIP = re.compile(r"(?:.*/)?pip[\d.]*")
 # Options of pip and uv whose value is the next word.
 VALUED = ("-r", "--requirement", "--requirements", "-p", "--python", "--cache-dir", "--target", "--prefix")
@@ -14,23 +13,13 @@ ELSEWHERE = re.compile(
     r"--(?:no-require-hashes|no-verify-hashes|index|default-index|index-url|extra-index-url|find-links|trusted-host"
     r"|allow-insecure-host|config-file)(?:=|$)|-[if]"
 )
-INSTALL = re.compile(r"\bpip install\b(?P<rest>[^;&|\n]*)")
+OTHERS = re.compile(r"(?:.*/)?(?:uvx|pipx|conda|mamba|micromamba|easy_install|poetry)")
 
 
 def is_pinned(image: str) -> bool:
     """Whether an image's name says which one: by digest, or by a tag with a full version."""
     name = image.rsplit("/", 1)[-1]
     return "@sha256:" in name or re.search(r":v?\d+\.\d+\.\d+", name) is not None
-
-
-def unpinned_installs(command: str) -> list[str]:
-    """The packages that a command's `pip install` names without a version, unless hashes are asked for."""
-    found = []
-    for match in INSTALL.finditer(command):
-        words = [word.strip("\"'") for word in match["rest"].split()]
-        if "--require-hashes" not in words:
-            found += [w for w in words if re.match(r"[A-Za-z]", w) and not PINNED_PACKAGE.search(w) and w != "."]
-    return found
 
 
 def wrong_installs(command: str) -> Iterator[tuple[str, str]]:
@@ -42,11 +31,22 @@ def wrong_installs(command: str) -> Iterator[tuple[str, str]]:
         for word in words:
             if re.search(r"\s", word):  # a command for another shell
                 yield from wrong_installs(word)
+        if _installs_otherwise(words):
+            yield "this installs what requirements.lock does not hold", "install from the lock by uv pip"
         client = next((place for place, word in enumerate(words) if PIP.fullmatch(word)), len(words))
         behind = words[client + 1 :]
         start = next((place for place, word in enumerate(behind) if word in ("install", "sync")), None)
         if start is not None:
             yield from _wrong_install(behind[start], behind[:start] + behind[start + 1 :])
+
+
+def _installs_otherwise(words: list[str]) -> bool:
+    """Whether a command installs by what knows no lock of ours."""
+    for place, word in enumerate(words):
+        asked = next((after for after in words[place + 1 :] if not after.startswith("-")), "")
+        if OTHERS.fullmatch(word) or (re.fullmatch(r"(?:.*/)?uv", word) and asked in ("add", "run", "sync", "tool")):
+            return bool(words[place + 1 :]) and asked not in ("activate", "info", "list")
+    return False
 
 
 def _wrong_install(verb: str, words: list[str]) -> Iterator[tuple[str, str]]:

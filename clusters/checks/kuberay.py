@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from clusters.checks.mistakes import Mistake
-from clusters.checks.open_pods import check_container, check_pod
+from clusters.checks.open_pods import check_container, check_pod, check_service_account
+from clusters.checks.pod_commands import check_pod_commands, check_runtime_env
 from clusters.checks.pods import (
     Anything,
     ContainerSecurity,
@@ -156,6 +157,12 @@ def check_kuberay(document: Document) -> Iterator[Mistake]:
         yield Mistake(
             document.line(list(off)), "token authentication is turned off", "set RAY_AUTH_MODE=token, or leave it"
         )
+    yield from check_pod_commands(document)
+    if document.value["spec"].get("clusterSelector") is not None:
+        what = "the job runs on another cluster, at which no check looks"
+        yield Mistake(document.line(["spec", "clusterSelector"]), what, "give it a rayClusterSpec of its own")
+    if kind is RayJob:
+        yield from check_runtime_env(document)
     cluster = document.value["spec"] if kind is RayCluster else document.value["spec"].get("rayClusterSpec")
     if cluster is not None:
         yield from _check_cluster(document, path, cluster)
@@ -209,6 +216,8 @@ def _check_cluster(document: Document, path: list[str | int], cluster: dict[str,
         line = document.line([*path, "headGroupSpec", *place])
         yield Mistake(line, "the head, which runs jobs, is open to others", "ClusterIP, and come by port-forward")
     yield from check_pod(document, [*path, "headGroupSpec", "template"], head["template"])
+    if not cluster.get("enableInTreeAutoscaling"):  # the autoscaler beside the head asks Kubernetes for workers
+        yield from check_service_account(document, [*path, "headGroupSpec", "template"], head["template"])
     for place, group in enumerate(cluster.get("workerGroupSpecs") or []):
         here = [*path, "workerGroupSpecs", place]
         low, now, high = (group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas"))
@@ -216,6 +225,7 @@ def _check_cluster(document: Document, path: list[str | int], cluster: dict[str,
             what = f"replicas: {now} is not between minReplicas {low} and maxReplicas {high}"
             yield Mistake(document.line([*here, "replicas"]), what, "mend one of them")
         yield from check_pod(document, [*here, "template"], group["template"])
+        yield from check_service_account(document, [*here, "template"], group["template"])
 
 
 def _open_head(head: dict[str, Any]) -> Iterator[list[str]]:

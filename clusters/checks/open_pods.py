@@ -21,6 +21,7 @@ def check_pod(document: Document, path: Path, template: dict[str, Any]) -> Itera
     if pod.get("hostNetwork"):
         line = document.line([*path, "hostNetwork"])
         yield Mistake(line, "the pod's ports, the dashboard's too, are its node's own", "take `hostNetwork` out")
+    yield from _check_calls(document, path, pod)
     volumes = pod.get("volumes") or []
     for place, volume in enumerate(volumes):
         if volume.get("hostPath") is not None:
@@ -30,7 +31,16 @@ def check_pod(document: Document, path: Path, template: dict[str, Any]) -> Itera
         for place, container in enumerate(pod.get(kind) or []):
             here = [*path, kind, place]
             yield from check_container(document, here, container)
+            yield from _check_rights(document, here, container)
             yield from _check_mounts(document, here, container, [volume["name"] for volume in volumes])
+
+
+def check_service_account(document: Document, path: Path, template: dict[str, Any]) -> Iterator[Mistake]:
+    """Whether pods that have no need of Kubernetes itself are given a token for it, as they are unless told not to."""
+    if template["spec"].get("automountServiceAccountToken") is not False:
+        line = document.line([*path, "spec", "automountServiceAccountToken"])
+        mend = "write `automountServiceAccountToken: false`"
+        yield Mistake(line, "what runs in the pod gets a token for Kubernetes", mend)
 
 
 def check_container(document: Document, path: Path, container: dict[str, Any]) -> Iterator[Mistake]:
@@ -64,6 +74,27 @@ def check_container(document: Document, path: Path, container: dict[str, Any]) -
         if is_secret_name(variable["name"]) and variable.get("value"):
             what = f"the value of {variable['name']} stands in the file"
             yield Mistake(document.line([*path, "env", number]), what, "use valueFrom.secretKeyRef")
+
+
+def _check_rights(document: Document, path: Path, container: dict[str, Any]) -> Iterator[Mistake]:
+    """What a container of a pod gives up, which Kubernetes would leave it otherwise."""
+    rights, here = container.get("securityContext") or {}, [*path, "securityContext"]
+    if rights.get("allowPrivilegeEscalation") is None and not rights.get("privileged"):
+        mend = "add `securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}`"
+        yield Mistake(document.line(here), "what runs in the container may become root", mend)
+    capabilities = rights.get("capabilities") or {}
+    if "ALL" not in (capabilities.get("drop") or []) and not capabilities.get("add"):
+        line = document.line([*here, "capabilities"])
+        yield Mistake(line, "the container keeps rights that it has no need of", "add `capabilities: {drop: [ALL]}`")
+    yield from _check_calls(document, path, container)
+
+
+def _check_calls(document: Document, path: Path, section: dict[str, Any]) -> Iterator[Mistake]:
+    """Whether a pod or container may call all of its node's kernel."""
+    profile = (section.get("securityContext") or {}).get("seccompProfile") or {}
+    if profile.get("type") == "Unconfined":
+        line = document.line([*path, "securityContext", "seccompProfile"])
+        yield Mistake(line, "all of the node's kernel can be called", "write `seccompProfile: {type: RuntimeDefault}`")
 
 
 def _check_mounts(document: Document, path: Path, container: dict[str, Any], volumes: list[str]) -> Iterator[Mistake]:

@@ -4,10 +4,10 @@ import functools
 import re
 from collections.abc import Iterator
 
+from clusters.checks.starts import SERVICES, STARTS, start_in
 from clusters.checks.words import commands_in, values_of
 from clusters.config import nearest
 
-STARTS = ("start", "symmetric-run")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -18,7 +18,7 @@ def wrong_options(text: str) -> Iterator[tuple[str, str]]:
             if re.search(r"\s", word):  # a command for another shell, such as bash -c '…'
                 yield from wrong_options(word)
         started = next((place for place, word in enumerate(words) if word in STARTS), None)
-        if started is not None:
+        if started is not None and (start_in(words) is not None or not any(map(SERVICES.fullmatch, words))):
             yield from _wrong_start([word.rstrip(")`") for word in words[started + 1 :]])
 
 

@@ -5,9 +5,11 @@ import subprocess
 from collections.abc import Iterator
 
 from clusters.checks.docker_options import wrong_docker_runs
-from clusters.checks.mistakes import Mistake
+from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
+from clusters.checks.mistakes import Mistake, line_at
 from clusters.checks.ray_options import wrong_options
-from clusters.checks.tokens import turns_tokens_off
+from clusters.checks.starts import wrong_starts
+from clusters.checks.tokens import opens_the_token, turns_tokens_off
 from clusters.config import nearest
 
 # Options of sbatch (long form) that a recipe may have need of.
@@ -38,17 +40,28 @@ def check_shell(text: str) -> Iterator[Mistake]:
             yield Mistake(1, what, mend)
     forbidden = {
         r"(?:^|[\s;])umask\s+(?!0?77\b|-)": ("files are opened to others again", "leave `umask 077` as it is"),
+        r"\bSLURM_EXPORT_ENV=(?![\"']?ALL\b)": (
+            "what srun starts gets no RAY_AUTH_MODE",
+            "leave SLURM_EXPORT_ENV alone",
+        ),
         r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
         r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),
-        r"\b(?:curl|wget)\b[^\n|]*\|\s*(?:ba)?sh\b": ("what is downloaded is run unseen", "install from the lock"),
     }
+    exported = re.search(r"(?m)^export RAY_AUTH_MODE=token$", code)
+    exported_at = 0 if exported is None else line_at(code, exported.start())  # that it is missing is said above
+    loaded: set[str] = set()
     for number, command in _commands(code):
         for pattern, (what, mend) in forbidden.items():
             if re.search(pattern, command):
                 yield Mistake(number, what, mend)
         if turns_tokens_off(command):
             yield Mistake(number, "token authentication is turned off", "set RAY_AUTH_MODE=token")
-        for what, mend in (*wrong_options(command), *wrong_docker_runs(command)):
+        if runs_downloads(command, loaded):
+            yield Mistake(number, RUN_UNSEEN, "install from the lock")
+        if opens_the_token(command):
+            yield Mistake(number, "others on the machine could read the token", "leave the file 0600")
+        starts = wrong_starts(command, on=number > exported_at)
+        for what, mend in (*wrong_options(command), *starts, *wrong_docker_runs(command)):
             yield Mistake(number, what, mend)
     yield from _check_sbatch(text, code)
 
@@ -82,5 +95,8 @@ def _check_sbatch(text: str, code: str) -> Iterator[Mistake]:
             continue
         if directive[1] not in SBATCH:
             yield Mistake(number, f"sbatch has no --{directive[1]}{nearest(directive[1], SBATCH)}", "mend it")
+        if directive[1] == "export" and not re.search(r"--export(?:=|\s+)ALL\b", line):
+            mend = "take it out, or write --export=ALL"
+            yield Mistake(number, "what the job's steps start gets no RAY_AUTH_MODE", mend)
         if number > first_command:
             yield Mistake(number, "Slurm reads no #SBATCH after the first command", "move it up")

@@ -10,12 +10,16 @@ from clusters.checks.words import commands_in
 # In a command, or in the JSON or YAML of a runtime environment.
 STATED = re.compile(
     r"""
-      \bRAY_AUTH_MODE (?: = | \\?["']\s*: | :[ \t] ) (?!\s*[\\"']*token(?![\w-])) \S*
-    | \bRAY_AUTH_MODE=\s
+      (?: \b | (?<!\w)-\w*e ) RAY_AUTH_MODE (?: = | \\?["']\s*: | :[ \t] ) (?!\s*[\\"']*token(?![\w-])) \S*
+    | \bRAY_AUTH_MODE (?: =\s | (?:\[\w*\])? \+= | \[\w*\]= | :=(?!token\b) )
+    | \b(?: printf\s+-v | read | mapfile | readarray | for ) \b [^\n;&|]* \bRAY_AUTH_MODE\b
     | \b(?: unset | export\s+-n | (?:declare|typeset)\s+\+x ) (?:\b[^\n;&|]*\b)? RAY_AUTH_MODE\b
     """,
     re.VERBOSE,
 )
+TOKEN_FILE = re.compile(r"auth_token|RAY_AUTH_TOKEN_PATH|\.ray(?:/\*?)?$")
+# Numbers that do not end in 00, and letters that give something to others than the owner.
+OPEN_MODE = re.compile(r"[0-7]*(?:[1-7][0-7]|0[1-7])|(?:[ugoa]*[-+=]\w*,)*(?:u*[goa][ugoa]*)?[+=][rwxX]+(?:,.*)?")
 
 
 def turns_tokens_off(text: str) -> bool:
@@ -23,6 +27,8 @@ def turns_tokens_off(text: str) -> bool:
     if STATED.search(text.replace("\\\n", " ")):
         return True
     for words in commands_in(text):
+        if any(map(STATED.search, words)):  # the name itself may stand in quotes
+            return True
         if any(turns_tokens_off(word) for word in words if re.search(r"\s", word)):  # a command for another shell
             return True
         if words[0] == "exec" and re.fullmatch(r"-[al]*c[acl]*", "".join(words[1:2])):
@@ -30,6 +36,18 @@ def turns_tokens_off(text: str) -> bool:
         for place, word in enumerate(words):
             if re.fullmatch(r"(?:.*/)?env", word) and _env_drops(words[place + 1 :]):
                 return True
+    return False
+
+
+def opens_the_token(text: str) -> bool:
+    """Whether some shell text lets others than its owner read the file with the token."""
+    for words in commands_in(text):
+        if any(opens_the_token(word) for word in words if re.search(r"\s", word)):
+            return True
+        place = next((place for place, word in enumerate(words) if word in ("chmod", "install")), len(words))
+        modes = [re.sub(r"^(?:-m|--mode=)", "", word) for word in words[place + 1 :]]
+        if any(map(OPEN_MODE.fullmatch, modes)) and any(map(TOKEN_FILE.search, modes)):
+            return True
     return False
 
 

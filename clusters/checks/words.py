@@ -3,9 +3,20 @@
 import re
 import shlex
 
+# What is quoted or escaped, in which a # begins no comment; then a comment, which begins where a word would.
+QUOTED_OR_COMMENT = re.compile(
+    r"""(?P<kept> '[^']*' | "(?:\\.|[^"\\])*" | \\. ) | (?:^|(?<=[\s;&|()]))\#[^\n]*""", re.DOTALL | re.VERBOSE
+)
+
 
 def commands_in(text: str) -> list[list[str]]:
     """The words of each simple command of some shell text. What is quoted is one word, a whole command too."""
+    return [words for _, words, _ in separated(text)]
+
+
+def separated(text: str) -> list[tuple[str, list[str], str]]:
+    """Each simple command's words, with what separates it from the one before and from the one behind."""
+    text = _without_comments(text)
     text = re.sub(r"\\\n", " ", text)
     text = re.sub(r"\d*[<>]+&\S*|&>+", " ", text)  # redirections, whose & ends no command
     text = text.replace("\n", " ; ")
@@ -16,12 +27,31 @@ def commands_in(text: str) -> list[list[str]]:
     except ValueError:  # a quote that is closed in another line
         words = [word.strip("\"'") for word in re.findall(r"[;&|]+|[^\s;&|]+", text)]
     commands: list[list[str]] = [[]]
+    separators = [""]
     for word in words:
         if word and not word.strip(";&|"):
-            commands.append([])
+            if commands[-1]:
+                commands.append([])
+                separators.append("")
+            separators[-1] += word
         else:
             commands[-1].append(word)
-    return [command for command in commands if command]
+    separators += [""]
+    found = zip(separators, commands, separators[1:], strict=False)
+    return [(before, words, after) for before, words, after in found if words]
+
+
+def ends_in_quotes(text: str) -> bool:
+    """Whether a quote is open at the end of some shell text, so that a command goes on in other lines."""
+    try:
+        shlex.split(_without_comments(text))
+    except ValueError:
+        return True
+    return False
+
+
+def _without_comments(text: str) -> str:
+    return QUOTED_OR_COMMENT.sub(lambda found: found["kept"] or "", text)
 
 
 def values_of(words: list[str], option: str) -> list[str]:

@@ -1,11 +1,13 @@
 """YAML whose values still know their lines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
 from clusters.checks.mistakes import Mistake
+
+Place = tuple[str | int, ...]
 
 
 class Document:
@@ -35,6 +37,12 @@ class Document:
             line, node = found
         return line
 
+    def texts(self) -> Iterator[tuple[Place, str]]:
+        """Each text of the document that may be a command, with its place: of more than a word, or one of a list."""
+        for path, text in _texts(self.value, ()):
+            if len(text.split()) > 1 or (path and isinstance(path[-1], int)):
+                yield path, text
+
 
 class Mistaken(Exception):
     """Nothing more can be checked than this one mistake."""
@@ -42,6 +50,14 @@ class Mistaken(Exception):
     def __init__(self, mistake: Mistake) -> None:
         super().__init__(str(mistake))
         self.mistake = mistake
+
+
+def _texts(value: Any, path: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(value, str):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _texts(item, (*path, key))
 
 
 def _child(node: Any, part: str | int) -> tuple[int, Any] | None:

@@ -33,7 +33,7 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
             drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", title, [row[:2] for row in rows]))
         else:
             parts.append(paragraph("No label can be judged in two groups; each label by itself is below."))
-        parts += [_by_label(groups, attribute), _left_out(told, results)]
+        parts += [_by_label(groups, attribute), _numbers(told, attribute), _left_out(told, results)]
     return join(parts), [drawing for drawing in drawings if drawing]
 
 
@@ -158,6 +158,22 @@ def _by_label(groups: dict[str, Any], attribute: str) -> Html:
     if len({label for group in groups.values() for label in (group.get("labels") or {})}) < 2:
         return EMPTY
     return folded(f"{attribute} by class", table(["", "positives", "AUROC", "sensitivity", "specificity"], rows))
+
+
+def _numbers(told: dict[str, Any], attribute: str) -> Html:
+    """The mean absolute error of each predicted number in every group, and the gaps; empty without numbers."""
+    rows = [
+        [f"{name}, {number}", group["patients"], shown(found["mae"])]
+        for name, group in told["groups"].items()
+        for number, found in (group.get("numbers") or {}).items()
+    ]
+    gaps = [
+        f"{number} {shown(gap)} ({gap['best']} better than {gap['worst']})"
+        for number, found in ((told.get("gaps") or {}).get("numbers") or {}).items()
+        if (gap := found["mae"])
+    ]
+    between = paragraph(f"Gap in MAE between the best and the worst group: {'; '.join(gaps)}.") if gaps else EMPTY
+    return table([attribute, "patients", "MAE"], rows) + between if rows else EMPTY
 
 
 def _left_out(told: dict[str, Any], results: Results) -> Html:
