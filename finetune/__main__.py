@@ -11,6 +11,7 @@ from clusters.command import describe, run_main
 from clusters.config import load_config
 
 COMMANDS: dict[str, str] = {
+    "compare": "finetune.compare",
     "coverage": "finetune.coverage",
     "efficiency": "finetune.efficiency",
     "evaluate": "finetune.external",

@@ -3,9 +3,9 @@
 Shapes: I images, N cases, K labels, P patients, R resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,7 +165,23 @@ def compare(
     }
 
 
-def resample(named: dict[str, Judged], config: BootstrapConfig, seed: int) -> dict[str, dict[Key, NDArray[np.float64]]]:
+class Answered(Protocol):
+    """What a model said of the test cases, as far as figures need it: labels, and numbers where there are any."""
+
+    @property
+    def test(self) -> ScoredCases:
+        """The cases with labels and decisions."""
+        ...
+
+    @property
+    def numbers(self) -> ScoredNumbers | None:
+        """The numbers beside them."""
+        ...
+
+
+def resample(
+    named: Mapping[str, Answered], config: BootstrapConfig, seed: int
+) -> dict[str, dict[Key, NDArray[np.float64]]]:
     """Every model's figures on the same resamples of the test patients, {model: {key: (R,)}}."""
     figures: list[tuple[str, Figures]] = [(name, CaseFigures(item.test)) for name, item in named.items()]
     figures += [(name, NumberFigures(item.numbers)) for name, item in named.items() if item.numbers is not None]
@@ -178,7 +194,7 @@ def resample(named: dict[str, Judged], config: BootstrapConfig, seed: int) -> di
     return {name: {key[1:]: values for key, values in found.items() if key[0] == name} for name in named}
 
 
-def report_figures(item: Judged, values: dict[Key, NDArray[np.float64]], confidence: float) -> Reported:
+def report_figures(item: Answered, values: dict[Key, NDArray[np.float64]], confidence: float) -> Reported:
     """A model's figures with their resamples, ready to be written."""
     more = {}
     if item.numbers is not None:
