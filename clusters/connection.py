@@ -4,8 +4,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from clusters import scaling, security
 from clusters.config import InputError
@@ -15,6 +15,7 @@ QUIET_RAY = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # that nothing is reported is reported too
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a dead worker is noticed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -62,23 +63,47 @@ def set_environment(local: bool, timeout_s: int = 600) -> None:
 
 def connect(cluster: ClusterConfig, follow_log: bool) -> None:
     """Connect to the cluster, or start a local Ray. Raises InputError where it cannot be reached."""
-    import ray
-
     address = address_of(cluster)
     where = "a local Ray" if address == "local" else f"the Ray cluster at {address}"
     security.guard(address)
     print(f"starting on {where} with {cluster.said} workers …", flush=True)
-    folder = security.session_folder() if address == "local" else None
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=not follow_log,
-            _temp_dir=folder,
-        )
+        join(address, log_to_driver=not follow_log)
     except Exception as error:  # a bare one where Ray's daemons do not come up in time on a busy machine
         raise InputError(f"cluster.address: {where} cannot be reached: {' '.join(str(error).split())}") from None
+
+
+def join(address: str, log_to_driver: bool) -> None:
+    """Connect to the Ray at an address, or start a local one. Raises whatever Ray does."""
+    import ray
+
+    if address != "local":
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+        return
+    with _without_api_server():
+        ray.init(
+            address="local",
+            logging_level=logging.ERROR,
+            include_dashboard=False,
+            log_to_driver=log_to_driver,
+            _temp_dir=security.session_folder(),
+        )
+
+
+@contextmanager
+def _without_api_server() -> Iterator[None]:
+    """Start a Ray without the process of its dashboard, which comes with the dashboard off too.
+
+    All that it does then is to ask the metadata servers of three clouds where it is, over the network.
+    """
+    from ray._private import services
+
+    start = services.start_api_server
+    services.start_api_server = lambda *words, **named: ("", None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 def disconnect(local: bool) -> None:

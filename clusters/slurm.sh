@@ -33,6 +33,7 @@ source .venv/bin/activate
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9  # that nothing is reported is reported too
 # Nodes of a busy cluster start minutes apart; Ray itself would wait for half a minute.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 

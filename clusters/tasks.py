@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from clusters import security
 from clusters.config import InputError
-from clusters.connection import address_of, disconnect, set_environment
+from clusters.connection import address_of, disconnect, join, set_environment
 from clusters.workers import ClusterConfig
 
 T = TypeVar("T")
@@ -75,20 +75,9 @@ def connected() -> Iterator[bool]:
 
 
 def _connect(address: str) -> None:
-    import logging
-
-    import ray
-
     security.guard(address)
-    folder = security.session_folder() if address == "local" else None
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+        join(address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise InputError(f"RAY_ADDRESS: the Ray at {address} cannot be reached: {told}") from None

@@ -138,6 +138,35 @@ def test_a_strict_run_sends_nothing_and_keeps_no_key_path_host_or_user(
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_strict_run_under_ray_calls_nobody(synthetic_dataset: Dataset, tmp_path: Path, trap: Trap) -> None:
+    """The guard stands in every Python process: driver, Ray's own and workers, each of which writes down that it is."""
+    log, guarded, recipe = tmp_path / "attempts.txt", tmp_path / "guarded.txt", tmp_path / "recipe.yaml"
+    site = tmp_path / "site"
+    site.mkdir()
+    log.touch()
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    (site / "sitecustomize.py").write_text(
+        f"import os, runpy, sys\nrunpy.run_path({str(ROOT / 'tests/guarded_run.py')!r}, run_name='guard')\n"
+        f"open({str(guarded)!r}, 'a').write(' '.join(sys.orig_argv) + chr(10))\n"
+    )
+    words = [f"data={synthetic_dataset.location}", f"run={tmp_path / 'run'}", "cluster.num_workers=2"]
+    more = {
+        "GUARD_LOG": str(log),
+        "PYTHONPATH": f"{site}:{ROOT}",
+        **dict.fromkeys(("HTTP_PROXY", "http_proxy"), trap.url),
+    }
+    apart = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "RAY_ADDRESS")}
+    command = [sys.executable, "-m", "pretrain", str(recipe), *words, "tracking.privacy=strict"]
+    done = subprocess.run(command, cwd=ROOT, env=apart | more, timeout=540, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    started = guarded.read_text()
+    assert started.count("default_worker.py") >= 2 and "-m pretrain" in started
+    assert log.read_text() == ""
+    assert trap.asked == []
+
+
 def _collect_argvs(process: subprocess.Popen, argvs: set[str]) -> None:
     """The command lines of a process and of all that it starts, until it ends."""
     while process.poll() is None:
