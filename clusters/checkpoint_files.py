@@ -68,12 +68,12 @@ def names(folder: Folder, committed: bool = True) -> list[Name]:
 def without_commit(folder: Folder) -> str | None:
     """What is wrong where several checkpoints are whole but for their MANIFEST, and none has it.
 
-    A save that is cut off lacks more than its commit, as a rule: of several, somebody's copy has left it out.
+    Each start can have been cut off in one save; of more than that, somebody's copy has left it out.
     """
     if names(folder):
         return None
     whole = [one for one in names(folder, committed=False) if {TENSORS, STRUCTURE} <= set((folder / str(one)).names())]
-    if len(whole) < 2:
+    if len(whole) == len({one.attempt for one in whole}):
         return None
     return (
         f"{folder}: {len(whole)} checkpoints without their {MANIFEST}, and none with it; copy the folder again, or "

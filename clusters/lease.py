@@ -49,10 +49,10 @@ def lease(run: Folder, holder: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(HELD)
+        ends.set()
+        os.environ.pop(HELD, None)
         if outer is not None:
             os.environ[HELD] = outer
-        ends.set()
         renewing.join()
         with suppress(OSError):
             if _is_mine(run, mine):

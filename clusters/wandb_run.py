@@ -1,5 +1,6 @@
 """A run's curves and lineage in W&B, which must never stop a training: whatever it raises is said once."""
 
+import atexit
 import os
 import queue
 import threading
@@ -48,6 +49,7 @@ class WandbRun:
         self._waiting: queue.Queue[Callable[[], object] | None] = queue.Queue(MOST_WAITING)
         self._called = 0.0  # when the call that W&B is at began; 0 between calls
         self._guard(lambda: self._start(run, init))
+        atexit.register(self.finish)  # before W&B's own, which would wait for a process that stalls
         self._thread = threading.Thread(target=self._tell, daemon=True, name="wandb")
         self._thread.start()
 
@@ -96,6 +98,7 @@ class WandbRun:
             self._thread.join(STALLED_S)
         privacy.remove_logs(kept)
         self._failed = True  # nothing comes after
+        atexit.unregister(self.finish)
 
     def _reference(self, what: Made, made_from: Sequence[Made]) -> Any:
         import wandb
@@ -117,6 +120,8 @@ class WandbRun:
             run.write_json("wandb.json", {"id": uuid.uuid4().hex[:12]})
         directory = run.path or Path.home() / ".cache" / "manyview"
         directory.mkdir(parents=True, exist_ok=True)
+        for killed in (directory / "wandb").glob("*run-*") if self._strict else ():
+            privacy.remove_logs(str(killed))
         self._run = wandb.init(
             **init,
             id=run.read_json("wandb.json")["id"],
@@ -150,7 +155,7 @@ class WandbRun:
             self._give_up()
 
     def _tell(self) -> None:
-        while (call := self._waiting.get()) is not None:
+        while not self._failed and (call := self._waiting.get()) is not None:
             self._called = time.monotonic()
             self._guard(call)
             self._called = 0.0
@@ -163,6 +168,8 @@ class WandbRun:
         connection: Any = wandb.setup()._connection
         with suppress(AttributeError):  # another program's is left to it
             connection._proc._process.kill()
+            with suppress(Exception):  # a later run in this process starts one of its own
+                wandb.teardown()
 
     def _guard(self, call: Callable[[], object]) -> None:
         if self._failed:

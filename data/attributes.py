@@ -36,7 +36,7 @@ OF_A_PERSON = re.compile(
     )
 )
 AGES = re.compile(r"(age|alter).*|.*(age|alter)")
-AGES_ELSEWHERE = {"edad", "edat", "eta", "idade", "leeftijd", "wiek", "alder"}
+AGES_ELSEWHERE = {"edad", "edat", "idade", "leeftijd", "wiek", "alder"}
 AGE_WORDS = {"age", "alter", *AGES_ELSEWHERE}
 NOT_AGES = re.compile(
     r"agent.*|agenes.*|agenc.*|alter(ation|ed|nat).*|.*(stage|image|usage|dosage|percentage|rrhage|damage|language"
@@ -54,15 +54,15 @@ DATE_OR_TIME = re.compile(
 LIKE_AN_ID = re.compile(r"(?<![\d.])\d{6}")
 # Where ids are keyed, groups are told in a word or two; what is longer is somebody's own text.
 MAX_WORDS = 3
-# Some only with a dot or spelt as titles are, for MS, SR, FR and M mean something else in a clinic.
+# Some only with a dot or spelt as titles are, for DR, MR, MS, SR, FR and M mean something else in a clinic.
 TITLE = re.compile(
-    r"(?:(?:dra?|prof|professora?|doctora?|doktor|mr|mrs|miss|sir|herrn?|frau|fr[äa]ulein|mme|mlle|monsieur|madame|sra"
-    r"|se[nñ]h?ora?|signora?|dottor|dottoressa|meneer|mevrouw)\b\.?|(?:m|ms|mx|fr|hr|sr|sig|dott|dhr|mevr)\."
-    r"|(?-i:Ms|Mx|Sr)\b)\s*[^\W\d_]",
+    r"(?:(?:prof|professora?|doctora?|doktor|mrs|miss|sir|herrn?|frau|fr[äa]ulein|mme|mlle|monsieur|madame|sra"
+    r"|se[nñ]h?ora?|signora?|dottor|dottoressa|meneer|mevrouw)\b\.?|(?:dra?|mr|m|ms|mx|fr|hr|sr|sig|dott|dhr|mevr)\."
+    r"|(?-i:Dra?|Mr|Ms|Mx|Sr)\b)\s*[^\W\d_]",
     re.IGNORECASE,
 )
 # Alone or with its month (2019, 2019.0, 5/2019, 05.2019, 2019-05), but 1.2000 is a number.
-YEAR = re.compile(r"(?:(?:0?[1-9]|1[0-2])[-/]|0[1-9]\.)?(?:19|20)\d{2}(?:\.0*|[-/](?:0?[1-9]|1[0-2]))?")
+YEAR = re.compile(r"(?:(?:0?[1-9]|1[0-2])[-/]|0[1-9]\.)?(?:19\d{2}|20[0-3]\d)(?:\.0*|[-/](?:0?[1-9]|1[0-2]))?")
 AGE = re.compile(
     r"(\d{1,3}(?:[.,]\d+)?)\s*(?:y|yrs?|years?|j|jahre?|ans?|a[nñ]os?|anni|anys|jaar|lat|år)?", re.IGNORECASE
 )
@@ -192,6 +192,8 @@ def refuse_personal(name: str, identifying: Sequence[str], option: str) -> set[s
     plain = unicodedata.normalize("NFKD", name)  # of an accented letter the letter, and its accent behind it
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     words = set(re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", plain).lower()))
+    if re.search(r"\betà\b", unicodedata.normalize("NFC", name).lower()):  # without its accent a Greek letter
+        words.add("age")
     leave_out = f"; leave '{name}' out of {option}"
     if STEERS.search(name):
         raise InputError(f"{option} names a column whose header holds what is no character; give it another header")

@@ -19,6 +19,11 @@ from data.plan import SCHEMA_VERSION
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
+# What counts as a patient in datasets that were imported before their manifests told it.
+WITHOUT_PATIENTS = {
+    **{"ham10000": "lesion", "isic2019": "lesion", "scin": "case"},
+    **dict.fromkeys(("ddi", "fitzpatrick17k", "vindr_cxr"), "image"),
+}
 STEERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """What is no character but a command to a terminal."""
 
@@ -86,7 +91,7 @@ class Manifest(Config):
     @property
     def patient_unit(self) -> str:
         """What counts as a patient: `patient`, or where nobody says who is who `lesion`, `case`, `image`, `slide`."""
-        return str(self.split.get("unit", "patient"))
+        return str(self.split.get("unit", WITHOUT_PATIENTS.get(self.source, "patient")))
 
     @property
     def shards(self) -> dict[int, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clusters.config import InputError
+from clusters.config import InputError, absolute
 from finetune.bootstrap import BootstrapConfig, Floats, Integers
 from finetune.comparisons import comparisons
 from finetune.evaluate import report_figures, resample, scored
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     """Print the table. Raises InputError for folders that were not tested on the same cases."""
     if len(argv) < 2:
         raise InputError("compare: give two results folders or more")
-    if len(set(argv)) < len(argv):
+    if len({absolute(location.rstrip("/")) for location in argv}) < len(argv):
         raise InputError("compare: names the same folder twice; take one out")
     trained = [open_trained(location) for location in argv]
     print(markdown(*differences(trained, list(argv))))
@@ -107,9 +107,11 @@ def _check_same(trained: list[Trained], judged: dict[str, Judged]) -> None:
             raise InputError(
                 f"{name} has the labels {', '.join(ours)} and {other_name} {', '.join(theirs)}; give runs of the same"
             )
-        if one.keys != other.keys or not np.array_equal(one.truth_NK, other.truth_NK, equal_nan=True):
+        same = one.keys == other.keys and np.array_equal(one.truth_NK, other.truth_NK, equal_nan=True)
+        if not same or not np.array_equal(one.test.patient_N, other.test.patient_N):
             raise InputError(
-                f"{name} and {other_name} were not tested on the same cases; run one again on the dataset of the other"
+                f"{name} and {other_name} were not tested on the same cases of the same patients; run one again on the "
+                "dataset of the other"
             )
 
 

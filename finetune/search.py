@@ -133,7 +133,10 @@ def search(config: SearchConfig) -> None:
     check_full(first, cohort, [entrant])
     warnings = find_leaks(cohort, entrant.location, config.on_leak)
     with run_lock(out, config.tracking.privacy):
-        claim(out, {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint})
+        # Searches of before drew other patients for each seed: said here, before a grid is trained for nothing.
+        drawn = {"label_seed": config.seed_of_labels} if config.draws_labels and config.grid.seeds > 1 else {}
+        identity = {"recipe": _ungridded(config), "dataset": dataset.fingerprint, "model": entrant.fingerprint}
+        claim(out, identity | drawn)
 
         with one_ray(config.cluster, out):
             needs = needs_of(config, [entrant], len(config.pairs()) + config.grid.seeds)

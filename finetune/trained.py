@@ -53,6 +53,8 @@ def open_trained(location: str) -> Trained:
     if not folder.exists(RESULTS):
         raise InputError(f"{location}: no {RESULTS} here; give the results folder of a finished fine-tuning")
     results = folder.read_json(RESULTS)
+    if results.get("kind") == "external":
+        raise InputError(f"{location}: made by `evaluate`; give the results folder of the fine-tuning itself")
     if results.get("schema_version") != SCHEMA_VERSION or results.get("kind") != "finetune":
         raise InputError(f"{folder.file(RESULTS)}: of another version or kind; run the fine-tuning again")
     return Trained(folder, load_model(location), results, next(iter(results["models"])))

@@ -183,9 +183,9 @@ def home_of(file: Folder) -> str:
 
     Empty for a file of others.
     """
-    if file.exists(SEEN):
-        return "encoder"
     try:
+        if file.exists(SEEN):
+            return "encoder"
         return "model" if {"made_from", "task_described"} <= set(file.read_json(MODEL_CARD)) else ""
     except (OSError, ValueError, TypeError):
         return ""

@@ -214,13 +214,21 @@ def test_a_lone_checkpoint_without_its_commit_is_named_before_a_start_from_nothi
 def test_several_checkpoints_without_their_commit_are_no_cut_off_save(tmp_path: Path) -> None:
     """A copy of the run without them, say: the stage would start from step 0 and remove them one after the other."""
     checkpoints = saved(str(tmp_path), 1, 2)
-    for step in (1, 2):
-        (tmp_path / f"checkpoints/step-00000000{step}/MANIFEST.json").unlink()
+    for manifest in tmp_path.rglob("MANIFEST.json"):
+        manifest.unlink()
     with pytest.raises(
         InputError, match=r"2 checkpoints without their MANIFEST.json, and none with it; copy the folder"
     ):
         checkpoints.restore()
     assert len(list((tmp_path / "checkpoints").glob("step-*/state.safetensors"))) == 2
+
+
+def test_starts_that_were_each_cut_off_in_their_first_save_go_on_from_nothing(tmp_path: Path) -> None:
+    for step in (1, 2):
+        saved(str(tmp_path), step)
+        next(tmp_path.rglob("MANIFEST.json")).unlink()
+    assert len(list((tmp_path / "checkpoints").glob("step-*/state.safetensors"))) == 2
+    assert Checkpoints(Folder(tmp_path), CONFIG).restore() is None
 
 
 def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:

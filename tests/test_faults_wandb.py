@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from clusters.storage import Folder
@@ -87,17 +88,29 @@ os.kill(service.pid, signal.SIGSTOP)  # as if the disk of its folder did not ans
 for step in range(2_000):
     tracker.log(step, {f"figure/{number}": 1.0 for number in range(30)})
 assert service.poll() is None, "W&B's process was gone before it could stall anything"
+print("service", service.pid)
+if sys.argv[2] == "an error":
+    sys.exit(3)
 tracker.close()
-print("ended by signal", -service.wait())
+again = Tracker(Folder(sys.argv[1] + "-2"), TrackingConfig(wandb="offline"), "another", {})
+again.log(1, {"loss": 1.0})
+again.close()
 """
 
 
-def test_a_process_of_wandb_that_stalls_holds_up_neither_training_nor_end(tmp_path: Path) -> None:
-    """Its pipe is full after about a hundred records; Python itself would wait for it at its end."""
+@pytest.mark.parametrize("end", ["close", "an error"])
+def test_a_process_of_wandb_that_stalls_holds_up_neither_training_nor_end(tmp_path: Path, end: str) -> None:
+    """Its pipe is full after about a hundred records; Python itself would wait for it at its end.
+
+    A later run of the same process has a W&B again.
+    """
     run = tmp_path / "run"
     apart = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    command = [sys.executable, "-c", STALLED, str(run)]
-    done = subprocess.run(command, cwd=ROOT, env=apart, check=True, timeout=120, capture_output=True, text=True)
+    command = [sys.executable, "-c", STALLED, str(run), end]
+    done = subprocess.run(command, cwd=ROOT, env=apart, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == (3 if end == "an error" else 0), done.stderr
     assert done.stdout.count("W&B is left out from here on (its process takes nothing more") == 1
-    assert "ended by signal 9" in done.stdout
+    assert not psutil.pid_exists(int(done.stdout.split("service ")[1].split()[0]))
+    if end == "close":
+        assert list((tmp_path / "run-2/wandb").glob("*/*.wandb"))
     assert len(read_metrics(Folder(run))) == 2_000
