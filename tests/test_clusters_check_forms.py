@@ -152,6 +152,7 @@ def test_a_start_that_no_token_protects_is_found(command: str) -> None:
         *("ulimit -n 9; export RAY_AUTH_MODE=token && ray start", "export A=1 RAY_AUTH_MODE=token\nray start"),
         *("docker compose -f $X start", "[ $1 = start ]", "a run's notes: look at it"),
         *("env -u A RAY_AUTH_MODE=token ray start", "RAY_AUTH_MODE=token bash -c 'ray start'", "echo 'ray start next'"),
+        *('log "about to ray start"', "grep -q 'ray start' f"),
         *("if RAY_AUTH_MODE=token ray start; then x; fi", "docker run -e RAY_AUTH_MODE=token x ray start"),
         *("RAY_AUTH_MODE=token srun --export=ALL,A=1 ray start", "sudo mkdir x; RAY_AUTH_MODE=token ray start"),
         *("declare -x RAY_AUTH_MODE=token; ray start", "(RAY_AUTH_MODE=token ray start)", "# ray start"),

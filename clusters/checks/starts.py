@@ -19,6 +19,7 @@ CONTAINERS = re.compile(r"(?:.*/)?(?:docker|podman|nerdctl|kubectl|enroot|singul
 ASSIGNMENT = re.compile(r"\w+\+?=.*", re.DOTALL)
 LEADS = re.compile(r"[({!]+|if|then|elif|else|do|while|until|time|exec|command|nohup|setsid|nice|-.*")
 ENV = re.compile(r"(?:.*/)?env")
+SAYS = ("echo", "printf", "log", "logger", "warn", "die", "grep", "egrep", "pgrep")
 EXPORTS = ("export", "declare", "typeset")
 
 
@@ -38,7 +39,7 @@ def wrong_starts(text: str, on: bool = False) -> Iterator[tuple[str, str]]:
         command = next((word for word in words if not (ASSIGNMENT.match(word) or LEADS.fullmatch(word))), "")
         if OTHER_USERS.fullmatch(command) and (unclosed or any(re.match(r"<<(?!<)", word) for word in words)):
             yield f"what {_name(command)} runs goes on in other lines, where no check sees it", "write it in one line"
-        said_only = words[0] in ("echo", "printf") and "|" not in after
+        said_only = words[0] in SAYS and "|" not in after
         for place, word in enumerate(words):
             if re.search(r"\s", word) and not said_only:  # a command for another shell, which inherits what is set
                 inherited = on if _keeps(words[:place]) else False
