@@ -17,13 +17,11 @@ from finetune.comparisons import comparisons
 from finetune.evaluate import report_figures, resample, scored
 from finetune.metrics import ScoredCases
 from finetune.regression import ScoredNumbers, score_numbers
+from finetune.report.words import NAMES, shown
 from finetune.reported import Reported
 from finetune.results import PREDICTIONS
-from finetune.table import FIGURES
 from finetune.tasks import pool_cases
 from finetune.trained import Trained, open_trained
-
-NAMES = {**FIGURES, "auprc": "AUPRC", "top1": "top-1", "f1": "F1", "brier": "Brier score", "mae": "MAE", "rmse": "RMSE"}
 
 
 @dataclass(frozen=True)
@@ -122,18 +120,11 @@ def markdown(rows: list[dict[str, Any]], reported: dict[str, Reported]) -> str:
     lines = [header, ["---"] * len(header)]
     for row in rows:
         key = (row["figure"],) if row["label"] is None else (row["figure"], row["label"])
-        figure = str(NAMES.get(row["figure"], row["figure"])) + (f", {row['label']}" if row["label"] else "")
+        figure = NAMES[row["figure"]] + (f", {row['label']}" if row["label"] else "")
         values = [reported[row[side]].plain[key] for side in ("model", "baseline")]
         first, theirs = ("undefined" if not np.isfinite(value) else f"{value:.3f}" for value in values)
-        lines.append([figure, first, row["baseline"], theirs, _difference(row), _p(row["p"]), _p(row["p_holm"])])
+        lines.append([figure, first, row["baseline"], theirs, shown(row, signed=True), _p(row["p"]), _p(row["p_holm"])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _difference(row: dict[str, Any]) -> str:
-    if row["value"] is None:
-        return "undefined"
-    interval = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
-    return f"{row['value']:+.3f}{interval}"
 
 
 def _p(p: float | None) -> str:

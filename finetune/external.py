@@ -144,7 +144,7 @@ def _rows(dataset: Dataset, matched: Matched, config: EvaluateConfig) -> Rows:
 def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfig) -> list[str]:
     """Warnings. Raises InputError where the model has seen these patients or images, unless on_leak=warn."""
     seen = seen_in_file(trained.folder, "this model", "run the fine-tuning again")
-    warnings = list(unknown_patients(dataset.manifest))
+    warnings = unknown_patients(dataset.manifest)
     if began_elsewhere(trained.entry["lineage"]):
         warnings.append(
             "the model's encoder started from weights of others, of which nobody knows whether they were trained on "
