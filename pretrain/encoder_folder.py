@@ -178,15 +178,15 @@ def began_elsewhere(lineage: Sequence[Mapping[str, Any]]) -> bool:
     return any(entry.get("starts_from", {}).get("seen") == "unknown" for entry in lineage)
 
 
-def home_of(file: Folder) -> str:
+def home_of(folder: Folder) -> str:
     """Whose a file of weights in this folder is: `encoder` or `model` of Manyview, beside which stands whom it saw.
 
-    Empty for a file of others.
+    Empty for a file of others, and where storage does not say (S3 forbids to look for what may not be listed).
     """
     try:
-        if file.exists(SEEN):
+        if folder.exists(SEEN):
             return "encoder"
-        return "model" if {"made_from", "task_described"} <= set(file.read_json(MODEL_CARD)) else ""
+        return "model" if {"made_from", "task_described"} <= set(folder.read_json(MODEL_CARD)) else ""
     except (OSError, ValueError, TypeError):
         return ""
 
