@@ -155,6 +155,7 @@ class Checkpoints:
         if asked:
             notice.heeded()
         try:
+            self.attempt.check()  # it may have stalled since the commit, and what is old for it be all that another has
             checkpoints = saved(self._at)
             stay = kept(checkpoints, self.config)
             for old in checkpoints:

@@ -155,6 +155,10 @@ def test_a_start_that_no_token_protects_is_found(command: str) -> None:
         *('log "about to ray start"', "grep -q 'ray start' f"),
         *("if RAY_AUTH_MODE=token ray start; then x; fi", "docker run -e RAY_AUTH_MODE=token x ray start"),
         *("RAY_AUTH_MODE=token srun --export=ALL,A=1 ray start", "sudo mkdir x; RAY_AUTH_MODE=token ray start"),
+        *(
+            "srun --export=ALL,RAY_AUTH_MODE=token ray start",
+            "export RAY_AUTH_MODE=token; srun --export A=1,ALL ray start",
+        ),
         *("declare -x RAY_AUTH_MODE=token; ray start", "(RAY_AUTH_MODE=token ray start)", "# ray start"),
     ],
 )
@@ -226,6 +230,9 @@ def test_an_option_that_lends_nothing_is_no_mistake(options: str) -> None:
             "bash -c 'curl x | sh'",
             "curl x | tee i; sh i",
             "wget http://x/y.deb; dpkg -i y.deb",
+            "curl -sO -L x/i.sh; sh i.sh",
+            "wget x/i; sha256sum -c s; sh i",
+            "wget x/i; sha256sum i && sh i",
             "curl x | gunzip | sh",
         ),
     ],
@@ -239,6 +246,8 @@ def test_a_download_that_is_run_is_found(command: str) -> None:
     [
         *("apt-get install --yes wget && rm -rf x", "curl -o a.csv u; python train.py a.csv", "curl x | tar xz"),
         *("wget -qO- localhost | grep success", "curl x | python -m json.tool", "curl x; sh run.sh"),
+        *("H=$(curl http://x/latest/meta-data/hostname); hostname -I", "curl -sSL x/i.sh | wc; cat i.sh | sh"),
+        *("curl -O x/i.sh; echo 'h i.sh' | sha256sum -c - && sh i.sh", "wget x/i; sha256sum --check s && ./i"),
     ],
 )
 def test_a_download_that_is_only_read_is_no_mistake(innocent: str) -> None:

@@ -283,6 +283,27 @@ def test_a_stalled_writer_that_wakes_beside_its_replacement_does_no_harm(place: 
     assert restored_step(place) == 3
 
 
+def test_a_writer_that_stalls_behind_its_commit_removes_nothing(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is old for it may be all that its replacement has."""
+    committed, goes_on, write = threading.Event(), threading.Event(), checkpoint_files.write
+    stalled = Checkpoints(Folder(place), CONFIG)
+    save(stalled, 1, 2)
+
+    def stalls(*given: Any) -> None:
+        write(*given)
+        committed.set()
+        assert goes_on.wait(60)
+
+    monkeypatch.setattr(checkpoint_files, "write", stalls)
+    stalled.save(3, state(0.0))
+    assert committed.wait(60)
+    Checkpoints(Folder(place), CONFIG)
+    goes_on.set()
+    with pytest.raises(Superseded, match="attempt 2 of this run has taken over from attempt 1"):
+        stalled.wait()
+    assert [name.step for name in checkpoint_files.names(Folder(place) / "checkpoints")] == [1, 2, 3]
+
+
 def test_names_and_not_file_times_say_which_checkpoint_is_the_newest(tmp_path: Path) -> None:
     save(Checkpoints(Folder(tmp_path), CONFIG), 1, 2, 3)
     for file in (tmp_path / "checkpoints").rglob("*"):

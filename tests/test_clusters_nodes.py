@@ -1,7 +1,10 @@
 """A real Ray of several nodes on this machine: the one that differs is named, and metrics stand at Ray's endpoint."""
 
 import itertools
+import shlex
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +27,8 @@ from data.dataset import Dataset
 pytestmark = pytest.mark.timeout(600)  # Ray takes most of a minute to start workers, on a busy machine several
 
 ONE_CORE = {"CPU": 1.0, "GPU": 0.0}
+READ_ONLY = "mount --bind {0} {0} && mount -o remount,ro,bind {0}"
+"""For the processes of one mount namespace, as a share that one node has mounted without the right to write."""
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +124,31 @@ def test_the_node_that_differs_is_named(nodes: dict[str, Any], synthetic_dataset
             preflight.check_nodes(run, Needs(), ONE_CORE, 1, timeout_s=2)
     finally:
         raylet.send_signal(signal.SIGCONT)
+
+
+def start_node_that_cannot_write(address: str, folder: Path) -> subprocess.Popen[bytes]:
+    """A node whose processes see this folder read-only; skips where no namespace of mounts can be made."""
+    closed = READ_ONLY.format(shlex.quote(str(folder)))
+    if subprocess.run(["unshare", "-m", "sh", "-c", closed], check=False, capture_output=True).returncode:
+        pytest.skip("this test mounts a folder read-only for one node, which asks for root")
+    start = f"exec {sys.executable} -m ray.scripts.scripts start --address={address} --num-cpus=1 --block"
+    return subprocess.Popen(["unshare", "-m", "sh", "-c", f"{closed} && {start}"], stdout=subprocess.DEVNULL)
+
+
+def test_the_node_that_cannot_write_the_run_folder_is_named(nodes: dict[str, Any], tmp_path: Path) -> None:
+    import ray
+
+    run, known = tmp_path / "run", {node["NodeID"] for node in ray.nodes()}
+    run.mkdir()
+    process = start_node_that_cannot_write(nodes["cluster"].address, run)
+    try:
+        until = time.monotonic() + 200
+        while not (new := [node for node in ray.nodes() if node["NodeID"] not in known and node["Alive"]]):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+        with pytest.raises(InputError, match=rf"on \S+ \(\S+:{new[0]['NodeManagerPort']}\): .*{run}.* Read-only"):
+            preflight.check_nodes(str(run), Needs(), ONE_CORE, 2)
+        assert not list(run.iterdir())
+    finally:
+        process.terminate()
+        process.wait(timeout=60)

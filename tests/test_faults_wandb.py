@@ -1,5 +1,6 @@
 """W&B that cannot be reached, or whose folder cannot be written, costs a line; the metrics go on."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +13,10 @@ import pytest
 
 from clusters.storage import Folder
 from clusters.tracking import Tracker, TrackingConfig, read_metrics
-from tests.fault_runs import ROOT
+from data.dataset import Dataset
+from pretrain.config import PretrainConfig
+from pretrain.run import train
+from tests.fault_runs import ROOT, assert_same_state, recipe
 
 
 @pytest.fixture(params=["refuses", "says nothing"])
@@ -114,3 +118,43 @@ def test_a_process_of_wandb_that_stalls_holds_up_neither_training_nor_end(tmp_pa
     if end == "close":
         assert list((tmp_path / "run-2/wandb").glob("*/*.wandb"))
     assert len(read_metrics(Folder(run))) == 2_000
+
+
+TRAINED = """
+import os, signal, sys
+from unittest import mock
+import wandb
+import clusters.wandb_run
+from pretrain.config import PretrainConfig
+from pretrain.run import train
+from pretrain.training import Training
+
+clusters.wandb_run.STALLED_S = clusters.wandb_run.FINISH_TIMEOUT_S = 1.0
+take = Training.step
+
+def step(training, number, *batch):
+    if number == 5:
+        os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGSTOP)
+        print("stopped")
+    return take(training, number, *batch)
+
+with mock.patch.object(Training, "step", step):
+    train(PretrainConfig.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_a_whole_training_beside_a_wandb_that_stalls(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    """It ends by itself, with the weights, the metrics and the encoder of one without W&B."""
+    steps = 120
+    alone = recipe(synthetic_dataset, tmp_path / "alone", num_workers=0, steps=steps)
+    train(PretrainConfig.model_validate(alone))
+    tracked = {**alone, "run": str(tmp_path / "run"), "tracking": {**alone["tracking"], "wandb": "offline"}}
+    command = [sys.executable, "-c", TRAINED, json.dumps(tracked)]
+    apart = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    done = subprocess.run(command, cwd=ROOT, env=apart, check=False, timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stopped") == 1
+    assert done.stdout.count("W&B is left out from here on (its process takes nothing more") == 1
+    assert_same_state(tmp_path / "run", tmp_path / "alone")
+    losses = [record["step"] for record in read_metrics(Folder(tmp_path / "run/1-simclr")) if "loss" in record]
+    assert losses == list(range(1, steps + 1))

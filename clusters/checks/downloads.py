@@ -12,6 +12,7 @@ RUNNERS = re.compile(
 )
 # These take code from where their first argument says; with one that is no option, what is piped in is only data.
 LANGUAGES = re.compile(r"(?:.*/)?(?:python[\d.]*|perl|ruby|node)")
+CHECKSUMS = re.compile(r"sha(?:256|384|512)sum|shasum")
 # A download in the place of a word: <(curl …), $(wget …).
 IN_PLACE = re.compile(r"(?:<\(|\$\(|`)\s*(?:\S*/)?(?:curl|wget|aria2c)\b")
 NAMED = re.compile(r"(?:--output(?:-document)?=?|>+|-\w*[oO])(?P<name>[^\s-].*)?")
@@ -31,13 +32,19 @@ def runs_downloads(text: str, loaded: set[str]) -> bool:
             (piped and _reads_code(words[runner:])) or any(IN_PLACE.search(word) for word in words[runner + 1 :])
         ):
             return True
+        if (
+            CHECKSUMS.fullmatch(words[0])
+            and re.search(r" (?:-\w*c|--check)\b", " ".join(words))
+            and after in ("&&", "")
+        ):
+            loaded.clear()  # what a hash holds; where it does not, nothing more is run
         if any(_runs(words, runner, name) for name in loaded):
             return True
         if any(runs_downloads(word, loaded) for word in words if re.search(r"\s", word)):
             return True
         loader = next((place for place, word in enumerate(words) if LOADERS.fullmatch(word.lstrip("({"))), None)
         if loader is not None:
-            loaded.update(_names(words[loader + 1 :]))
+            loaded.update(_names(posixpath.basename(words[loader].lstrip("({")), words[loader + 1 :]))
         if piped and words[0] == "tee":
             loaded.update(map(posixpath.basename, words[1:]))
         piped = (piped or loader is not None) and after in ("|", "|&")
@@ -62,12 +69,16 @@ def _runs(words: list[str], runner: int | None, name: str) -> bool:
     return False
 
 
-def _names(words: list[str]) -> Iterator[str]:
-    """Under which names a download with these words lays its files: those that it is told, and those of its URLs."""
+def _names(loader: str, words: list[str]) -> Iterator[str]:
+    """Under which names a download with these words lays its files: those that it is told, and those of its URLs.
+
+    Without -O curl lays down none of the latter.
+    """
+    of_urls = loader != "curl" or any(re.match(r"-\w*O|--remote-name", word) for word in words)
     for place, word in enumerate(words):
         option = NAMED.fullmatch(word)
         following = "".join(words[place + 1 : place + 2])
-        name = (option["name"] or following) if option is not None else word if "/" in word else ""
+        name = (option["name"] or following) if option is not None else word if "/" in word and of_urls else ""
         name = posixpath.basename(re.sub(r"[?#].*", "", name))
         if name and not name.startswith("-"):
             yield name

@@ -87,8 +87,7 @@ def _keeps(words: list[str]) -> bool:
     """Whether what a shell has exported reaches a command behind these words."""
     if any(CONTAINERS.fullmatch(word) for word in words):
         return False
-    exported = [re.split(r"[,=]", value)[0] for value in values_of(words, "--export")]
-    return all(value.upper() == "ALL" for value in exported[-1:])
+    return all("ALL" in exported.upper().split(",") for exported in values_of(words, "--export")[-1:])
 
 
 def _states(words: list[str]) -> bool:
@@ -99,6 +98,8 @@ def _states(words: list[str]) -> bool:
             return words[0] != word  # before the client it is the client's own
         if not contained and word.lstrip("({") == TOKEN_MODE:
             return _keeps(words[place:])
+        if not contained and TOKEN_MODE in "".join(values_of(words[place:], "--export")[-1:]).split(","):
+            return True  # Slurm's srun
         if not contained and not (ASSIGNMENT.match(word) or LEADS.fullmatch(word) or any(map(ENV.fullmatch, words))):
             return False
     return False
