@@ -27,6 +27,7 @@ from tests.encoder_folders import export as write_grey
 from tests.encoder_folders import unsettle
 from tests.finetune_runs import NAME, recipe, write_encoder
 from tests.importers import imported
+from tests.pretended_gpu import pretended_gpu
 from tests.test_finetune_recipes import ECHO
 
 
@@ -240,6 +241,8 @@ def test_folded_batch_norms_change_nothing_but_rounding(finetuned, name):
         else []
     )
     assert not any(isinstance(model.encoder.get_submodule(str(node.target)), nn.BatchNorm2d) for node in norms)
+    with pretended_gpu() as gpu:  # where all of it lies in one place too
+        assert model.to(gpu).features(torch.empty(images.shape, device=gpu)).device == gpu
 
 
 def test_a_finished_run_says_how_long_one_image_takes(finetuned):
