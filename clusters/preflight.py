@@ -10,12 +10,12 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clusters.config import InputError
 from clusters.storage import Folder
@@ -28,6 +28,9 @@ PACKAGES = (
 """Whose versions decide what a step computes, what pixels it sees, or whether processes understand each other."""
 MANYVIEW, ROOMS = "manyview", ("clusters", "data", "pretrain", "finetune")
 """What our own sources are called among the versions, and the folders in which they lie."""
+ROOT = Path(__file__).parents[1]
+
+T = TypeVar("T")
 
 TIMEOUT_S = 180.0
 """For a node to start a process there and look; a busy one takes tens of seconds."""
@@ -99,7 +102,13 @@ def check_nodes(
     here = look(run, needs.datasets)
     own = ray.get_runtime_context().get_node_id()
     others = {title: node["NodeID"] for title, (node, count) in places.items() if count and node["NodeID"] != own}
-    judge(here, list(_reports(others, run, needs.datasets, timeout_s)), needs)
+    judge(here, [], needs)
+    # Nodes of one machine share the folder into which each of them unpacks a job's sources, after removing it: nothing
+    # is looked at before all have. A lambda is carried whole, and so needs none of those sources.
+    _answers(others, lambda: None, timeout_s)
+    here = replace(here, versions={**here.versions, MANYVIEW: source_hash(ROOT)})
+    found_there = _answers(others, look, timeout_s, run, list(needs.datasets))
+    judge(here, [replace(report, host=title) for title, report in found_there.items()], needs)
     if needs.every_h and here.free_bytes is not None:
         each = max(needs.states) / 1e9
         print(
@@ -119,18 +128,19 @@ def check_here(run: str, needs: Needs) -> None:
         _judge_disk(look(run, []), needs)
 
 
-def _reports(nodes: Mapping[str, str], run: str, datasets: Sequence[str], timeout_s: float) -> Iterator[NodeReport]:
-    """What each node finds, by its title and Ray's id of it; all look at once."""
+def _answers(nodes: Mapping[str, str], task: Callable[..., T], timeout_s: float, *given: Any) -> dict[str, T]:
+    """What each node answers to a task, by its title and Ray's id of it; all are asked at once."""
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    remote = ray.remote(num_cpus=0, max_retries=0)(task)
     asked = {}
     for title, node_id in nodes.items():
-        there = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
-        asked[there.remote(run, list(datasets))] = title
+        there = remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+        asked[there.remote(*given)] = title
     ready = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)[0] if asked else []
+    answers = {}
     for answer, title in asked.items():
         if answer not in ready:
             ray.cancel(answer, force=True)
@@ -139,14 +149,14 @@ def _reports(nodes: Mapping[str, str], run: str, datasets: Sequence[str], timeou
                 "node out of the cluster"
             )
         try:
-            report: NodeReport = ray.get(answer)
-            yield replace(report, host=title)
+            answers[title] = ray.get(answer)
         except RayError as error:
             told = error.cause if isinstance(error, RayTaskError) else error
             raise InputError(
                 f"on {title}: {' '.join(str(told).split())[:300]}; submit with --working-dir ., and have the same "
                 "environment on every node"
             ) from None
+    return answers
 
 
 def _title(node: Mapping[str, Any]) -> str:
@@ -163,7 +173,7 @@ def look(run: str, datasets: Sequence[str]) -> NodeReport:
     """Write to, read from and tidy the run folder, read of each dataset, and tell versions and free space."""
     problems = [problem for problem in [_unwritable(run), *map(_unreadable, datasets)] if problem]
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    versions[MANYVIEW] = source_hash(Path(__file__).parents[1])
+    versions[MANYVIEW] = source_hash(ROOT)
     path = Folder(run).path
     if path is None:
         temporary = shutil.disk_usage(tempfile.gettempdir()).free

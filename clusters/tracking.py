@@ -246,9 +246,10 @@ class Progress:
             return
         self._printed = now
         seconds = (now - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        shown = [f"{name} {value:.4g}" for name, value in metrics.items()]
         share = 100 * step / max(1, self.total_steps)
-        say(f"{self.title}  step {step}/{self.total_steps} ({share:.0f} %)  {shown}  ETA {duration(seconds)}")
+        where = f"{self.title}  step {step}/{self.total_steps} ({share:.0f} %)"
+        say("  ".join([where, *shown, f"ETA {duration(seconds)}"]))
 
 
 def duration(seconds: float) -> str:
