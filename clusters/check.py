@@ -11,8 +11,16 @@ from clusters.checks.mistakes import Mistake
 from clusters.checks.ray_up import check_ray_up
 from clusters.checks.secrets import secrets_in
 from clusters.checks.shell import check_shell
-from clusters.checks.yaml_lines import Document, Mistaken
+from clusters.checks.yaml_lines import Document, Mistaken, documents_in
 from clusters.config import InputError
+
+# Without these a lock of the project's packages is another's, or cut off.
+WHOLE = ("ray", "torch")
+# What may stand beside a cluster of KubeRay, since it opens nothing.
+BESIDE = (
+    "ConfigMap", "LimitRange", "Namespace", "NetworkPolicy", "PersistentVolumeClaim", "PodDisruptionBudget",
+    "PriorityClass", "ResourceQuota", "ServiceAccount",
+)  # fmt: skip
 
 
 def usage() -> str:
@@ -46,7 +54,7 @@ def check(name: str, text: str) -> tuple[str, list[Mistake]]:
     """
     path = Path(name)
     if path.suffix == ".lock":
-        return "a lock", sorted(set(check_lock(text)))
+        return "a lock", sorted(set(check_lock(text, WHOLE if path.name == "requirements.lock" else ())))
     found = list(secrets_in(text))
     if "dockerfile" in path.name.lower():
         return "a Dockerfile", sorted({*found, *check_dockerfile(text)})
@@ -55,14 +63,28 @@ def check(name: str, text: str) -> tuple[str, list[Mistake]]:
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"{name}: neither a .yaml, a .sh, a .lock nor a Dockerfile; see python -m clusters --help")
     try:
-        document = Document(text)
+        documents = documents_in(text)
     except Mistaken as error:
         return "YAML", sorted([*found, error.mistake])
-    if not isinstance(document.value, dict):
+    if not documents or not all(isinstance(document.value, dict) for document in documents):
         raise InputError(f"{name}: not a cluster's file; expected `key: value` lines")
-    if "kind" in document.value or "apiVersion" in document.value:
-        return f"a {document.value.get('kind')} of KubeRay", sorted({*found, *check_kuberay(document)})
-    return "a cluster for `ray up`", sorted({*found, *check_ray_up(document)})
+    kind, mistakes = _check_documents(documents)
+    return kind, sorted({*found, *mistakes})
+
+
+def _check_documents(documents: Sequence[Document]) -> tuple[str, list[Mistake]]:
+    """What the documents of a YAML file are, and the mistakes in them."""
+    of_kubernetes = [document for document in documents if {"kind", "apiVersion"} & document.value.keys()]
+    if not of_kubernetes:
+        more = [Mistake(d.first_line, "`ray up` reads one document a file", "leave one") for d in documents[1:]]
+        return "a cluster for `ray up`", [*more, *check_ray_up(documents[0])]
+    checked = [document for document in of_kubernetes if document.value.get("kind") not in BESIDE] or of_kubernetes
+    mistakes = [mistake for document in checked for mistake in check_kuberay(document)]
+    for document in documents:
+        if document not in of_kubernetes:
+            mend = "give it a kind, or a file of its own"
+            mistakes.append(Mistake(document.first_line, "this document is nothing of Kubernetes'", mend))
+    return " and ".join(f"a {document.value.get('kind')}" for document in checked) + " of KubeRay", mistakes
 
 
 def _read(name: str) -> str:

@@ -1,6 +1,7 @@
 """Training states on disk: whole or not there, verified by hash, never pickled, written while the training goes on.
 
     checkpoints/step-000001200/…   see `clusters.checkpoint_files`
+    saved.json                     that there are some; where they are gone, nothing is started from step 0
     attempt.json                   how often the stage was started, see `clusters.attempt`
 
 The run folder alone decides what is resumed. Ray is never given a checkpoint.
@@ -8,13 +9,14 @@ The run folder alone decides what is resumed. Ray is never given a checkpoint.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 from clusters import checkpoint_files, distributed, notice, tracking
 from clusters.attempt import Attempt
-from clusters.checkpoint_files import MANIFEST, Name
+from clusters.checkpoint_files import CHECKPOINTS, MANIFEST, Name
 from clusters.checkpoint_policy import BEST_BY, CheckpointConfig, kept, saved
 from clusters.checkpoint_writer import Writer
 from clusters.config import InputError, Transient
@@ -57,7 +59,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.config, self._before_commit = folder, config, before_commit
         self._alone_s = collective_timeout_s / 2
-        self._at = folder / "checkpoints"
+        self._at = folder / CHECKPOINTS
         self.attempt = Attempt(folder, self._at, _on_main)
         self._saved_at = self._started = time.monotonic()
         self._trained_s, self._step = 0.0, -1
@@ -152,6 +154,8 @@ class Checkpoints:
 
         self.attempt.check()
         checkpoint_files.write(self._at / str(name), name, copy, about, permit)
+        with suppress(OSError):  # the next save does it
+            checkpoint_files.note_that_saved(self.folder)
         if asked:
             notice.heeded()
         try:
@@ -182,7 +186,7 @@ class Checkpoints:
             tracking.say(f"checkpoint {name} is damaged ({problem}); set aside as {aside}")
             passed_over.append(f"{name}, which is damaged")
         self._refuse_damaged()
-        if problem := checkpoint_files.without_commit(self._at):
+        if problem := checkpoint_files.without_commit(self._at) or checkpoint_files.gone(self.folder):
             raise InputError(problem)
         unfinished = self._tidy(None)
         if unfinished:

@@ -24,6 +24,7 @@ from clusters.retries import retried
 from clusters.snapshot import Copy, attach
 from clusters.storage import Folder
 
+CHECKPOINTS, SAVED = "checkpoints", "saved.json"
 MANIFEST = "MANIFEST.json"
 TENSORS = "state.safetensors"
 STRUCTURE = "state.json"
@@ -79,6 +80,22 @@ def without_commit(folder: Folder) -> str | None:
         f"{folder}: {len(whole)} checkpoints without their {MANIFEST}, and none with it; copy the folder again, or "
         "remove it to start the stage from step 0"
     )
+
+
+def gone(stage: Folder) -> str | None:
+    """What is wrong where a stage has no checkpoint at all and once had: it would start from step 0 without a word."""
+    if not stage.exists(SAVED) or (stage / CHECKPOINTS).names():
+        return None
+    return (
+        f"{stage / CHECKPOINTS}: the checkpoints that were saved here are gone; restore them from a backup, or remove "
+        f"{stage} to start the stage from step 0"
+    )
+
+
+def note_that_saved(stage: Folder) -> None:
+    """Leave beside the checkpoints of a stage that there are some."""
+    if not stage.exists(SAVED):
+        stage.write_json(SAVED, {"checkpoints": CHECKPOINTS})
 
 
 def write(folder: Folder, name: Name, copy: Copy, about: dict[str, Any], permit: Callable[[], None]) -> None:

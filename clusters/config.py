@@ -51,7 +51,7 @@ def load_config(kind: type[C], argv: Sequence[str]) -> C:
     values: dict[str, Any] = {}
     source = "the command line"
     overrides = list(argv)
-    if overrides and "=" not in overrides[0]:
+    if overrides and ("=" not in overrides[0] or "/" in overrides[0].partition("=")[0]):
         source = overrides.pop(0)
         values = _read_yaml(source)
     for word in overrides:

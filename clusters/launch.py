@@ -8,6 +8,7 @@ and never decides what is valid: the function finds its own state in the run fol
 """
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,6 +31,10 @@ REPORT_EVERY_S = 10.0
 _last_report = time.monotonic()
 
 
+class Passing(RuntimeError):
+    """What may be over, or be otherwise elsewhere, when Ray starts the workers again."""
+
+
 def launch(
     function: Callable[[C], dict[str, Any]],
     config: C,
@@ -45,7 +50,7 @@ def launch(
     numbers of workers that the cluster's config allows, those among which the work can be divided; none: all.
     `heeds`: the function saves and raises Stopped where it is told to leave (`clusters.termination`).
     Raises InputError where the cluster is too small or a node lacks what the run `needs`, and what a worker raises;
-    Stopped after SIGTERM.
+    Stopped after SIGTERM or Ctrl-C.
     """
     if cluster.num_workers == 0:
         preflight.check_here(run.location, needs)
@@ -62,7 +67,7 @@ def launch(
         use_gpu = check_resources(cluster, sizes)
         worker = {"CPU": cluster.cpus_per_worker, "GPU": float(use_gpu)}
         preflight.check_nodes(run.location, needs, worker, sizes[0])
-        return _train(function, config, cluster, run, use_gpu, sizes, heeds)
+        return _train(function, config, cluster, run, use_gpu, sizes, heeds, needs.datasets)
     finally:
         if follower is not None:
             follower.close()
@@ -89,6 +94,7 @@ def _train(
     use_gpu: bool,
     sizes: Sequence[int],
     heeds: bool,
+    datasets: Sequence[str],
 ) -> dict[str, Any]:
     import ray.cloudpickle
     from ray.train import TrainingFailedError
@@ -97,22 +103,26 @@ def _train(
     name = f"launch-{uuid.uuid4().hex[:8]}"
     # As bytes: Ray's controller looks at these settings too, and would import all that the function needs
     work = ray.cloudpickle.dumps((function, config))
-    settings = {"work": work, "run": run.location, "launch": name}
-    told = False
+    settings = {"work": work, "run": run.location, "launch": name, "datasets": list(datasets)}
+    (run / ".ray").write(f"{name}-here", b"")
+    told: str | None = None
     try:
         with leaving.passing_on(run, name, heeds):
             result = _trainer(settings, cluster, use_gpu, sizes).fit()
     except TrainingFailedError as error:
         problem = _input_error(run, name)
-        raise (InputError(problem) if problem else _plain(error)) from error
+        if problem:
+            raise InputError(problem) from None
+        found = plain(error)
+        raise found from (None if isinstance(found, InputError) else error)
     else:
-        problem, told = _input_error(run, name), leaving.has_note(run, name)
+        problem, told = _input_error(run, name), leaving.told_to_leave(run, name)
     finally:
         _tidy(run, name)
     if problem:
         raise InputError(problem)
     if told and not result.return_value:
-        raise Stopped
+        raise Stopped(told)
     assert result.return_value is not None
     return result.return_value
 
@@ -148,14 +158,14 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    # Ctrl-C stays KeyboardInterrupt: after Ray's own handler a run would end as if all were well
+    # Ctrl-C is heard by `leaving.passing_on`: after Ray's own handler a run would end as if all were well
     trainer._register_sigint_handler = lambda controller: None
     return trainer
 
 
 def _tidy(run: Folder, launch_name: str) -> None:
     """Remove what this launch left in the run folder, and nothing of another's."""
-    notes = (f"{launch_name}-input-error", leaving.note(launch_name), leaving.left(launch_name))
+    notes = (f"{launch_name}-input-error", f"{launch_name}-here", leaving.note(launch_name), leaving.left(launch_name))
     for name in (launch_name, *notes):
         (run / ".ray").remove(name)
     if not (run / ".ray").names():
@@ -168,17 +178,18 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     run = Folder(settings["run"])
+    refuse_other_storage(run, settings)
     if run.path is not None:
         tracking.say_into(run)
     distributed.use_device(ray.train.torch.get_device())
-    if _input_error(run, settings["launch"]) or leaving.has_note(run, settings["launch"]):
+    if _input_error(run, settings["launch"]) or leaving.told_to_leave(run, settings["launch"]):
         return {}
     leaving.start(run, settings["launch"])
     try:
         function, config = ray.cloudpickle.loads(settings["work"])
         return function(config)
     except (Transient, Replaced) as error:  # no note: workers that are started again, or have been, go on
-        raise RuntimeError(str(error)) from None
+        raise Passing(str(error)) from None
     except Stopped:
         leaving.leave(run, settings["launch"])
         return {}
@@ -189,13 +200,29 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
+def refuse_other_storage(run: Folder, settings: dict[str, Any]) -> None:
+    """Nodes may come at any time, one of them perhaps without a mount: there the run would begin anew, for itself.
+
+    No InputError: Ray may find another node, or this one again with all that it lacks.
+    """
+    here = f"on {socket.gethostname()}"
+    if not (run / ".ray").exists(f"{settings['launch']}-here"):
+        raise Passing(f"{here}: {run} is not the run folder that the driver sees; mount its storage there")
+    for dataset in settings["datasets"]:
+        if problem := preflight.unreadable(dataset):
+            raise Passing(f"{here}: {problem}")
+
+
 def _input_error(run: Folder, launch_name: str) -> str | None:
     name = f"{launch_name}-input-error"
     return (run / ".ray").read(name).decode() if (run / ".ray").exists(name) else None
 
 
-def _plain(error: Exception) -> Exception:
-    """The workers' own errors, out of Ray's wrapping."""
+def plain(error: Exception) -> Exception:
+    """The workers' own errors, out of Ray's wrapping: one line where it is the storage's, or what may pass."""
     failures = getattr(error, "worker_failures", None) or {}
-    ranks = ", ".join(f"rank {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items())
-    return RuntimeError(f"training failed on {ranks}" if ranks else str(error))
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+    told = f"training {leaving.what_failed(error)}"
+    if any(isinstance(cause, (OSError, Passing)) for cause in causes):  # others may have failed with that one
+        return InputError(f"{told}; no restart is left (cluster.max_failures). The same command goes on")
+    return RuntimeError(told)

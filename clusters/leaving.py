@@ -1,6 +1,7 @@
 """How notices to leave come to Ray's workers, and how these leave.
 
-To a driver: a note in the run folder, which rank 0 finds; all ranks save, return, and the run ends with exit code 143.
+To a driver: a note in the run folder, which rank 0 finds; all ranks save, return, and the run ends with exit code 143
+(130 after Ctrl-C).
 To a worker, or to its node: all save together, the one that is meant ends with 143, and Ray starts the workers again
 where there is room, from that very step. That is no failure, and is not counted as one.
 """
@@ -19,10 +20,16 @@ from typing import Any
 from clusters import distributed, termination
 from clusters.storage import Folder
 from clusters.termination import Stopped
+from clusters.tracking import LOG
 
 LOOK_EVERY_S = 1.0
 DRAIN_EVERY_S = 5.0
 """Ray's own watcher of drained nodes looks as often."""
+
+MOST_SAID = 300
+"""Characters of one error in a line."""
+SAID_AGAIN_S = 600.0
+"""Between two lines that say the same, of a run that waits for room for days."""
 
 PATIENCE_S = 60.0
 """After this a worker ends itself that has saved and waits for Ray to end it."""
@@ -35,41 +42,46 @@ def note(launch: str) -> str:
 
 @contextmanager
 def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
-    """Within, SIGTERM to this driver reaches the workers as a note; a second one ends the block at once.
+    """Within, SIGTERM or Ctrl-C to this driver reaches the workers as a note; a second one ends the block at once.
 
-    So does the first one where the function that they run does not heed it. Raises Stopped.
+    So does the first one where the function that they run does not heed it. Raises Stopped, or KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Not in the handler itself: the driver of an object store waits for other threads
-    writing = threading.Thread(target=(run / ".ray").write, args=(note(launch), b"SIGTERM"), daemon=True)
-    at_once = False
+    writing: threading.Thread | None = None
+    at_once = ""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal at_once
-        at_once = not heeded or writing.ident is not None
-        print(f"told to leave (SIGTERM): {'ends at once' if at_once else 'workers save their step'}", file=sys.stderr)
+        nonlocal at_once, writing
+        told = "SIGTERM" if number == signal.SIGTERM else termination.INTERRUPTED
+        at_once = told if not heeded or writing is not None else ""
+        print(f"told to leave ({told}): {'ends at once' if at_once else 'workers save their step'}", file=sys.stderr)
         if at_once:
             raise KeyboardInterrupt  # what Ray, which may be waiting in C++, knows to pass on
+        # Not in the handler itself: the driver of an object store waits for other threads
+        writing = threading.Thread(target=(run / ".ray").write, args=(note(launch), told.encode()), daemon=True)
         writing.start()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    interrupts = signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    heard = [signal.SIGTERM, *([signal.SIGINT] if interrupts else [])]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         yield
     except KeyboardInterrupt:
-        if at_once:
+        if at_once == "SIGTERM":
             raise Stopped from None
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-        if writing.ident is not None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if writing is not None:
             writing.join()
 
 
-def has_note(run: Folder, launch: str) -> bool:
-    """Whether the driver was told to leave."""
-    return (run / ".ray").exists(note(launch))
+def told_to_leave(run: Folder, launch: str) -> str | None:
+    """By what the driver was told to leave, if it was."""
+    return (run / ".ray").read(note(launch)).decode() if (run / ".ray").exists(note(launch)) else None
 
 
 def hearing_torch(backend: str, timeout_s: int) -> Any:
@@ -102,8 +114,8 @@ def _look(run: Folder, launch: str, is_main: bool) -> None:
     while termination.notice() is None:
         time.sleep(LOOK_EVERY_S)
         with suppress(Exception):  # storage or Ray's head may be out of reach for a moment
-            if is_main and has_note(run, launch):
-                termination.keep("SIGTERM")
+            if is_main and (told := told_to_leave(run, launch)):
+                termination.keep(told)
             elif time.monotonic() - looked >= DRAIN_EVERY_S:
                 looked = time.monotonic()
                 if _is_drained():
@@ -128,6 +140,8 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 
     class Policy(DefaultFailurePolicy):
+        said, again = "", 0.0
+
         def __setstate__(self, state: dict[str, Any]) -> None:
             vars(self).update(state)
             # Here is Ray's controller. Its C++ can lock itself up as the process ends (seen in 2.60), which then stays
@@ -139,14 +153,42 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
                 if (run / ".ray").exists(left(launch)):
                     (run / ".ray").remove(left(launch))
                     return FailureDecision.RETRY
-            return super().make_decision(training_failed_error)
+            decision = super().make_decision(training_failed_error)
+            line = f"{what_failed(training_failed_error)}; the workers are started again"
+            if decision == FailureDecision.RETRY and (line != self.said or time.monotonic() > self.again):
+                self.said, self.again = line, time.monotonic() + SAID_AGAIN_S
+                _say_from_controller(run, line)
+            return decision
 
     return Policy(failure_config)
 
 
+def what_failed(error: Any) -> str:
+    """A failure of Ray Train as one line: which ranks, and what their errors say last."""
+    failures = getattr(error, "worker_failures", None) or {}
+    if failures:
+        # Errors of a dead process tell their cause first and advice behind it, those of ours are tracebacks
+        told = {rank: str(failure).strip() for rank, failure in failures.items()}
+        last = {rank: text.splitlines()[-1 if "Traceback" in text else 0] for rank, text in told.items() if text}
+        return "failed on " + ", ".join(f"rank {rank}: {line.strip()[:MOST_SAID]}" for rank, line in last.items())
+    inner = getattr(error, "controller_failure", error)
+    if type(inner).__name__ == "WorkerGroupStartupTimeoutError":
+        return "there is no room for the workers yet (`ray status` tells what they wait for)"
+    return " ".join(str(inner).split())[:MOST_SAID]
+
+
+def _say_from_controller(run: Folder, line: str) -> None:
+    """Where the driver shows it: the run's log, or what this process prints."""
+    with suppress(OSError):
+        if run.path is None:
+            print(line, flush=True)
+        else:
+            run.append(LOG, line)
+
+
 def leave(run: Folder, launch: str) -> None:
     """Leave after `Stopped`: return where the whole run ends, end this process or wait for Ray to end it elsewhere."""
-    if has_note(run, launch):
+    if told_to_leave(run, launch):
         return
     if termination.notice() is not None:
         with suppress(OSError):

@@ -171,7 +171,7 @@ def _places(resources: Mapping[str, float], worker: Mapping[str, float]) -> int:
 
 def look(run: str, datasets: Sequence[str]) -> NodeReport:
     """Write to, read from and tidy the run folder, read of each dataset, and tell versions and free space."""
-    problems = [problem for problem in [_unwritable(run), *map(_unreadable, datasets)] if problem]
+    problems = [problem for problem in [_unwritable(run), *map(unreadable, datasets)] if problem]
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     versions[MANYVIEW] = source_hash(ROOT)
     path = Folder(run).path
@@ -229,7 +229,7 @@ def _unwritable(location: str) -> str | None:
     return None
 
 
-def _unreadable(location: str) -> str | None:
+def unreadable(location: str) -> str | None:
     """Why a dataset cannot be read: its manifest, or the first bytes of its first shard."""
     place = location
     try:

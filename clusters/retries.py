@@ -16,6 +16,11 @@ PASSING = {
 T = TypeVar("T")
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether it may be over when the call is made again."""
+    return error.errno in PASSING or isinstance(error, (ConnectionError, TimeoutError))
+
+
 def retried(call: Callable[[], T], place: str, done: str = "written") -> T:
     """What a call returns, tried again after growing waits where it fails in a way that may pass, and this is said.
 
@@ -25,7 +30,7 @@ def retried(call: Callable[[], T], place: str, done: str = "written") -> T:
         try:
             return call()
         except OSError as error:
-            if not (error.errno in PASSING or isinstance(error, (ConnectionError, TimeoutError))):
+            if not may_pass(error):
                 raise
             if failures == 0:
                 from clusters import tracking  # which itself writes through this module

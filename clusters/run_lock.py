@@ -40,6 +40,8 @@ def run_lock(run: Folder, privacy: Literal["normal", "strict"] = "normal") -> It
             held.enter_context(_lock_or_lease(run, holder, 0o600 if privacy == "strict" else 0o666))
         except OSError as error:
             if run.path is None or error.errno not in FORBIDDEN:
+                if isinstance(error, (FileExistsError, NotADirectoryError)):
+                    raise InputError(f"{run}: a file is in the place of this folder; name another one") from None
                 told = " ".join(str(error).split())
                 raise InputError(
                     f"{run}: cannot be kept from other runs ({told}); mend the storage or its credentials, then start "

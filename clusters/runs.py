@@ -1,22 +1,38 @@
 """`python -m clusters runs DIR`: every run under a folder or URL, one line each. Reads, and writes nothing."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from socket import gethostname
 from typing import Any
 
+from clusters.attempt import ATTEMPT
 from clusters.config import InputError
+from clusters.lease import LEASE, LOOK_S, STALE_S, named
+from clusters.run_lock import LOCK
 from clusters.storage import Folder
 from clusters.tracking import METRICS, duration
 
 # What stages leave, and what stands at the top of a run that has come to its end.
-STAGE_MARKS = (METRICS, "finished.json", "attempt.json")
-RUN_ENDS = ("encoder/config.json", "results.json")
+STAGE_MARKS = {METRICS, "finished.json", ATTEMPT}
+CONFIG, ENCODER, RESULTS = "config.json", "encoder/config.json", "results.json"
 TAIL_BYTES = 1 << 18
 ACTIVE_S = 900.0
-"""A run that has said nothing for so long has stopped, or steps very slowly."""
+"""A run that has said nothing for so long has stopped, or steps very slowly: where no lock says more."""
+LOCKS = Path("/proc/locks")
+"""The locks of this machine's processes, listed by a Linux kernel."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has written itself down as at work in a run folder. Not `is_certain`: it may have been killed since."""
+
+    name: str
+    is_certain: bool
 
 
 @dataclass(frozen=True)
@@ -56,16 +72,73 @@ def run(argv: Sequence[str]) -> None:
 def list_runs(root: Folder, now: float) -> list[Run]:
     """The runs at or under a folder, by name; `now` in seconds since 1970."""
     sizes = {name: size for name, size in root.sizes().items() if "/wandb/" not in f"/{name}"}
-    stages: dict[str, list[str]] = {}
+    files_of: dict[str, set[str]] = {}
     for name in sizes:
         folder, _, file = name.rpartition("/")
-        parent = folder.rpartition("/")[0].removesuffix("training").rstrip("/")
-        if file in STAGE_MARKS and folder:
-            named = stages.setdefault(parent, [])
-            named += [folder] if folder not in named else []
-        elif file == "results.json":
+        files_of.setdefault(folder, set()).add(file)
+    stages: dict[str, list[str]] = {}
+    for folder, files in sorted(files_of.items()):
+        if not _is_ours(root, folder, files):
+            continue
+        if RESULTS in files:
             stages.setdefault(folder, [])
-    return [_run_at(root, name, sorted(stages[name]), sizes, now) for name in sorted(stages)]
+        elif folder:
+            stages.setdefault(_run_of(folder), []).append(folder)
+    return [_run_at(root, name, stages[name], sizes, now) for name in sorted(stages)]
+
+
+def _is_ours(root: Folder, folder: str, files: set[str]) -> bool:
+    """Whether Manyview wrote a stage or results there. Other programs have files of the same names."""
+    if ATTEMPT in files:
+        return True
+    if CONFIG not in files or not files & {*STAGE_MARKS, RESULTS}:
+        return False
+    return "identity" in (_json(root / folder, CONFIG) or {})
+
+
+def _run_of(stage: str) -> str:
+    """The run of a stage: pretraining's lie in it (`ham/1-simclr`), fine-tuning's below (`ham/training/pretrained`)."""
+    run = stage.rpartition("/")[0]
+    above, _, last = run.rpartition("/")
+    return above if last == "training" and not _place(stage) else run
+
+
+def holder_of(run: Folder, patience_s: float = 0.0) -> Holder | None:
+    """Who is at work in a run folder, or may be; none where nobody is. Takes no lock itself: a start would meet it.
+
+    A lease is looked at for so long: one that lives is renewed (lease.py).
+    """
+    found = _json(run, LEASE)
+    if found is None:
+        return None if run.path is None else _holder_of_lock(run.path / LOCK, _json(run, LOCK))
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until:
+        time.sleep(LOOK_S)
+        now = _json(run, LEASE)
+        if now is None:
+            return None
+        if now != found:
+            return Holder(named(now), True)
+    return None if patience_s >= STALE_S else Holder(named(found), False)
+
+
+def _holder_of_lock(lock: Path, told: dict[str, Any] | None) -> Holder | None:
+    """Whose a lock is; its file outlives a holder that was killed.
+
+    A kernel lists what its own machine holds, by processes that are seen from here, and by the number of a device,
+    which some file systems tell otherwise: what is not in its list may be held all the same.
+    """
+    if told is None:
+        return None
+    try:
+        listed, found = LOCKS.read_text().splitlines(), lock.stat()
+    except OSError:
+        return Holder(named(told), False)
+    place = f" {os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino} "
+    if any(" FLOCK " in line and place in line for line in listed):
+        return Holder(named(told), True)
+    is_gone = told.get("host") == gethostname() and not Path(f"/proc/{told.get('process')}").exists()
+    return None if is_gone or not told else Holder(named(told), False)  # who holds one has written who it is
 
 
 def table(runs: Sequence[Run]) -> list[str]:
@@ -81,15 +154,20 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 def _run_at(root: Folder, name: str, stages: list[str], sizes: dict[str, int], now: float) -> Run:
     prefix = f"{name}/" if name else ""
-    inside = {path: size for path, size in sizes.items() if path.startswith(prefix)}
     records = {stage: _last_records(root / stage, sizes.get(f"{stage}/{METRICS}", 0)) for stage in stages}
     stage = max(stages, key=lambda s: (_place(s), _time(records[s])), default="")
     here = records.get(stage, [])
     done, harm = _end_of(root / stage) if f"{stage}/finished.json" in sizes else (None, [])
-    ended = any(f"{prefix}{mark}" in sizes for mark in RUN_ENDS) and (done is not None or not stages)
+    mark = ENCODER if _place(stage) else RESULTS
+    ended = f"{prefix}{mark}" in sizes and (done is not None or not stages)
     total = (done or {}).get("steps") or _planned_steps(root, stage, sizes)
     step = max((record["step"] for record in here), default=total if done else 0)
     age_s = max(0.0, now - _time(here)) if here else None
+    active = age_s is not None and age_s < ACTIVE_S
+    if not ended and (_place(stage) or f"{prefix}{CONFIG}" in sizes):  # a trial of a search works under another's lock
+        holder = holder_of(root / name)
+        active = False if holder is None else holder.is_certain or active
+    state = "finished" if ended else "active" if active else "stopped"
     return Run(
         name=name,
         stage=stage.rsplit("/", 1)[-1] or "-",
@@ -97,8 +175,8 @@ def _run_at(root: Folder, name: str, stages: list[str], sizes: dict[str, int], n
         loss=_last(here, "loss"),
         knn=_last(here, "probe/knn_auroc"),
         age_s=age_s,
-        size_bytes=sum(inside.values()),
-        health=", ".join([_health(here, inside, ended, age_s), *harm]),
+        size_bytes=sum(size for path, size in sizes.items() if path.startswith(prefix)),
+        health=", ".join([state, *_alarms(here), *_set_aside(stages, sizes), *harm]),
     )
 
 
@@ -113,17 +191,20 @@ def _end_of(stage: Folder) -> tuple[dict[str, Any] | None, list[str]]:
         return None, ["finished.json is damaged or out of reach"]
 
 
-def _health(records: list[dict[str, Any]], inside: dict[str, int], ended: bool, age_s: float | None) -> str:
-    """What whoever looks after the run should know, the state first."""
-    active = age_s is not None and age_s < ACTIVE_S
-    said = ["finished" if ended else "active" if active else "stopped"]
+def _alarms(records: list[dict[str, Any]]) -> list[str]:
     alarms = [record for record in records if "alarm" in record]
-    if alarms:
-        said.append(f"{alarms[-1]['alarm']} at step {alarms[-1]['step']}")
-    damaged = {path.split("/checkpoints/")[1].split("/")[0] for path in inside if "/checkpoints/damaged-" in path}
-    if damaged:
-        said.append(f"{len(damaged)} damaged checkpoint{'s' * (len(damaged) > 1)} set aside")
-    return ", ".join(said)
+    return [f"{alarms[-1]['alarm']} at step {alarms[-1]['step']}"] if alarms else []
+
+
+def _set_aside(stages: list[str], sizes: dict[str, int]) -> list[str]:
+    """How many checkpoints of these stages are damaged."""
+    damaged = {
+        (stage, path.removeprefix(f"{stage}/checkpoints/").split("/")[0])
+        for stage in stages
+        for path in sizes
+        if path.startswith(f"{stage}/checkpoints/damaged-")
+    }
+    return [f"{len(damaged)} damaged checkpoint{'s' * (len(damaged) > 1)} set aside"] if damaged else []
 
 
 def _last_records(folder: Folder, size: int) -> list[dict[str, Any]]:
@@ -141,6 +222,19 @@ def _last_records(folder: Folder, size: int) -> list[dict[str, Any]]:
             break
         tail *= 4
     return records
+
+
+def _json(folder: Folder, name: str) -> dict[str, Any] | None:
+    """What a small file tells; none where it is not there, nothing where it is damaged or still empty."""
+    try:
+        value = folder.read_json(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        return {"process": "of another user"}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _last(records: list[dict[str, Any]], name: str) -> float | None:

@@ -101,7 +101,8 @@ def prepare_token() -> None:
 def session_folder() -> str | None:
     """Where a Ray that is started here keeps its sockets and logs: this user's alone. None where RAY_TMPDIR tells.
 
-    Ray itself opens its folder to everybody, for writing too. Raises InputError where another user was first.
+    Ray itself opens its folder to everybody, for writing too, so it is given one inside of ours. Raises InputError
+    where another user was first.
     """
     if "RAY_TMPDIR" in os.environ:
         return None
@@ -112,7 +113,7 @@ def session_folder() -> str | None:
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
         raise InputError(f"{folder}: not a folder of yours, and Ray's sockets would lie there; set RAY_TMPDIR")
     folder.chmod(0o700)
-    return str(folder)
+    return str(folder / "ray")
 
 
 def split_address(address: str) -> tuple[str, int]:

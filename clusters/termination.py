@@ -1,10 +1,11 @@
-"""Notices to leave: SIGTERM, or a node that is taken back. A training loop looks for them, saves, and leaves.
+"""Notices to leave: SIGTERM, Ctrl-C, or a node that is taken back. A training loop looks for them, saves, and leaves.
 
 Where it arrives a notice is only kept in mind, so that no step is cut in two and all ranks leave after the same one.
 """
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 EXIT_CODE = 128 + signal.SIGTERM
+INTERRUPTED = "Ctrl-C"
 
 _notice: str | None = None
 _heeded = False
@@ -19,14 +21,17 @@ _before: Any = signal.SIG_DFL
 
 
 class Stopped(SystemExit):
-    """The run has been told to leave, and has saved what it was at. It ends a process with exit code 143."""
+    """The run has been told to leave, and has saved what it was at. It ends a process with 143, or 130 after Ctrl-C.
 
-    def __init__(self) -> None:
-        super().__init__(EXIT_CODE)
+    `told`: by what; none: by what this process was.
+    """
+
+    def __init__(self, told: str | None = None) -> None:
+        super().__init__(128 + signal.SIGINT if (told or _notice) == INTERRUPTED else EXIT_CODE)
 
 
 def notice() -> str | None:
-    """What this process was told (`SIGTERM`), if it was."""
+    """What this process was told (`SIGTERM`, `Ctrl-C`), if it was."""
     return _notice
 
 
@@ -38,14 +43,18 @@ def keep(told: str) -> None:
 
 @contextmanager
 def heeding() -> Iterator[None]:
-    """The block looks for a `notice` now and then, and leaves. Outside of one SIGTERM does what it always did.
+    """The block looks for a `notice` now and then, and leaves. Outside SIGTERM and Ctrl-C do what they always did.
 
-    Only a main thread can listen for signals; a Ray worker trains in another one, see `leaving.hearing_torch`.
+    So does a second Ctrl-C. Only a main thread can listen for signals; a Ray worker trains in another one, see
+    `leaving.hearing_torch`.
     """
     global _heeded
     listens = threading.current_thread() is threading.main_thread()
+    interrupts = listens and signal.getsignal(signal.SIGINT) == signal.default_int_handler
     if listens:
         listen()
+    if interrupts:
+        signal.signal(signal.SIGINT, on_interrupt)
     _heeded = True
     try:
         yield
@@ -53,6 +62,15 @@ def heeding() -> Iterator[None]:
         _heeded = False
         if listens:
             signal.signal(signal.SIGTERM, _before)
+        if interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def on_interrupt(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C is kept in mind, the next one is Python's own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print("Ctrl-C: the step is saved first; a second one stops at once", file=sys.stderr, flush=True)
+    keep(INTERRUPTED)
 
 
 def listen() -> None:

@@ -43,11 +43,13 @@ NOT_AGES = re.compile(
     r"|lineage|coverage|drainage|cartilage|page|voltage|storage|passage|package|average|triage|lavage|marriage)"
 )
 MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-DATE_OR_TIME = re.compile(
+DATE = (
     r"\d{4}\s*[-/.]\s*\d{1,2}\s*[-/.]\s*\d{1,2}"  # 2019-05-30
     r"|\b\d{1,2}\s*[-/.]\s*\d{1,2}\s*[-/.]\s*\d{2,4}\b"  # 30.5.2019, 5/30/19
     r"|\b(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"  # 20190530, 20190530121314
-    rf"|\b\d{{1,2}}[\s.-]*({MONTHS})|\b({MONTHS})[a-z]*[\s.-]*\d{{1,4}}\b"  # 30 May 2019, May 2019
+)
+DATE_OR_TIME = re.compile(
+    rf"{DATE}|\b\d{{1,2}}[\s.-]*({MONTHS})|\b({MONTHS})[a-z]*[\s.-]*\d{{1,4}}\b"  # 30 May 2019, May 2019
     r"|\b\d{1,2}:\d{2}\b",
     re.IGNORECASE,
 )
@@ -81,7 +83,7 @@ def attribute(table: Table, name: str, identifying: Sequence[str], patients: Seq
     """
     values = table.column(name)
     words = refuse_personal(name, identifying, "attrs=")
-    if _is_age(words, values):
+    if is_age(words, values):
         return [_age(table, name, row, value) for row, value in enumerate(values)]
     _refuse_cells(table, name, lambda value: _tells(value, keyed))
     _refuse_many(table, name, values, patients)
@@ -102,7 +104,7 @@ def check_kept(table: Table, name: str, patients: Sequence[str], all_there: bool
     words = refuse_personal(name, (), "attrs=")
     if _may_be_age(words) and all(BAND.fullmatch(value) for value in values if value):
         return
-    if _is_age(words, values):
+    if is_age(words, values):
         bands = [_age(table, name, row, value) for row, value in enumerate(values)]
         if bands != values:
             raise InputError(f"{table.where}: '{name}' holds ages that are in no bands; import it again")
@@ -132,7 +134,7 @@ def of_one_patient_each(values: Sequence[str], patients: Sequence[str]) -> str:
     return ""
 
 
-def _is_age(words: set[str], values: Sequence[str]) -> bool:
+def is_age(words: set[str], values: Sequence[str]) -> bool:
     """Whether a column holds ages. Of a word that only begins or ends so, the cells tell."""
     return bool(words & {"age", "alter"}) or (_may_be_age(words) and any(map(AGE.fullmatch, values)))
 

@@ -12,6 +12,20 @@ NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f-\x9f]{0,100}")
 """A dataset's name, which folders are called by and terminals show: no path, and nothing that steers a terminal."""
 
 
+def local_keyring(values: object) -> object:
+    """The values of a config as they are. Raises ValueError where `keyring` is no local file, or the keys themselves.
+
+    For validators of the whole config, whose errors do not quote what they refuse.
+    """
+    keyring = values.get("keyring", "") if isinstance(values, dict) else ""
+    text = keyring if isinstance(keyring, str) else "{"
+    if "://" in text:
+        raise ValueError("keyring= takes a local file, readable by you alone, and no URL; copy it here")
+    if text.lstrip().startswith(("{", "[")) or re.search("id_key|split_salt|^[0-9a-fA-F]{32,}$", text):
+        raise ValueError("keyring= takes the name of a local file; keys on a command line are there for all to see")
+    return values
+
+
 def num_cores() -> int:
     """Cores that this process may use; all of them where the system does not tell (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -52,7 +66,7 @@ class ImportConfig(Config):
     )
     keyring: str = Field(
         default="",
-        description="JSON file with the secret keys for ids=keyed; empty: one per user, made on first use",
+        description="local JSON file with the secret keys for ids=keyed; empty: one per user, made on first use",
     )
     link: str = Field(
         default="",
@@ -71,7 +85,9 @@ class ImportConfig(Config):
         default="refuse", description="what to do with an image that the table names and that is not there"
     )
     burned_in: Literal["refuse", "leave_out", "keep"] = Field(
-        default="refuse", description="what to do with a DICOM image that says that text is burned into its pixels"
+        default="refuse",
+        description="what to do with a DICOM image that says that text is burned into its pixels, or that somebody (a "
+        "face) can be recognized in them",
     )
     num_processes: int = Field(default=0, ge=0, description="processes that decode images; 0: one per core")
     on_ray: bool = Field(
@@ -84,6 +100,11 @@ class ImportConfig(Config):
         if not NAME.fullmatch(name):
             raise ValueError("no / or \\ in it, no dot before it, nothing that is no character, 100 of them at most")
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _local_keyring(cls, values: object) -> object:
+        return local_keyring(values)
 
     @field_validator("raw", "out", "keyring", "link")
     @classmethod

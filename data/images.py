@@ -51,7 +51,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, burned_in: str = "keep"
     is laid on white; a colour profile is applied.
     Raises BadImage with its reason: absent bytes, not an image, too large (by the header, before anything is
     decoded), truncated, several frames, unreadable; for DICOM also a missing decoder, no pixel data, or text
-    burned into the pixels unless burned_in is `keep`.
+    burned into the pixels or a face in them, unless burned_in is `keep`.
     """
     if not content:
         raise BadImage("zero bytes")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from clusters.config import InputError, nearest
 from data.attributes import AGE_WORDS, refuse_personal
 from data.cases import one_hot
+from data.class_names import Whose, refuse_classes, refuse_findings
 from data.published import UNKNOWN
 from data.tables import Table
 
@@ -34,9 +35,16 @@ class Labels:
 
 
 def read_labels(
-    table: Table, groups: Mapping[str, Sequence[int]], label: str, classes: tuple[str, ...] = (), positive: str = ""
+    table: Table,
+    groups: Mapping[str, Sequence[int]],
+    label: str,
+    classes: tuple[str, ...] = (),
+    positive: str = "",
+    whose: Whose | None = None,
 ) -> Labels:
     """The labels of each case (`groups`: its rows) from the column or the comma-separated columns `label`.
+
+    `whose` is given where ids are keyed: then no label may tell who somebody is.
 
     Raises InputError naming rows and columns, never cells: rows of a case that disagree, a value outside the
     declared classes, a column with one value or too many, a finding that is none of 1, 0, -1 and empty, one column
@@ -51,7 +59,7 @@ def read_labels(
             raise InputError(
                 "classes= and positive= are for one label column; findings in several hold 1, 0, -1 or nothing"
             )
-        return _findings(_stated(table, columns), groups, columns, "multilabel")
+        return _findings(_stated(table, columns), groups, columns, "multilabel", whose)
     column = columns[0] if columns else label
     table = _stated(table, (column,), (*classes, positive))
     found = {case: table.agreed(column, rows) for case, rows in groups.items()}
@@ -64,11 +72,14 @@ def read_labels(
                 "if -1 means no, or classes=-1,1"
             )
         if not positive:
-            return _findings(table, groups, (column,), "binary")
+            return _findings(table, groups, (column,), "binary", whose)
         # 1 and 1.0 are one value.
         found, values = {case: NUMBERS.get(value, value) for case, value in found.items()}, numbers
         positive = NUMBERS.get(positive, positive)
-    return _classes(table, groups, column, found, classes or tuple(sorted(values)), positive)
+    labels = _classes(table, groups, column, found, classes or tuple(sorted(values)), positive)
+    if whose:
+        refuse_classes(table, column, groups, found, (*labels.names, *classes), whose)
+    return labels
 
 
 def _classes(
@@ -150,8 +161,12 @@ def _stated(table: Table, columns: Sequence[str], classes: Sequence[str] = ()) -
     return table
 
 
-def _findings(table: Table, groups: Mapping[str, Sequence[int]], columns: tuple[str, ...], task: str) -> Labels:
+def _findings(
+    table: Table, groups: Mapping[str, Sequence[int]], columns: tuple[str, ...], task: str, whose: Whose | None
+) -> Labels:
     """Columns that each hold yes, no, doubt or nothing."""
+    if whose:
+        refuse_findings(columns, whose)
     if len(set(columns)) < len(columns):
         raise InputError(f"label= names a column twice: {', '.join(columns)}")
     of_case: dict[str, dict[str, float]] = {}

@@ -8,6 +8,7 @@ Shapes: B batch, H and W pixels.
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from clusters.config import Config, InputError, Transient, absolute
+from clusters.retries import may_pass
 from data.cache import CachePlace
 from data.combined import AnyDataset
 from data.images import BadImage, decode_stored
@@ -143,6 +145,7 @@ class _Refusal:
     """Bad input on its way out of a loader process: torch would wrap it in the process's traceback."""
 
     line: str
+    passes: bool = False
 
     def pin_memory(self) -> "_Refusal":
         return self
@@ -156,7 +159,7 @@ class _Steps(TorchDataset[T | _Refusal], Generic[T]):
         try:
             return self._make(step)
         except InputError as error:
-            return _Refusal(str(error))
+            return _Refusal(str(error), isinstance(error, Transient))
         except BadImage as error:
             return _Refusal(
                 f"an image in the batch of step {step} cannot be used ({error.reason}), though its bytes are those "
@@ -167,7 +170,8 @@ class _Steps(TorchDataset[T | _Refusal], Generic[T]):
             what = " ".join((error.strerror or str(error)).split()) or type(error).__name__
             return _Refusal(
                 f"{where}{what}, while reading the batch of step {step}; check that the place is there and can be "
-                "read, and run the same command again"
+                "read, and run the same command again",
+                may_pass(error),
             )
 
 
@@ -186,7 +190,7 @@ def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
                 "memory or /dev/shm ran out; lower loader.num_processes or loader.prefetch and run the same command"
             ) from None
         if isinstance(batch, _Refusal):
-            raise InputError(batch.line)
+            raise (Transient if batch.passes else InputError)(batch.line)
         yield batch
 
 
@@ -198,7 +202,8 @@ def _server() -> ForkServerContext:
 
 
 def _begin_process(_: int) -> None:
-    """One thread a loader process: more would fight the model for cores. And none outlives the run."""
+    """One thread a loader process: more would fight the model for cores. None ends before the run, or outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal, and the run has a step to save
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_the_run, daemon=True).start()

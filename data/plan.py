@@ -8,6 +8,8 @@ so shards can be written in any number of processes, byte-identical, and continu
 import hashlib
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,9 +38,11 @@ class Plan:
 
 
 def plan_import(raw: RawDataset, config: ImportConfig, identities: Identities) -> Plan:
-    """Plan an import. Raises InputError for no cases, ids that clash, a patient in two official splits."""
+    """Plan an import. Raises InputError for no cases, ids that clash, a patient spelt in two ways or in two splits."""
     if not raw.cases:
         raise InputError(f"no cases in {config.raw}; is it the folder of source={config.source}?")
+    if identities.keyed and raw.patient_unit == "patient":
+        _refuse_spellings(raw.cases)
     cases = _with_splits(_with_final_ids(raw.cases, identities), identities.salt, config)
     cases = sorted(cases, key=lambda case: hashlib.sha256(case.key.encode()).digest())
     chosen = settings(config)
@@ -78,11 +82,35 @@ def _with_final_ids(cases: Sequence[Case], identities: Identities) -> list[Case]
         if patients.setdefault(patient, case).patient != case.patient:
             raise InputError(
                 f"patients '{patients[patient].patient}' (the case of {_first(patients[patient])}) and "
-                f"'{case.patient}' (that of {_first(case)}) differ only in upper case; "
-                "write them alike in the raw table, or use ids=keyed to keep them apart"
+                f"'{case.patient}' (that of {_first(case)}) differ only in upper case; make the spelling one, for a "
+                "patient must not stand in two splits, or give two people ids that differ in more"
             )
         found.append(replace(case, key=key, patient=patient))
     return found
+
+
+def _refuse_spellings(cases: Sequence[Case]) -> None:
+    """Refuse ids of patients that are one but for their spelling: keyed, they would be two people in two splits."""
+    by_id: dict[str, Case] = {}
+    for case in cases:
+        by_id.setdefault(case.patient, case)
+    alike: dict[str, list[Case]] = {}
+    for patient, case in by_id.items():
+        alike.setdefault(_folded(patient), []).append(case)
+    twice = [spelt for spelt in alike.values() if len(spelt) > 1]
+    if twice:
+        told = ", ".join(f"{_first(one)} and {_first(other)}" for one, other, *_ in twice[:SHOWN])
+        raise InputError(
+            f"{len(twice):,} patients seem to be spelt in several ways (ids differ only in upper case, blanks, "
+            f"hyphens, underscores, dots): {told}; make the spelling one, for a patient must not stand in two splits, "
+            "or give two people ids that differ in more"
+        )
+
+
+def _folded(patient: str) -> str:
+    """An id without what people write in one way or another. Between digits a hyphen parts numbers: 1-2 is not 12."""
+    plain = re.sub(r"\s+", "", unicodedata.normalize("NFKC", patient).casefold())
+    return re.sub(r"(?<=[^\W\d_])[-_.]+|[-_.]+(?=[^\W\d_])", "", plain)
 
 
 def _with_splits(cases: Sequence[Case], salt: str, config: ImportConfig) -> list[Case]:

@@ -55,7 +55,7 @@ def make_segment(cases: Sequence[Case], processing: Processing) -> Segment:
     """Read and process the images of some cases; those that cannot be used are told in `bad`.
 
     Raises InputError for an image that is there and cannot be read, and for one that is not there or says that text
-    is burned into it where such images are to be refused.
+    is burned into it, or somebody to be recognized in it, where such images are to be refused.
     """
     pieces: list[bytes] = []
     rows: list[dict[str, Any]] = []
@@ -110,7 +110,10 @@ def _stored(image: SourceImage, processing: Processing) -> StoredImage | str:
         return canonical(image.read(), *wanted)
     except BadImage as error:
         if error.reason == BURNED_IN and processing.burned_in == "refuse":
-            raise InputError(f"image {image.name} says that text is burned into its pixels; {BURNED_IN_MEND}") from None
+            raise InputError(
+                f"image {image.name} says that text is burned into its pixels or that somebody can be recognized in "
+                f"them; {BURNED_IN_MEND}"
+            ) from None
         return error.reason
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         if processing.missing == "refuse":

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 
-from clusters.config import InputError
+from clusters.config import InputError, Transient
+from clusters.retries import may_pass, retried
 from clusters.storage import Folder
 from data.cache import CachePlace, ShardCache, patiently
 from data.manifest import Manifest
@@ -75,13 +76,22 @@ class ShardBytes:
             return b""
         try:
             if self._folder.path is not None:
-                return os.pread(self._opened(shard), size, offset)
+                return retried(lambda: self._read_file(shard, offset, size), self._folder.file(name), "read")
             content = self._cache.read(name, offset, size) if self._cache is not None else None
             if content is None:
                 content = patiently(lambda: self._folder.read_range(name, offset, size))
             return content
         except OSError as error:
             raise unreadable(self._folder, name, error) from None
+
+    def _read_file(self, shard: int, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._opened(shard), size, offset)
+        except OSError:
+            file = self._files.pop(shard, None)
+            if file is not None:  # after an error of the storage behind it an open file may stay bad
+                os.close(file)
+            raise
 
     def _opened(self, shard: int) -> int:
         """The shard's file, open; of many, those that were read last are kept open."""
@@ -98,11 +108,11 @@ class ShardBytes:
 
 
 def unreadable(folder: Folder, name: str, error: OSError) -> InputError:
-    """What to tell about a file of a dataset that could not be read."""
+    """What to tell about a file of a dataset that could not be read; Transient where another try may find it well."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"{folder.file(name)} is missing; copy the dataset again")
     what = " ".join((error.strerror or str(error)).split()) or type(error).__name__
-    return InputError(
+    return (Transient if may_pass(error) else InputError)(
         f"{folder.file(name)} cannot be read ({what}); check the place and your access to it, and run the same command "
         "again"
     )

@@ -18,12 +18,10 @@ import pyarrow.parquet as parquet
 
 from clusters.config import InputError
 from clusters.storage import BLOCK_BYTES, Folder
-from data.attributes import check_kept
 from data.config import num_cores
-from data.manifest import INDEX, STEERS, FileRecord, Manifest, read_manifest
+from data.manifest import INDEX, FileRecord, Manifest, read_manifest
 from data.progress import Progress
-from data.sources import SOURCES, source_module
-from data.tables import Table
+from data.verify_privacy import privacy_problems
 
 ROWS_AT_ONCE = 1 << 16
 TOLD_OF_A_SHARD = 3
@@ -83,7 +81,7 @@ def _problems(folder: Folder, manifest: Manifest, progress: Progress) -> Iterato
         index = parquet.ParquetFile(file)
         yield from _in_parallel(folder, manifest, sizes, progress, _by_shard(index, manifest))
         yield from _index_problems(index, manifest)
-        yield from _attribute_problems(index, manifest)
+        yield from privacy_problems(index, manifest)
 
 
 def _in_parallel(
@@ -225,37 +223,3 @@ def _index_problems(index: parquet.ParquetFile, manifest: Manifest) -> Iterator[
     num_splits = Counter(pairs.column("patient").to_pylist())
     for patient in sorted(patient for patient, number in num_splits.items() if number > 1)[:3]:
         yield f"{INDEX}: patient {patient} stands in two splits"
-
-
-class _Kept(Table):
-    """The values of an attribute with their patients; a problem in it is told of the column alone."""
-
-    def row(self, index: int) -> str:
-        """The index."""
-        return self.where
-
-
-def _attribute_problems(index: parquet.ParquetFile, manifest: Manifest) -> Iterator[str]:
-    """Columns that steer a terminal, and with keyed ids attributes by which somebody could be known.
-
-    What published datasets tell of people their importers have chosen, so it is held to nothing more.
-    """
-    columns = index.schema_arrow.names
-    yield from (f"{INDEX}: {name!a} is no name of a column" for name in columns if STEERS.search(name))
-    if manifest.ids != "keyed" or _is_published(manifest.source):
-        return
-    for column in columns:
-        kind, _, name = column.partition(".")
-        if kind == "attr" and not STEERS.search(name):
-            pairs = index.read([column, "patient"]).group_by([column, "patient"]).aggregate([])
-            values = ["" if value is None else str(value) for value in pairs.column(column).to_pylist()]
-            patients = pairs.column("patient").to_pylist()
-            try:
-                check_kept(_Kept(INDEX, {name: values}, len(values)), name, patients, not manifest.quarantined.count)
-            except InputError as error:
-                yield str(error)
-
-
-def _is_published(source: str) -> bool:
-    """Whether the ids of this source are public unless somebody keys them."""
-    return source in SOURCES and source_module(source).Options.model_fields["ids"].default == "source"

@@ -14,12 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from clusters.config import Config, InputError, absolute
 from clusters.storage import Folder
 from data.cases import RawDataset
-from data.config import ImportConfig
+from data.config import ImportConfig, local_keyring
 from data.identities import Identities, keyring_path, read_keyring, whois_folder
 from data.manifest import MANIFEST, read_manifest
 from data.plan import WORK, Plan
@@ -39,6 +39,11 @@ class WhoisConfig(Config):
 
     keyring: str = Field(default="", description="the keyring of the import; empty: the user's own")
     data: str = Field(default="", description="only this dataset, finished or not; empty: all of the keyring")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _local_keyring(cls, values: object) -> object:
+        return local_keyring(values)
 
     @field_validator("keyring", "data")
     @classmethod

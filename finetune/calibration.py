@@ -170,9 +170,14 @@ def fit_temperature(exclusive: bool, truth_NK: Floats, case_I: Integers, logits_
     return as_likely[0] if as_likely else float(np.exp(found.x))
 
 
+def is_uncalibrated(temperature: float | None) -> bool:
+    """Whether a temperature is at a bound, where it says nothing; results without any, as of numbers, are not."""
+    return temperature in (COLDEST, HOTTEST)
+
+
 def uncalibrated(temperature_of: Mapping[str, float]) -> list[str]:
     """A warning that names the models whose temperature is at a bound."""
-    told = [f"{name} ({found:g})" for name, found in temperature_of.items() if found in (COLDEST, HOTTEST)]
+    told = [f"{name} ({found:g})" for name, found in temperature_of.items() if is_uncalibrated(found)]
     if not told:
         return []
     return [f"the temperature of {' and of '.join(told)} is at its bound: probabilities are not calibrated"]

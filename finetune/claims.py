@@ -3,20 +3,34 @@
 from typing import Any
 
 from clusters.config import InputError, differences
+from clusters.occupied import is_stage_config, refuse_occupied
 from clusters.storage import Folder
 
 CONFIG, SWEEP = "config.json", "sweep.json"
 """What one model of a folder was made with, and what all models of one that holds many have in common."""
 TRAINED, SWEPT = ("results.json",), ("points", "efficiency.json", "search.json")
 """What they leave beside that."""
+FEATURES = "features"
+TRIED = (FEATURES, "training", "trial.json")
+"""What a trial of a search leaves where its model is then tested; a feature folder may be any run's."""
 
 
 def is_begun(out: Folder, identity: dict[str, Any]) -> bool:
-    """Whether a model was begun here with this identity; False in a new folder. Raises InputError for another's."""
+    """Whether a model was begun here with this identity; False in a new folder.
+
+    Raises InputError for another's, and for a folder of anything else.
+    """
     if not out.exists(CONFIG):
         _refuse_unknown(out, CONFIG, TRAINED)
+        refuse_occupied(out, "out", TRIED)
         return False
-    _refuse_others(out, out.read_json(CONFIG)["identity"], identity)
+    config = out.read_json(CONFIG)
+    if is_stage_config(config):
+        raise InputError(f"{out}: holds a stage of a pretraining run; give another out=")
+    before = config.get("identity") if isinstance(config, dict) else None
+    if not isinstance(before, dict):
+        raise InputError(f"{out}: {CONFIG} there is not one of python -m finetune; give another out=")
+    _refuse_others(out, before, identity)
     return True
 
 
@@ -26,13 +40,19 @@ def begin(out: Folder, identity: dict[str, Any], config: dict[str, Any]) -> None
 
 
 def claim(out: Folder, identity: dict[str, Any]) -> None:
-    """Make the folder that of these models. Raises InputError where it is that of others."""
+    """Make the folder that of these models. Raises InputError where it is that of others, or of anything else."""
     if out.exists(SWEEP):
-        _refuse_others(out, out.read_json(SWEEP), identity)
+        before = out.read_json(SWEEP)
+        if not isinstance(before, dict):
+            raise InputError(f"{out}: {SWEEP} there is not one of python -m finetune; give another out=")
+        _refuse_others(out, before, identity)
     elif out.exists(CONFIG):
-        raise InputError(f"{out}: holds the results of another command; give another out=")
+        raise InputError(
+            f"{out}: holds the results of another command, or of another program ({CONFIG}); give another out="
+        )
     else:
         _refuse_unknown(out, SWEEP, SWEPT)
+        refuse_occupied(out, "out", (FEATURES,))
     out.write_json(SWEEP, identity)
 
 

@@ -190,7 +190,8 @@ def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
     if others or scheme not in seen.ids:
         warnings.append(
             f"whether {name} saw test patients is unknown for ids of scheme {', '.join(others) or 'none'}: the "
-            f"dataset's are of {scheme}; images were compared by their pixels"
+            f"dataset's are of {scheme}; of images only exact copies are known again, "
+            "none that was encoded again or cropped"
         )
     patients, images = seen_of(dataset, dataset.rows(["test"]), seen)
     if patients or images:

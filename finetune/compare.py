@@ -4,7 +4,6 @@ Nothing is predicted anew: the cases are those of predictions.parquet, with the 
 Shapes: I images, N cases, K labels.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,12 @@ import numpy as np
 
 from clusters.config import InputError, absolute
 from finetune.bootstrap import BootstrapConfig, Floats, Integers
+from finetune.calibration import is_uncalibrated, uncalibrated
 from finetune.comparisons import comparisons
 from finetune.evaluate import report_figures, resample, scored
 from finetune.metrics import ScoredCases
 from finetune.regression import ScoredNumbers, score_numbers
+from finetune.report.evidence import read_columns
 from finetune.report.words import NAMES, shown
 from finetune.reported import Reported
 from finetune.results import PREDICTIONS
@@ -54,6 +55,8 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("compare: names the same folder twice; take one out")
     trained = [open_trained(location) for location in argv]
     print(markdown(*differences(trained, list(argv))))
+    for warning in uncalibrated({name: one.entry.get("temperature", 1.0) for name, one in zip(argv, trained)}):
+        print(f"\n{warning}, nor compared in Brier score")
 
 
 def differences(trained: list[Trained], names: list[str]) -> tuple[list[dict[str, Any]], dict[str, Reported]]:
@@ -64,15 +67,19 @@ def differences(trained: list[Trained], names: list[str]) -> tuple[list[dict[str
     config = BootstrapConfig.model_validate({k: results["bootstrap"][k] for k in BootstrapConfig.model_fields})
     values = resample(judged, config, results["identity"]["recipe"]["seed"])
     reported = {name: report_figures(one, values[name], config.confidence) for name, one in judged.items()}
-    return comparisons(reported), reported
+    bound = [name for name, one in zip(names, trained) if is_uncalibrated(one.entry.get("temperature"))]
+    return comparisons(reported, bound), reported
 
 
 def tested_cases(trained: Trained) -> Judged:
-    """The test cases of a finished run, in the order of its dataset, with the decisions that its thresholds make."""
-    import pyarrow.parquet as pq
+    """The test cases of a finished run, in the order of its dataset, with the decisions that its thresholds make.
 
-    table = pq.read_table(io.BytesIO(trained.folder.read(PREDICTIONS)))
-    column = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    Raises InputError where its predictions are not there, or others lie in their place.
+    """
+    folder = trained.folder
+    if not folder.exists(PREDICTIONS):
+        raise InputError(f"{folder}: no {PREDICTIONS} here; run the fine-tuning again")
+    column = read_columns(folder.read(PREDICTIONS), trained.results, folder.file(PREDICTIONS))
     mine = (column["split"] == "test") & (column["model"] == trained.name)
     task = trained.model.task
     places = [

@@ -3,7 +3,7 @@
 Shapes: N cases, R resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,24 @@ from finetune.metrics import OF_NUMBERS, ScoredCases
 from finetune.reported import Reported, finite, one_case_each
 
 COMPARED: tuple[Key, ...] = (("auroc",), ("auprc",), ("balanced_accuracy",), ("top1",), ("f1",), ("brier",))
+OF_PROBABILITIES = ("brier", "ece")
+"""Figures that mean little of a model whose temperature is at its bound: they tell of the bound, not of the model."""
 
 
-def comparisons(models: dict[str, Reported]) -> list[dict[str, Any]]:
+def comparisons(models: dict[str, Reported], uncalibrated: Collection[str] = ()) -> list[dict[str, Any]]:
     """The first model against each other one: macro figures, AUROC of each label where there are several, numbers.
 
     Of Brier score, MAE and RMSE a difference below 0 is for the first model, of all others one above. Holm's
     correction is of `p`, which belongs to the interval, over all rows of a figure; the rows of labels' AUROC, and those
-    of each figure of numbers, are families of their own. `p_delong` stands beside it.
+    of each figure of numbers, are families of their own. `p_delong` stands beside it. Models that are `uncalibrated`
+    are compared in no figure of probabilities.
     """
     (name, one), *others = models.items()
     labels = one.cases.label_names if len(one.cases.label_names) > 1 else ()
     keys = [*(key for key in COMPARED if key in one.plain), *(("auroc", label) for label in labels)]
     keys += [key for key in one.plain if key[0] in OF_NUMBERS]
-    rows = [_difference(name, one, baseline, other, key) for baseline, other in others for key in keys]
+    rows = [_difference(name, one, baseline, other, key) for baseline, other in others for key in keys
+            if key[0] not in OF_PROBABILITIES or not {name, baseline} & {*uncalibrated}]  # fmt: skip
     families = {(row["figure"], row["label"] is not None) for row in rows}
     for family in families:
         members = [row for row in rows if (row["figure"], row["label"] is not None) == family]

@@ -12,7 +12,7 @@ from data.loader import LoaderConfig
 from data.uncertain import SMOOTH, Policy
 from finetune.bootstrap import BootstrapConfig
 from finetune.full_config import FullConfig, Pooling, UntrainedConfig
-from finetune.label_map import LABEL_SETS
+from finetune.label_map import LABEL_SETS, LabelMap
 from finetune.thresholds import OperatingConfig
 
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -78,7 +78,7 @@ class FinetuneConfig(Config):
         description="which labels to fine-tune on: chexpert5 (the five of the competition), nih14, or names [Edema, "
         "Fracture]; none: all",
     )
-    label_map: dict[str, str] = Field(
+    label_map: LabelMap = Field(
         default={},
         description="which of the labels here a label of the dataset means: {Effusion: Pleural Effusion}; several of "
         "the dataset's may mean one",

@@ -15,9 +15,10 @@ anything else           the location of another encoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clusters.config import InputError, absolute
+from clusters.config import InputError, absolute, nearest
 from finetune.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PCA_SIZE_PX, PCA_COMPONENTS = 32, 64
 ORB_SIZE_PX, ORB_KEYPOINTS, ORB_WORDS = 224, 200, 200
 CLASSICAL = ("pca", "orb", "knn")
 PUBLISHED = {"vgg16": "VGG16", "inception_v3": "InceptionV3"}
+WORDS = ("untrained", *CLASSICAL, "imagenet", *PUBLISHED)
 Kind = Literal["encoder", "untrained", "published", "pca", "orb", "knn"]
 
 
@@ -78,13 +80,25 @@ def contenders(config: FinetuneConfig) -> list[Contender]:
 
 
 def absolute_baseline(word: str) -> str:
-    """A baseline's word with its path made absolute."""
+    """A baseline's word with its path made absolute. Raises InputError for one that is nearly a known word."""
     name, separator, location = word.partition(":")
-    if word in (*CLASSICAL, "untrained", "imagenet", *PUBLISHED):
+    if word in WORDS:
         return word
+    _refuse_misspelt(word)
     if separator and (name == "imagenet" or name in PUBLISHED):
         return f"{name}:{absolute(location)}"
     return absolute(word)
+
+
+def _refuse_misspelt(word: str) -> None:
+    """A word that is no place either would be told as one that holds no encoder."""
+    name = word.partition(":")[0]
+    if "/" in name or "://" in word or name in WORDS or Path(word).exists():
+        return
+    if hint := nearest(name, WORDS):
+        raise InputError(
+            f"baselines: '{name}'{hint} is neither a known baseline ({', '.join(WORDS)}) nor a folder here"
+        )
 
 
 def card_of(contender: Contender, config: FinetuneConfig) -> "EncoderCard":
@@ -144,6 +158,7 @@ def _baseline(word: str, first: Contender, config: FinetuneConfig) -> Contender:
         return Contender(word, f"ORB, {ORB_WORDS} visual words, linear SVM", word, "", what, "ORB", [], "linear")
     if name == "imagenet" or name in PUBLISHED:
         return _published(word, config)
+    _refuse_misspelt(word)
     card = read_card(word)
     return _pretrained(f"encoder-{card.fingerprint[:8]}", word, config)
 

@@ -15,6 +15,8 @@ from finetune.bootstrap import Floats
 
 ROUNDING = 1e-14
 """A variance of a difference that is a smaller share of the two variances is the rounding of 0."""
+NO_VARIANCE = 1e-28
+"""One AUROC's variance below this is the rounding of 0: one pair of a million by a million patients has more."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,15 @@ class Delong:
     auroc_M: Floats
     covariance_MM: Floats
 
-    def interval(self, model: int, confidence: float) -> tuple[float, float]:
-        """The normal interval of one model, cut off at 0 and 1."""
-        half = norm.ppf((1 + confidence) / 2) * np.sqrt(max(0.0, self.covariance_MM[model, model]))
+    def interval(self, model: int, confidence: float) -> tuple[float, float] | None:
+        """The normal interval of one model, cut off at 0 and 1; None without variance, as of an AUROC of 1.
+
+        However few the patients, it would have no width there.
+        """
+        variance = float(self.covariance_MM[model, model])
+        if variance < NO_VARIANCE:
+            return None
+        half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance)
         return max(0.0, float(self.auroc_M[model] - half)), min(1.0, float(self.auroc_M[model] + half))
 
     def p_of_difference(self, one: int, other: int) -> float | None:

@@ -28,7 +28,7 @@ from finetune.contenders import Contender, contenders
 from finetune.efficiency_config import EfficiencyConfig
 from finetune.efficiency_page import FILES, write_outputs
 from finetune.evaluate import frozen_temperature
-from finetune.labels_saved import labels_saved, summary
+from finetune.labels_saved import labels_saved, learned_from, summary
 from finetune.linear import fit_linear
 from finetune.patients import unknown_patients
 from finetune.results import LEDGER
@@ -198,23 +198,21 @@ def _results(
     warnings: list[str],
 ) -> dict[str, Any]:
     """Everything that the page, the curves and the table are made from."""
-    whole, shares = cohorts[1.0, 0], config.shares()
+    whole = cohorts[1.0, 0]
+    training = learned_from({key: cohort.counts()["train"] for key, cohort in cohorts.items()})
     curves = {}
     for entrant in entrants:
         rows = []
-        for share in shares:
-            draws = [points[_name(entrant, share, draw)] for s, draw in cohorts if s == share]
+        for row in training:
+            keys = [key for key in cohorts if key[0] == row["fraction"]]
+            draws = [{**points[_name(entrant, *key)], "share": its["share"]} for key, its in zip(keys, row["draws"])]
             test = np.array([point["test"] for point in draws])
             spread = float(test.std(ddof=1)) if len(test) > 1 else None
             ends = {"mean": float(test.mean()), "low": float(test.min()), "high": float(test.max()), "sd": spread}
-            rows.append({"fraction": share, **ends, "draws": draws})
+            rows.append({"fraction": row["fraction"], "share": row["share"], **ends, "draws": draws})
         curves[entrant.name] = {**entrant.describe(), "points": rows}
     place = config.encoders.index(config.baseline) if config.baseline else len(entrants) - 1
     baseline = entrants[place].name
-    numbers = [
-        {"fraction": share, "draws": [cohorts[key].counts()["train"] for key in cohorts if key[0] == share]}
-        for share in shares
-    ]
     figure = whole.task.score_name
     if figure == AUROC and len(whole.task.label_names) > 1:
         figure = f"macro {AUROC}"
@@ -227,7 +225,7 @@ def _results(
         "head": config.head,
         "draws": config.draws,
         "test": whole.counts()["test"],
-        "training": numbers,
+        "training": training,
         "baseline": baseline,
         "curves": curves,
         "labels_saved": labels_saved(curves, baseline),

@@ -9,7 +9,7 @@ from typing import Any
 from clusters.storage import Folder
 from data.page import Html, Section, figure, folded, join, note, page, pairs, paragraph, table, tag
 from finetune.cells import safe
-from finetune.labels_saved import told
+from finetune.labels_saved import in_words, percent, share_of, told, why_not_as_asked
 
 FILES = ("efficiency.html", "efficiency.svg", "efficiency.png", "efficiency.csv")
 COLOURS = ("#0b6e75", "#9a5b13", "#6b4fa0", "#4d6b1f", "#b0346d", "#1f5fae", "#7a3b1e", "#3d4650")
@@ -49,7 +49,7 @@ def draw(results: dict[str, Any], kind: str) -> bytes:
         names = names_of(results["curves"])
         for number, (name, curve) in enumerate(results["curves"].items()):
             points, colour = curve["points"], COLOURS[number % len(COLOURS)]
-            shares = [100 * point["fraction"] for point in points]
+            shares = [100 * share_of(point) for point in points]
             means = [point["mean"] for point in points]
             axes.plot(shares, means, color=colour, marker=MARKS[number % len(MARKS)], markersize=4, label=names[name])
             low, high = ([point[end] for point in points] for end in ("low", "high"))
@@ -57,8 +57,8 @@ def draw(results: dict[str, Any], kind: str) -> bytes:
         target = results["curves"][results["baseline"]]["points"][-1]["mean"]
         axes.axhline(target, color="#5a6876", linestyle="--", linewidth=1)
         axes.set_xscale("log")
-        shares = [100 * row["fraction"] for row in results["training"]]
-        axes.set_xticks(shares, [f"{share:g} %" for share in shares])
+        ticks = {percent(share_of(row)): 100 * share_of(row) for row in results["training"]}
+        axes.set_xticks(list(ticks.values()), list(ticks))
         axes.minorticks_off()
         axes.set_xlabel("share of the labelled training patients")
         axes.set_ylabel(f"{results['figure']} on test")
@@ -73,13 +73,14 @@ def _csv(results: dict[str, Any]) -> str:
     """One row a model."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", "fraction", "draw", "training_patients", "training_cases", "val", "test"])
+    writer.writerow(["model", "fraction", "share", "draw", "training_patients", "training_cases", "val", "test"])
     for name, curve in results["curves"].items():
         for point, row in zip(curve["points"], results["training"]):
             for draw_number, (model, counts) in enumerate(zip(point["draws"], row["draws"])):
                 val = model.get("val_auroc", model.get("val_score"))
                 numbers = [counts["patients"], counts["cases"], val, model["test"]]
-                writer.writerow([safe(name), point["fraction"], draw_number, *numbers])
+                share = counts.get("share", share_of(point))
+                writer.writerow([safe(name), point["fraction"], share, draw_number, *numbers])
     return stream.getvalue()
 
 
@@ -116,13 +117,14 @@ def _result(results: dict[str, Any], names: dict[str, str], picture: bytes) -> H
 def _numbers(results: dict[str, Any], names: dict[str, str]) -> Html:
     rows = []
     for place, row in enumerate(results["training"]):
-        patients = sorted({counts["patients"] for counts in row["draws"]})
-        shown: list[Any] = [f"{100 * row['fraction']:g} %", " to ".join(str(n) for n in {patients[0], patients[-1]})]
+        patients = sorted(counts["patients"] for counts in row["draws"])
+        shown: list[Any] = [in_words(row), " to ".join(str(n) for n in dict.fromkeys([patients[0], patients[-1]]))]
         for curve in results["curves"].values():
             point = curve["points"][place]
             shown.append(f"{point['mean']:.3f} ({point['low']:.3f} to {point['high']:.3f})")
         rows.append(shown)
     caption = f"{results['figure']} on test: mean of the draws (lowest to highest)."
+    caption += f" Labels: share of the labelled training patients. {why_not_as_asked(results['training'])}".rstrip()
     return table(["labels", "patients", *names.values()], rows, caption)
 
 
@@ -135,6 +137,7 @@ def _method(results: dict[str, Any]) -> Html:
         "head is one model.",
         "Strength or epoch are chosen on the validation split, which is whole for every share; so with very few labels "
         "the validation patients are more than those trained on, and a study with as few in all would do worse.",
+        "Shares are the patients learned from of all labelled training patients, whatever share was asked for.",
         "Labels saved: the smallest share from which on the mean curve stays at or above the baseline with all labels, "
         "interpolated over the logarithm of the share.",
         f"The test split was evaluated {times} times in this folder, once for each model.",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.bootstrap import BootstrapConfig, Figures, Floats, Key, bootstrap, patient_strata
-from finetune.calibration import fit_temperature, negative_log_likelihood
+from finetune.calibration import fit_temperature, is_uncalibrated, negative_log_likelihood
 from finetune.cohort import Cohort, Rows
 from finetune.comparisons import comparisons
 from finetune.contenders import Contender
@@ -159,7 +159,7 @@ def compare(
     first["test"]["subgroups"] = subgroup_tables(judged[0].test, attributes, config, seed, judged[0].numbers)
     return {
         "models": models,
-        "comparisons": comparisons(reported),
+        "comparisons": comparisons(reported, [name for name in named if is_uncalibrated(named[name].temperature)]),
         "operating": operating.model_dump(mode="json"),
         "bootstrap": {**config.model_dump(mode="json"), "interval": HOW},
     }

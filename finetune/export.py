@@ -173,9 +173,21 @@ def _onnx(network: "nn.Module", size_px: int, outputs: list[str]) -> tuple[bytes
         verbose=False,
     )
     assert program is not None
-    content = program.model_proto.SerializeToString()
+    model = program.model_proto
+    _forget_origins(model)
+    content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return content, lambda images: session.run(None, {"images": images})  # type: ignore[return-value]
+
+
+def _forget_origins(part: Any) -> None:
+    """Delete what an ONNX model and its parts say of the code that they come from, with paths of this machine."""
+    for field, value in part.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            part.ClearField(field.name)
+        elif field.message_type:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _forget_origins(inner)
 
 
 def _torch(network: "nn.Module", size_px: int, outputs: list[str]) -> tuple[bytes, Run]:
@@ -184,6 +196,9 @@ def _torch(network: "nn.Module", size_px: int, outputs: list[str]) -> tuple[byte
     example = torch.zeros(2, 3, size_px, size_px)
     shapes = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of code with their paths on this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     module = program.module()

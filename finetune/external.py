@@ -26,11 +26,13 @@ from finetune.bootstrap import BootstrapConfig
 from finetune.claims import begin, is_begun
 from finetune.external_results import predictions_of, results_of
 from finetune.foreign import answers, num_features_of, open_training_data, scores_of, training_features
-from finetune.label_map import Matched, match_labels
+from finetune.label_map import LabelMap, Matched, match_labels
+from finetune.own_test import own_test_again
 from finetune.patients import unknown_patients
+from finetune.report.evidence import HASH, hash_of, why_not_theirs
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
-from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, count_evaluation, versions
+from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import began_elsewhere, seen_in_file
 from pretrain.export import ids_scheme
@@ -45,7 +47,7 @@ class EvaluateConfig(Config):
     results: str = Field(description="results folder of a finished fine-tuning")
     data: list[str] = Field(min_length=1, description="dataset folders, paths or URLs")
     out: str = Field(description="folder that gets one results folder for each dataset")
-    label_map: dict[str, str] = Field(
+    label_map: LabelMap = Field(
         default={},
         description="their label: ours, 'unseen' (a condition that the model never learned) or 'ignore'; labels of one "
         "name need no entry",
@@ -153,7 +155,8 @@ def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfi
     if ids_scheme(dataset) not in seen.ids:
         warnings.append(
             f"whether the model saw patients of {dataset.manifest.name} is unknown: their ids are of schemes "
-            f"{ids_scheme(dataset)} and {', '.join(sorted(seen.ids))}; images were compared by their pixels"
+            f"{ids_scheme(dataset)} and {', '.join(sorted(seen.ids))}; of images only exact copies are known again, "
+            "none that was encoded again or cropped"
         )
     patients, images = seen_of(dataset, rows, seen)
     if patients or images:
@@ -179,11 +182,11 @@ def _evaluate(
         "label_map": matched.label_map,
         "settings": config.model_dump(mode="json", include={"splits", "foreign", "seed", "bootstrap"}),
     }
-    if is_begun(out, identity) and all(out.exists(name) for name in (RESULTS, PREDICTIONS, REPORT)):
+    if is_begun(out, identity) and _is_whole(out):
         print(f"reused: these results were finished earlier: {out.file(RESULTS)}")
         return
     begin(out, identity, config.model_dump(mode="json"))
-    warnings = warnings + _own_test(trained, dataset, config)
+    warnings = warnings + own_test_again(trained, dataset, rows, config)
     numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
     reference = training_features(trained, out, config) if config.foreign else None
     foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
@@ -194,7 +197,8 @@ def _evaluate(
         )
     logits_IK = numbers[:, : -num_features_of(trained.model)]
     results = results_of(trained, dataset, matched, rows, logits_IK, config)
-    out.write(PREDICTIONS, predictions_of(trained, dataset, matched, rows, logits_IK, foreign))
+    predictions = predictions_of(trained, dataset, matched, rows, logits_IK, foreign)
+    out.write(PREDICTIONS, predictions)
     told = {
         "schema_version": SCHEMA_VERSION,
         "kind": "external",
@@ -203,6 +207,7 @@ def _evaluate(
         **results,
         "out_of_distribution": foreign.figures if foreign else None,
         "out_of_distribution_counts": foreign.counts if foreign else None,
+        HASH: hash_of(predictions),
         "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }
@@ -217,17 +222,11 @@ def _evaluate(
     print(f"report: {out.file(REPORT)}")
 
 
-def _own_test(trained: Trained, dataset: Dataset, config: EvaluateConfig) -> list[str]:
-    """Where it is the test split of the dataset that the model was trained on: one more look at it, which is counted.
-
-    Returns what its reader must know.
-    """
-    if "test" not in config.splits or dataset.fingerprint != trained.results["dataset"]["fingerprint"]:
-        return []
-    times = count_evaluation(trained.folder)
-    told = f"the test split is that of the dataset the model was trained on, looked at {times} times by now"
-    say(f"{dataset.manifest.name}: {told}")
-    return [told]
+def _is_whole(out: Folder) -> bool:
+    """Whether all that an evaluation leaves is there, and its predictions are its own."""
+    if not all(out.exists(name) for name in (RESULTS, PREDICTIONS, REPORT)):
+        return False
+    return why_not_theirs(out.read(PREDICTIONS), out.read_json(RESULTS)) is None
 
 
 def _absent(matched: Matched) -> list[str]:

@@ -4,9 +4,7 @@ Their pixels are those that an import would store and the loader would give: pre
 the dataset that is imported from it. Imports no torch. Shapes: S the side of the network's input, px.
 """
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from data.listing import is_hidden, list_files
 from data.manifest import MANIFEST
 from data.segments import ABSENT
 from data.sources.folder import SUFFIXES
+from data.tables import read_table
 
 Read = Callable[[], bytes]
 IMAGE, CASE = "image", "case"
@@ -82,7 +81,7 @@ class ImageList:
 def list_images(location: str) -> ImageList:
     """The images at a location, sorted by name; of a CSV in its order, of a dataset in that of its rows.
 
-    Raises InputError where there are none, or for a CSV without a column `image`.
+    Raises InputError where there are none, for a CSV without a column `image`, and as `read_table`.
     """
     parent, _, name = location.rstrip("/").rpartition("/")
     folder = Folder(location)
@@ -133,28 +132,27 @@ def _of_dataset(dataset: Dataset) -> ImageList:
 
 def _of_csv(folder: Folder, name: str) -> ImageList:
     """Paths in a column `image`, from the CSV's folder on, and cases in a column `case` where there is one."""
-    where = folder.file(name)
+    if not folder.exists(name):
+        raise InputError(f"{folder.file(name)}: no such file")
+    table = read_table(folder, name)
     try:
-        rows = list(csv.DictReader(io.StringIO(folder.read(name).decode("utf-8-sig"), newline=""), strict=True))
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{where}: not a CSV in UTF-8 ({error}); save it as one") from None
-    if not rows or IMAGE not in rows[0]:
-        told = ", ".join(str(column) for column in rows[0]) if rows else "no rows"
-        raise InputError(f"{where}: no column '{IMAGE}' with the paths of the images; it has {told}")
-    columns = {CASE: tuple(row[CASE] or "" for row in rows)} if CASE in rows[0] else {}
+        images = tuple(table.column(IMAGE))
+    except InputError as error:
+        raise InputError(f"{error}; the paths of the images stand in it") from None
+    columns = {CASE: tuple(table.column(CASE))} if CASE in table.columns else {}
     if "" in columns.get(CASE, ()):
-        place = columns[CASE].index("") + 1
-        raise InputError(f"{where}: row {place} names no case; name one for each image, or take the column out")
-    return _of_files(folder.location, [row[IMAGE] or "" for row in rows], columns)
+        place = table.row(columns[CASE].index(""))
+        raise InputError(f"{place} names no case; name one for each image, or take the column out")
+    return _of_files(folder.location, images, columns)
 
 
 def _read_file(folder: Folder, name: str) -> bytes:
-    if name and folder.path is not None and (folder.path / name).exists() and not (folder.path / name).is_file():
+    if not name:
+        raise BadImage("the row names no image")
+    if folder.path is not None and (folder.path / name).exists() and not (folder.path / name).is_file():
         raise BadImage("not a file")
     try:
-        return folder.read(name) if name else b""
+        return folder.read(name)
     except FileNotFoundError:
         raise BadImage(ABSENT) from None
     except OSError as error:

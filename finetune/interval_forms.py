@@ -59,6 +59,12 @@ def hanley_variance(auroc: float, num_positive: int, num_negative: int) -> float
     return (auroc * (1 - auroc) + pairs) / (num_positive * num_negative)
 
 
+def at_bound(bounds: tuple[float, float], value: float) -> bool:
+    """Whether a figure between two bounds is at one of them."""
+    low, high = bounds
+    return min(value - low, high - value) < 1e-9 * (high - low)
+
+
 def within(
     bounds: tuple[float, float], value: float, half: float, spread: Spread, confidence: float
 ) -> tuple[float, float] | None:
@@ -76,7 +82,7 @@ def within(
         factor = float(np.exp(half / distance))
         return low + distance / factor, low + distance * factor
     place = (value - low) / (high - low)
-    if min(place, 1 - place) < 1e-9:
+    if at_bound(bounds, value):
         z2 = float(norm.ppf((1 + confidence) / 2)) ** 2
         reach = z2 / (spread.patients + z2) * (high - low)
         return (low, low + reach) if place < 0.5 else (high - reach, high)

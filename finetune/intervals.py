@@ -10,7 +10,9 @@ quantile stands where Student's belongs (Hesterberg, 2015, Am. Stat. 69:371): bo
 - of AUROC and of shares of patients: all values from which the figure is no further than t standard errors at that
   value (Wilson, 1927, for shares; Newcombe, 2006, Stat. Med. 25:559, method 5, for AUROC with the variance of Hanley &
   McNeil, 1982), times the design effect: by how much the bootstrap's variance is larger than that formula's;
-- of other figures between bounds: Student's on the logit scale;
+- of other figures between bounds: Student's on the logit scale. Of a mean over labels it reaches no further than the
+  mean of its parts' intervals, which is that of labels that go up and down as one: near a bound the logit scale would
+  make far more of their variance. At a bound, where nothing shows how they vary together, it is that mean;
 - of mean errors of numbers, which have no largest value: Student's on the log scale;
 - of differences: Student's.
 Shapes: R resamples.
@@ -23,7 +25,16 @@ import numpy as np
 from scipy.stats import t as student
 
 from finetune.bootstrap import Floats, Key
-from finetune.interval_forms import Difference, Interval, Spread, hanley_variance, scored, student_difference, within
+from finetune.interval_forms import (
+    Difference,
+    Interval,
+    Spread,
+    at_bound,
+    hanley_variance,
+    scored,
+    student_difference,
+    within,
+)
 from finetune.metrics import ScoredCases
 
 Plain: TypeAlias = Mapping[Key, float]
@@ -31,8 +42,8 @@ Resamples: TypeAlias = Mapping[Key, Floats]
 
 HOW = (
     "Student's intervals from the standard deviation over the resamples: of AUROC and of shares in the form of Wilson "
-    "and Newcombe with a design effect, of other figures between bounds on the logit scale, of mean errors of numbers "
-    "on the log scale"
+    "and Newcombe with a design effect, of other figures between bounds on the logit scale (of a mean over labels no "
+    "wider than the mean of their intervals), of mean errors of numbers on the log scale"
 )
 ON_POSITIVES, ON_NEGATIVES = ("sensitivity", "confusion", "bin"), ("specificity",)
 ON_ALL = ("brier", "top1", "top3", "mae", "rmse", "pearson", "spearman")
@@ -142,7 +153,26 @@ class Intervals:
         if spread is None:
             return None
         half = float(student.ppf((1 + self.confidence) / 2, spread.degrees) * np.sqrt(spread.variance))
-        return within(bounds_of(key, self._exclusive), value, half, spread, self.confidence)
+        bounds = bounds_of(key, self._exclusive)
+        ends = within(bounds, value, half, spread, self.confidence)
+        if ends is None or self._parts(key) == [key]:
+            return ends
+        low, high = self._mean_of_ends(key, plain, values)
+        return (low, high) if at_bound(bounds, value) else (max(ends[0], low), min(ends[1], high))
+
+    def _mean_of_ends(self, key: Key, plain: Plain, values: Resamples) -> tuple[float, float]:
+        """Means of the low and of the high ends of the parts of a figure, taken as the figure's own mean is.
+
+        A part that rests on one patient may lie anywhere.
+        """
+        by_name: dict[str, list[tuple[float, float]]] = {}
+        for part in self._parts(key):
+            if part in values and np.isfinite(plain[part]):
+                found = self.of(part, plain, values)
+                ends = (found.low, found.high) if found else bounds_of(part, self._exclusive)
+                by_name.setdefault(part[0], []).append(ends)
+        low, high = np.mean([np.mean(ends, axis=0) for ends in by_name.values()], axis=0)
+        return float(low), float(high)
 
     def _corrected(self, part: Key, value: float, values_R: Floats) -> float:
         """Variance of a figure: where it comes near a bound it varies little over resamples, but its score interval

@@ -6,12 +6,16 @@ Shapes: N images, L labels of the dataset, K labels of ours.
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Annotated, Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from clusters.config import InputError, nearest
 from data.dataset import Dataset
@@ -23,6 +27,18 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
     "chexpert5": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
     "nih14": NIH14,
 }
+
+
+def _blank_after_colon(label_map: Any) -> Any:
+    """YAML takes `{a:b}` for one key without a value."""
+    for name, value in label_map.items() if isinstance(label_map, dict) else ():
+        if value is None and ":" in str(name):
+            raise ValueError(f"write a blank after the colon: {{{str(name).replace(':', ': ', 1)}}}, not {{{name}}}")
+    return label_map
+
+
+LabelMap = Annotated[dict[str, str], BeforeValidator(_blank_after_colon)]
+"""{theirs: ours}, as people write it."""
 UNSEEN, IGNORE = "unseen", "ignore"
 """In evaluation, what else a label of theirs can be: a condition that the model never learned; left out."""
 
@@ -60,7 +76,7 @@ def theirs(dataset: Dataset, names: Sequence[str], label_map: Mapping[str, str])
     if missing:
         free = [other for other in there if other not in label_map and other not in names]
         likely = {other: ours for ours in missing if (other := _likely(ours, free))}
-        mend = f"Write label_map={_as_yaml({**label_map, **likely})} {{theirs: ours}}, if they mean the same"
+        mend = f"Write {_typed({**label_map, **likely})} {{theirs: ours}}, if they mean the same"
         without = ", ".join(ours for ours in missing if ours not in likely.values())
         leave = f"eave {without} out of labels="
         mend = f"{mend}; l{leave}" if likely and without else mend if likely else f"L{leave}"
@@ -172,11 +188,11 @@ def _mend(left: Sequence[str], absent: Sequence[str], label_map: Mapping[str, st
     proposed = {**label_map, **{other: _likely(other, absent) or UNSEEN for other in left}}
     if not (set(proposed.values()) - {UNSEEN, IGNORE}) and len(absent) == num_names:
         return (
-            f"Write label_map={{{_word(left[0])}: …}}: each of theirs is a label of the model, '{UNSEEN}' (a condition "
-            f"that it never learned) or '{IGNORE}', and one at least a label of the model"
+            f"Write {_typed({left[0]: '…'})}: each of theirs is a label of the model, '{UNSEEN}' (a condition that it "
+            f"never learned) or '{IGNORE}', and one at least a label of the model"
         )
     return (
-        f"Write label_map={_as_yaml(proposed)}, if that is what they mean: each is a label of the model, '{UNSEEN}' (a "
+        f"Write {_typed(proposed)}, if that is what they mean: each is a label of the model, '{UNSEEN}' (a "
         f"condition that it never learned) or '{IGNORE}'"
     )
 
@@ -195,10 +211,13 @@ def _plain(name: str) -> str:
     return " ".join(re.split(r"[\W_]+", name.lower())).strip()
 
 
-def _as_yaml(found: Mapping[str, str]) -> str:
-    """As it is typed on a command line or written in a recipe."""
-    return "{" + ", ".join(f"{_word(other)}: {_word(ours)}" for other, ours in found.items()) + "}"
+def _typed(found: Mapping[str, str]) -> str:
+    """As it is typed in a shell."""
+    entries = ", ".join(f"{_word(other)}: {_word(ours)}" for other, ours in found.items())
+    return shlex.quote(f"label_map={{{entries}}}")
 
 
 def _word(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z][\w ()-]*", name) else json.dumps(name)
+    """A label in YAML: quoted where it would be read as anything but this text."""
+    plain = name == "…" or (re.fullmatch(r"[A-Za-z][\w ()-]*", name) and yaml.safe_load(name) == name)
+    return name if plain else json.dumps(name, ensure_ascii=False)

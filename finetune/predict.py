@@ -24,6 +24,7 @@ from pydantic import Field, field_validator
 
 from clusters.command import describe
 from clusters.config import Config, InputError, absolute, load_config
+from clusters.occupied import kind_of, refuse_occupied
 from clusters.ray_data import map_parts
 from clusters.run_lock import run_lock
 from clusters.storage import Folder
@@ -78,7 +79,8 @@ def predict(config: PredictConfig) -> None:
     """Write the predictions of all images, or say that they are there.
 
     Raises InputError for a model that is none, a place without images, an `out` of other images or of another model,
-    an `out` that another run is at work in, and, after all is written, where not one image could be read.
+    an `out` that another run is at work in or that holds anything else, and, after all is written, where not one image
+    could be read.
     """
     from finetune.model_folder import load_model
 
@@ -102,9 +104,13 @@ def predict(config: PredictConfig) -> None:
 
 
 def _finished(out: Folder, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The counts of these predictions if they are all there. Raises InputError where others are."""
+    """The counts of these predictions if they are all there. Raises InputError where others are, or anything else."""
     if not out.exists(RECORD):
+        refuse_occupied(out, "out")
         return None
+    # What it was predicted into once may have been made again since, by its own command.
+    if beside := kind_of(out, set(out.names()) - {RECORD}):
+        raise InputError(f"{out}: holds {beside} beside predictions; give another out=, a new or an empty folder")
     told = out.read_json(RECORD)
     changed = [key for key, value in identity.items() if told.get("identity", {}).get(key) != value]
     if changed:

@@ -117,16 +117,14 @@ class Reported:
         return {"classes": list(names), "cases": confusion(self.cases).tolist(), "shares": shares}
 
     def _delong(self, key: Key) -> dict[str, Any]:
-        """DeLong's interval, where each patient has one case and the figure is of one label."""
+        """DeLong's interval, where it has one, each patient has one case, and the figure is of one label."""
         cases = self.cases
         if len(key) == 1 and len(cases.label_names) > 1:
             return {}
         k = cases.label_names.index(key[1]) if len(key) > 1 else 0
         found = delong(cases.truth_NK[:, k], cases.scores_NK[:, k][None]) if one_case_each(cases, k) else None
-        if found is None:
-            return {}
-        low, high = found.interval(0, self.confidence)
-        return {"delong": {"low": low, "high": high}}
+        ends = found.interval(0, self.confidence) if found else None
+        return {"delong": {"low": ends[0], "high": ends[1]}} if ends else {}
 
 
 def one_case_each(cases: ScoredCases, k: int) -> bool:

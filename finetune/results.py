@@ -17,8 +17,9 @@ from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
 from finetune.linear import Choice
 from finetune.model_folder import MODEL_FILES, write_model
 from finetune.patients import unknown_patients
+from finetune.report.evidence import HASH, hash_of, why_not_theirs
 from pretrain.encoder_folder import SEEN, Seen, read_seen
-from pretrain.export import seen_in, seen_table
+from pretrain.export import ids_scheme, seen_in, seen_table
 
 RESULTS, LEDGER, PREDICTIONS = "results.json", "test_evaluations.json", "predictions.parquet"
 REPORT, MODEL = "report.html", "model"
@@ -50,7 +51,7 @@ def write_results(
     first, choice = judged[0], fitted[0][1]
     warnings = [*unknown_patients(cohort.dataset.manifest), *warnings]
     temperatures = {item.outcome.contender.name: item.temperature for item in judged}
-    evaluations = count_evaluation(out)
+    evaluations, predictions = count_evaluation(out), predictions_table(cohort, judged)
     results = {
         "schema_version": SCHEMA_VERSION,
         "kind": "finetune",
@@ -63,10 +64,11 @@ def write_results(
         "dataset": told_of(cohort.dataset),
         "cohort": cohort.counts(),
         **compare(cohort, judged, config.bootstrap, config.operating, config.seed),
+        HASH: hash_of(predictions),
         "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }
-    out.write(PREDICTIONS, predictions_table(cohort, judged))
+    out.write(PREDICTIONS, predictions)
     out.write(SEEN, seen_table(_seen_by(first.outcome.contender, cohort)))
     write_model(out / MODEL, first, choice, cohort, config, out)
     measure_latency(out / MODEL)
@@ -78,20 +80,23 @@ def write_results(
 
 
 def is_whole(out: Folder) -> bool:
-    """Whether a folder has every file of finished results."""
+    """Whether a folder has every file of finished results, and the predictions of these. Says what it lacks."""
     if not out.exists(RESULTS):
         return False
-    missing = [name for name in OUTPUTS if not out.exists(name)]
-    if missing:
-        say(f"{out.file(missing[0])} is missing; the results are made again from what was trained")
-    return not missing
+    lack = next((f"{out.file(name)} is missing" for name in OUTPUTS if not out.exists(name)), None)
+    if lack is None and (why := why_not_theirs(out.read(PREDICTIONS), out.read_json(RESULTS))):
+        lack = f"{out.file(PREDICTIONS)} is not that of these results ({why})"
+    if lack is not None:
+        say(f"{lack}; the results are made again from what was trained")
+    return lack is None
 
 
 def told_of(dataset: Dataset) -> dict[str, Any]:
     """What results say of a dataset."""
     names = ("name", "source", "licence", "citation")
     told = {name: getattr(dataset.manifest, name) for name in names}
-    return {**told, "patient_unit": dataset.manifest.patient_unit, "fingerprint": dataset.fingerprint}
+    told |= {"patient_unit": dataset.manifest.patient_unit, "ids": ids_scheme(dataset)}
+    return {**told, "fingerprint": dataset.fingerprint}
 
 
 def _seen_by(contender: Contender, cohort: Cohort) -> Seen:

@@ -96,7 +96,7 @@ class Setting:
         if len(self.shares) == 2:
             ends[BY_PATIENT] = _ends(_auroc_by_patient(one, config, number))
             by_image = delong(one.truth_NK[:, 0], one.scores_NK.T)
-            ends[NAIVE] = by_image.interval(0, config.confidence) if by_image else (np.nan, np.nan)
+            ends[NAIVE] = (by_image.interval(0, config.confidence) if by_image else None) or (np.nan, np.nan)
         return ends
 
 

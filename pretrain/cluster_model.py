@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from clusters.config import Config
 from pretrain.cards import BANDWIDTH_SHARE, FLOPS_SHARE, Card
@@ -29,6 +29,8 @@ MUCH = 0.2
 
 class MachineConfig(Config):
     """What the cluster is made of: assumptions, all of them printed."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     gpus_per_node: int = Field(default=8, ge=1, description="GPUs of a node, one worker each")
     node_gb_per_s: float = Field(

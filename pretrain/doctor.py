@@ -1,17 +1,20 @@
 """`python -m pretrain doctor RUN [RECIPE.yaml key=value …]`: what of a run can be resumed, and why. Reads only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from clusters.checkpoint_files import without_commit
+from clusters.checkpoint_files import CHECKPOINTS, gone, names, without_commit
 from clusters.checkpoint_listing import Listed, list_checkpoints
 from clusters.checkpoint_policy import CheckpointConfig
 from clusters.config import InputError, differences, load_config
+from clusters.lease import LEASE, STALE_S
+from clusters.runs import holder_of
 from clusters.storage import Folder
 from pretrain.config import PretrainConfig
 from pretrain.encoder_harm import foreign_encoder, harm_at_the_top, harm_of
 from pretrain.run import weights_that_are_gone, where_views_are_finished, with_absolute_locations
-from pretrain.stage_folder import finished, stages_on_disk, stored_config
+from pretrain.stage_folder import finished, harm_of_heads, stages_on_disk, stored_config
 
 FREE = "cluster, tracking, loader, checkpoint and probe may change"
 
@@ -19,19 +22,21 @@ FREE = "cluster, tracking, loader, checkpoint and probe may change"
 def doctor(argv: Sequence[str]) -> Iterator[str]:
     """Say of each stage what is there and what the next start would do; then what a recipe would change, if given.
 
-    Raises InputError where nothing can be resumed, or where the recipe would be refused.
+    Raises InputError where nothing can be resumed, where the recipe would be refused, and where another run is at work.
     """
-    if not argv or argv[0].startswith("-") or (argv[0].partition("=")[1] and "://" not in argv[0]):
+    if not argv or argv[0].startswith("-") or not _is_place(argv[0]):
         raise InputError("doctor: name the run folder first, such as python -m pretrain doctor /runs/ham")
     run = Folder(argv[0])
+    at_work = yield from _who_is_at_work(run)
     stages = _stages(run)
     if not stages:
-        raise InputError(f"{run}: no stage that Manyview wrote; name the folder that was given as run=")
+        raise InputError(at_work or f"{run}: no stage that Manyview wrote; name the folder that was given as run=")
     broken, begun = [], True
     for place, (name, config) in enumerate(stages):
         lines, problem, begun = _judge(run / name, name, config, begun)
         yield from lines
         broken += [problem] if problem else []
+        broken += [harm] if begun and (harm := _harm_for_the_next(run, [*stages[place:], None])) else []
         if not begun and place + 1 < len(stages):
             yield f"{stages[place + 1][0]}: would be done after {name}"
     foreign = foreign_encoder(run)
@@ -41,6 +46,34 @@ def doctor(argv: Sequence[str]) -> Iterator[str]:
         raise InputError(f"{run}: {'; '.join(broken)}")
     if len(argv) > 1:
         yield from _compare(run, stages, argv[1:])
+    if at_work:
+        raise InputError(at_work)
+
+
+def _is_place(word: str) -> bool:
+    """Whether a word is a folder or URL rather than key=value; a path may hold a = too (`/runs/lr=0.1`)."""
+    before, equals, _ = word.partition("=")
+    return not equals or "/" in before or Path(word).is_dir()
+
+
+def _who_is_at_work(run: Folder) -> Generator[str, None, str | None]:
+    """Say who holds the run folder, or may; returns why a start would be refused, where it is known that it would."""
+    if run.exists(LEASE):
+        yield f"{run}: a run left a lease there; looking for {STALE_S:g} s at most whether it lives"
+    holder = holder_of(run, STALE_S)
+    if holder is None:
+        return None
+    if not holder.is_certain:
+        yield (
+            f"{run}: another run may be at work in this folder ({holder.name}), which cannot be told from here; a "
+            "start would be refused while it is"
+        )
+        return None
+    yield f"{run}: another run is at work in this folder ({holder.name}); what follows is for a start after its end"
+    return (
+        f"{run}: a start would be refused, for another run is at work in this folder ({holder.name}); wait for its "
+        "end, or stop it first"
+    )
 
 
 def _stages(run: Folder) -> list[tuple[str, dict[str, Any]]]:
@@ -77,10 +110,22 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
     if any(one.committed for one in checkpoints):
         problem = f"none of the checkpoints of {name} is intact; restore one from a backup, or remove {folder}"
         return [*lines, f"{name}: {problem}"], problem, False
-    if problem := without_commit(folder / "checkpoints"):
+    if problem := without_commit(folder / CHECKPOINTS) or gone(folder):
         return [*lines, f"{name}: {problem}"], problem, False
     lines.append(f"{name}: would start from step 0, since nothing was saved yet")
     return lines, None, False
+
+
+def _harm_for_the_next(run: Folder, stages: list[Any]) -> str | None:
+    """What is wrong with the heads of a finished stage, if the next one has still to start from them."""
+    (name, config), following = stages[0], stages[1]
+    planned = len((config.get("config") or {}).get("stages", []))
+    if following is None and int(name.partition("-")[0]) >= planned:
+        return None
+    if following is not None and (finished(run / following[0]) or names(run / following[0] / CHECKPOINTS)):
+        return None
+    harm = harm_of_heads(run / name)
+    return harm and f"{name} is marked finished and {harm}; restore it, or remove {run / name} to do it again"
 
 
 def _policy(config: dict[str, Any]) -> CheckpointConfig:

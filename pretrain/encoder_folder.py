@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
@@ -197,18 +198,25 @@ def seen_in_file(folder: Folder, who: str, mend: str) -> Seen:
         table = pq.read_table(io.BytesIO(folder.read(SEEN)))
         kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
         ids = json.loads(table.schema.metadata[b"ids"])
+        told = table.schema.metadata.get(b"sha256")  # those of before have none
+        if told is not None and told.decode() != digest_of_seen(table, table.schema.metadata[b"ids"].decode()):
+            raise ValueError("altered")
         # Encoders of before named the schemes without saying whose id is whose: then each may be of any.
         schemes = table.column("ids").to_pylist() if "ids" in table.column_names else [None] * len(kinds)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder.file(SEEN)}: cannot be read ({type(error).__name__}), so nobody can tell whom {who} has "
-            f"seen; {mend}"
-        ) from None
+        told = "altered" if str(error) == "altered" else f"cannot be read ({type(error).__name__})"
+        raise InputError(f"{folder.file(SEEN)}: {told}, so nobody can tell whom {who} has seen; {mend}") from None
     patients = [(number, scheme) for kind, number, scheme in zip(kinds, hashes, schemes) if kind == "patient"]
     return Seen(
         patients={name: frozenset(n for n, scheme in patients if scheme in (name, None)) for name in ids},
         images=frozenset(number for kind, number in zip(kinds, hashes) if kind == "image"),
     )
+
+
+def digest_of_seen(table: pa.Table, ids: str) -> str:
+    """SHA-256 of what a seen.parquet says: no patient is to be lost from it by a flipped bit or rows that are cut."""
+    content = json.dumps([ids, *(table.column(name).to_pylist() for name in ("kind", "hash", "ids"))])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _tensors(content: bytes, where: str) -> dict[str, torch.Tensor]:

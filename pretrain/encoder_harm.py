@@ -4,7 +4,7 @@ from typing import Any
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from pretrain.encoder_folder import CONFIG, PROJECTION, SEEN, WEIGHTS, fingerprint_of
+from pretrain.encoder_folder import CONFIG, PROJECTION, SEEN, WEIGHTS, fingerprint_of, seen_in_file
 
 
 def harm_of(encoder: Folder, fingerprint: str) -> str | None:
@@ -18,7 +18,13 @@ def harm_of(encoder: Folder, fingerprint: str) -> str | None:
     if told.get("projection") and not encoder.exists(PROJECTION):
         return f"encoder/{PROJECTION} is gone"
     kept = encoder.read(PROJECTION) if told.get("projection") else b""
-    return None if fingerprint_of(encoder.read(WEIGHTS), kept) == fingerprint else f"encoder/{WEIGHTS} was altered"
+    if fingerprint_of(encoder.read(WEIGHTS), kept) != fingerprint:
+        return f"encoder/{WEIGHTS} was altered"
+    try:
+        seen_in_file(encoder, "this encoder", "")
+    except InputError:
+        return f"encoder/{SEEN} was altered"
+    return None
 
 
 def harm_at_the_top(run: Folder, last: str, fingerprint: str) -> str | None:

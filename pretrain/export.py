@@ -15,7 +15,17 @@ from data.combined import AnyDataset, parts_of
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.encoder import fixes_size, small_stem
-from pretrain.encoder_folder import CARD, CONFIG, PROJECTION, SEEN, WEIGHTS, Seen, fingerprint_of, hash64
+from pretrain.encoder_folder import (
+    CARD,
+    CONFIG,
+    PROJECTION,
+    SEEN,
+    WEIGHTS,
+    Seen,
+    digest_of_seen,
+    fingerprint_of,
+    hash64,
+)
 from pretrain.heads import describe_layers
 from pretrain.stage import Rows
 from pretrain.views import ViewConfig
@@ -111,8 +121,8 @@ def seen_table(seen: Seen) -> bytes:
     rows += [("image", number, "") for number in sorted(seen.images)]
     kinds, hashes, schemes = zip(*rows)
     table = pa.table({"kind": pa.array(kinds), "hash": pa.array(hashes, pa.uint64()), "ids": pa.array(schemes)})
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"ids": json.dumps(sorted(seen.ids))}), buffer)
+    buffer, ids = io.BytesIO(), json.dumps(sorted(seen.ids))
+    pq.write_table(table.replace_schema_metadata({"ids": ids, "sha256": digest_of_seen(table, ids)}), buffer)
     return buffer.getvalue()
 
 

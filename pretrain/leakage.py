@@ -107,7 +107,8 @@ def check_seen_before(dataset: AnyDataset, config: PretrainConfig) -> None:
         if ids_scheme(part) not in seen.ids:
             say(
                 f"encoder.weights: whether they saw patients that {part.location} holds out is unknown: the ids are of "
-                f"schemes {', '.join(sorted(seen.ids))} and {ids_scheme(part)}; images were compared by their pixels"
+                f"schemes {', '.join(sorted(seen.ids))} and {ids_scheme(part)}; of images only exact copies are known "
+                "again"
             )
 
 
@@ -170,7 +171,7 @@ def unknown(parts: Sequence[Dataset], others: Sequence[Dataset]) -> list[str]:
             if ids_scheme(part) != ids_scheme(other):
                 lines.append(
                     f"whether {part.location} and {other.location} share patients is unknown: their ids are of "
-                    f"schemes {ids_scheme(part)} and {ids_scheme(other)}; images were compared by their pixels"
+                    f"schemes {ids_scheme(part)} and {ids_scheme(other)}; of images only exact copies are known again"
                 )
     return lines
 

@@ -6,7 +6,7 @@ Shapes: V views, B samples on this rank, C colours, H and W pixels, G kinds of g
 from functools import partial
 from typing import Any
 
-from clusters import distributed, termination
+from clusters import checkpoint_files, distributed, termination
 from clusters.checkpoint import Checkpoints
 from clusters.storage import Folder
 from clusters.tracking import Tracker, say
@@ -47,7 +47,8 @@ def run_stage(
         say(f"{name}: {line}")
 
     # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
-    module, begun = build_module(config, number, previous)
+    restored = bool(checkpoint_files.names(folder / "checkpoints"))
+    module, begun = build_module(config, number, previous, restored)
     training = Training(config, number, module, total_steps)
     saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
     with termination.heeding(), saved as checkpoints:
@@ -59,10 +60,10 @@ def run_stage(
         lineage = [*begun.lineage, _lineage(config, number, begun, total_steps, dataset, rows)]
         views = config.stage_views(number)
         with training.averaged():
-            write_heads(module, folder)
+            heads = write_heads(module, folder)
             head = first_layers(module.projection, stage.keep_projection_layers)
             fingerprint = export_encoder(folder / "encoder", module.encoder, config, views, lineage, seen, head)
-        folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint})
+        folder.write_json("finished.json", {"steps": total_steps, "encoder": fingerprint, "heads": heads})
     distributed.barrier()
 
 

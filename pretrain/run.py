@@ -9,6 +9,7 @@ import torch
 from clusters import distributed
 from clusters.config import InputError, absolute, differences
 from clusters.launch import launch
+from clusters.occupied import refuse_occupied
 from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import Tracker, recipe_name, say
@@ -27,7 +28,7 @@ from pretrain.loop import run_stage
 from pretrain.methods import METHODS
 from pretrain.monitor import probe_dataset
 from pretrain.patient_mask import check_patient_mask
-from pretrain.report import write_report
+from pretrain.report import REPORT, write_report
 from pretrain.stage import Rows
 from pretrain.stage_folder import finished, stages_on_disk, stored_config
 from pretrain.weights_source import NONE, find_weights, weights_fingerprint, with_absolute_weights
@@ -210,6 +211,9 @@ def _prepare(config: PretrainConfig, run: Folder, identity: Any, began_from: str
     if not_of_ours := foreign_encoder(run):
         raise InputError(not_of_ours)
     on_disk = stages_on_disk(run)
+    if not on_disk:
+        # Of a run whose stages were removed to make room, these are left.
+        refuse_occupied(run, "run", ("encoder", REPORT) if run.exists("encoder") else ())
     previous: str | None = None
     for number in range(len(config.stages)):
         name, there = config.stage_name(number), on_disk.get(number + 1)

@@ -22,7 +22,7 @@ from pretrain.measured_step import measured_as, measured_step_s
 from pretrain.methods import METHODS
 from pretrain.run import check, check_recipe
 from pretrain.shard_replay import DescribedDataset, Layout, layout, read_by_nodes
-from pretrain.simulate_config import SimulateConfig
+from pretrain.simulate_config import MOST_GB, SimulateConfig
 from pretrain.step_trace import StepTrace, StepTracer, Work
 
 
@@ -78,6 +78,8 @@ class Stage:
 
 def simulate(config: SimulateConfig) -> Iterator[Stage]:
     """Each stage on each cluster. Raises InputError for what a run of the recipe would refuse."""
+    if config.out:
+        _out(config)
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"weights": "none"})})
     for number in range(len(config.stages)):
         for gpus in config.gpus:
@@ -169,7 +171,7 @@ def _outcome(
     load_s = share / (loaded * machine.cores_per_gpu)
 
     # What the nodes read, later than what fills their caches at first
-    paced, cache_bytes = max(step.total, load_s), int(config.loader.cache_gb * 1e9)
+    paced, cache_bytes = max(step.total, load_s), int(min(config.loader.cache_gb, MOST_GB) * 1e9)
     read = read_by_nodes(place, size, nodes, config.steps, paced, cache_bytes)
     by_node, by_all = _read_s(machine, read.later)
     needs = {
@@ -242,10 +244,22 @@ def _storage_is_slow(machine: MachineConfig, rate: np.ndarray, seconds: float, b
 
 def write_json(stages: list[Stage], config: SimulateConfig) -> None:
     """All figures, with the assumptions, into `out`."""
-    path = Path(absolute(config.out))
     assumed = {"machine": config.machine.model_dump(mode="json"), "card": config.card, "step_s": config.step_s}
     values = [{**asdict(stage), "assumed": assumed} for stage in stages]
     for value, stage in zip(values, stages):
         for one, outcome in zip(value["outcomes"], stage.outcomes):
             one |= {"seconds": outcome.seconds, "samples_per_s": outcome.samples_per_s}
-    Folder(path.parent).write_json(path.name, values)
+    folder, name = _out(config)
+    folder.write_json(name, values)
+
+
+def _out(config: SimulateConfig) -> tuple[Folder, str]:
+    """Where the figures go. Raises InputError where that can be no file."""
+    location = absolute(config.out)
+    folder, _, name = location.rpartition("/")
+    local = Path(location) if "://" not in location else None
+    if not name or (local is not None and local.is_dir()):
+        raise InputError(f"out={config.out}: that is a folder; name the JSON file to be written")
+    if local is not None and (file := next((one for one in local.parents if one.is_file()), None)):
+        raise InputError(f"out={config.out}: {file} is a file, no folder; name another place")
+    return Folder(folder), name

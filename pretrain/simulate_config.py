@@ -1,11 +1,16 @@
 """What is to be simulated: a recipe, the sizes of the clusters, a dataset that may only be told of, and the machine."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from pretrain.cluster_model import MachineConfig
 from pretrain.config import PretrainConfig
+
+MOST_IMAGES, MOST_KB = 10**8, 1e6
+"""Of a dataset that is told of: each image takes some 35 bytes of this machine's memory."""
+MOST_GB = MOST_IMAGES * MOST_KB / 1e6
+"""No such dataset is larger, and no cache need be."""
 
 
 class SimulateConfig(PretrainConfig):
@@ -13,16 +18,20 @@ class SimulateConfig(PretrainConfig):
 
     data: str | list[str] = Field(default="", description="dataset folder, path or URL; none: see num_images")
     run: str = Field(default="", description="not used")
-    gpus: list[PositiveInt] = Field(
+    gpus: list[Annotated[int, Field(ge=1, le=100_000)]] = Field(
         default=[8, 64, 256, 1024], min_length=1, description="sizes of the clusters, one worker a GPU"
     )
     samples_per_gpu: int | None = Field(
         default=None, ge=1, description="the global batch grows with the GPUs; none: the recipe's batch, divided"
     )
-    num_images: int | None = Field(default=None, ge=2, description="without data: images of a dataset that is told of")
-    images_per_case: int = Field(default=1, ge=1, description="of that dataset; micle needs two or more")
-    images_per_shard: int = Field(default=8192, ge=1, description="of that dataset")
-    kb_per_image: float = Field(default=100.0, gt=0, description="of that dataset, as stored")
+    num_images: int | None = Field(
+        default=None, ge=2, le=MOST_IMAGES, description="without data: images of a dataset that is told of"
+    )
+    images_per_case: int = Field(
+        default=1, ge=1, le=MOST_IMAGES, description="of that dataset; micle needs two or more"
+    )
+    images_per_shard: int = Field(default=8192, ge=1, le=MOST_IMAGES, description="of that dataset")
+    kb_per_image: float = Field(default=100.0, ge=0.001, le=MOST_KB, description="of that dataset, as stored")
     remote: bool | None = Field(
         default=None,
         description="whether shards come over a network into the cache of each node (loader.cache_gb); none: as data "
@@ -31,10 +40,11 @@ class SimulateConfig(PretrainConfig):
     steps: int = Field(
         default=2000,
         ge=1,
+        le=10**6,
         description="steps of an epoch that are replayed; of a shorter one all, and the next epoch; more where the "
         "loader looks further ahead",
     )
-    step_s: list[PositiveFloat] = Field(
+    step_s: list[Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(
         default=[], description="seconds of a step of one worker alone with its share, one for each of gpus"
     )
     measure: bool = Field(default=False, description="time such steps here, of each share, on the device at hand")

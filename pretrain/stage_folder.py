@@ -1,7 +1,8 @@
 """What a stage has left in its folder. Nothing that is out of reach or damaged is taken for missing."""
 
+import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clusters.attempt import ATTEMPT
@@ -15,10 +16,11 @@ MARKS = (ATTEMPT, FINISHED)
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that came to its end: how many steps it took, and the fingerprint of its encoder."""
+    """A stage that came to its end: how many steps it took, the fingerprint of its encoder, and its heads' SHA-256."""
 
     steps: int
     encoder: str
+    heads: dict[str, str] = field(default_factory=dict)
 
 
 def stages_on_disk(run: Folder) -> dict[int, str]:
@@ -45,12 +47,23 @@ def finished(folder: Folder) -> Finished | None:
         return None
     told = _read(folder, FINISHED) or {}
     try:
-        return Finished(int(told["steps"]), str(told["encoder"]))
+        return Finished(int(told["steps"]), str(told["encoder"]), dict(told.get("heads", {})))
     except (KeyError, TypeError, ValueError):
         raise InputError(
             f"{folder.file(FINISHED)}: damaged; restore it from a backup, or remove {folder} and the stages after it "
             "to do them again"
         ) from None
+
+
+def harm_of_heads(folder: Folder) -> str | None:
+    """What is wrong with the heads that a finished stage leaves for the next one; old stages do not tell."""
+    ended = finished(folder)
+    for name, sha256 in ended.heads.items() if ended is not None else ():
+        if not folder.exists(name):
+            return f"{name} is gone"
+        if hashlib.sha256(folder.read(name)).hexdigest() != sha256:
+            return f"{name} was altered"
+    return None
 
 
 def _read(folder: Folder, name: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 Shapes: V views, B samples on this rank, G kinds of group.
 """
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from clusters import distributed
 from clusters.batch_norm import RunningStatistics, global_batch_norm
+from clusters.config import InputError
 from clusters.storage import Folder
 from clusters.tracking import say
 from data.order import keyed_generator
@@ -30,6 +32,7 @@ from pretrain.methods import METHODS
 from pretrain.methods.method import Method, Output
 from pretrain.nonfinite import norm_of_gradients
 from pretrain.optim import build_optimizer, learning_rate
+from pretrain.stage_folder import harm_of_heads
 
 
 class Training:
@@ -129,8 +132,13 @@ class Training:
             self._averages.load_state(state["averages"])
 
 
-def build_module(config: PretrainConfig, number: int, previous: Folder | None) -> tuple[Method, Start]:
-    """The module with the weights that it starts from: drawn, given, or of the stage before; and whence those come."""
+def build_module(
+    config: PretrainConfig, number: int, previous: Folder | None, restored: bool = False
+) -> tuple[Method, Start]:
+    """The module with the weights that it starts from: drawn, given, or of the stage before; and whence those come.
+
+    `restored`: a checkpoint will take their place, so that the heads of the stage before are not looked at.
+    """
     stage, views = config.stages[number], config.stage_views(number)
     torch.manual_seed(config.seed * 1000 + number)
     if previous is None:
@@ -141,12 +149,17 @@ def build_module(config: PretrainConfig, number: int, previous: Folder | None) -
         begun = Start(encoder, list(card.lineage), seen, None)
     module = METHODS[stage.method](stage, begun.encoder, int(begun.encoder.num_features))  # type: ignore[arg-type]
     first_layers(module.projection, stage.keep_projection_layers)  # refused now rather than at the end
-    if previous is not None:
+    if previous is not None and not restored:
         _load_heads(module, previous, config.stage_name(number))
     return module, begun
 
 
 def _load_heads(module: Method, previous: Folder, stage_name: str) -> None:
+    if harm := harm_of_heads(previous):
+        raise InputError(
+            f"{previous}: {harm}, from which {stage_name} starts; restore it from a backup, or remove {previous} to do "
+            "it again"
+        )
     for name, head in module.heads.items():
         file = f"{name}.safetensors"
         weights = safetensors.torch.load(previous.read(file)) if previous.exists(file) else {}
@@ -156,8 +169,11 @@ def _load_heads(module: Method, previous: Folder, stage_name: str) -> None:
             say(f"{stage_name}: the {name} head starts anew, since the stage before left none of its shape")
 
 
-def write_heads(module: Method, folder: Folder) -> None:
-    """Leave the heads for the next stage."""
+def write_heads(module: Method, folder: Folder) -> dict[str, str]:
+    """Leave the heads for the next stage; returns the SHA-256 of each file."""
+    hashes = {}
     for name, head in module.heads.items():
-        weights = {k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}
-        folder.write(f"{name}.safetensors", safetensors.torch.save(weights))
+        content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()})
+        folder.write(f"{name}.safetensors", content)
+        hashes[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
+    return hashes

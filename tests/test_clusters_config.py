@@ -1,5 +1,6 @@
 """One typed object: what is read, what is refused, and what the refusal says."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,12 @@ def test_a_recipe_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
         load_config(PretrainConfig, [path, "data=/d", "run=/r"])
     with pytest.raises(InputError, match="no such recipe file"):
         load_config(PretrainConfig, [path + "x", "data=/d", "run=/r"])
+
+
+def test_a_recipe_lies_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    path = shutil.copy(recipe(tmp_path), tmp_path / "lr=0.1/recipe.yaml")
+    assert load_config(PretrainConfig, [str(path), "data=/d", "run=/r=1"]).run == "/r=1"
 
 
 def test_help_names_every_field_with_its_default() -> None:

@@ -1,4 +1,4 @@
-"""A Ray that was started here is gone when it is left, whatever its processes are at."""
+"""A Ray that was started here is its user's alone, and gone when it is left, whatever its processes are at."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clusters import connection
+from clusters import connection, security
 from clusters.connection import connect, disconnect
 from clusters.workers import ClusterConfig
 from tests.rays import use_own_ray
@@ -21,11 +21,17 @@ def test_a_worker_that_cannot_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
     """One that Ray has let go, as it does when a process begins to end, and that stays."""
     stays = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'ray::Stays'); print(flush=True); time.sleep(600)"
     use_own_ray(monkeypatch)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(connection, "ENDS_S", 2.0)
     import ray
 
     connect(ClusterConfig(num_workers=1, address="local"), follow_log=True)
+    # Ray opens what it is given to everybody; what that lies in stays closed
+    ours = Path(security.session_folder() or "").parent
+    session = Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[attr-defined]
+    assert session.is_relative_to(ours) and list((session / "sockets").iterdir())
+    assert ours.stat().st_mode & 0o777 == 0o700
     with subprocess.Popen([sys.executable, "-c", stays], stdout=subprocess.PIPE) as worker:
         try:
             assert worker.stdout is not None and worker.stdout.readline()

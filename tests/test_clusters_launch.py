@@ -25,7 +25,7 @@ import yaml
 
 from clusters import distributed
 from clusters.config import InputError
-from clusters.launch import ClusterConfig, launch
+from clusters.launch import ClusterConfig, Passing, launch, plain, refuse_other_storage
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
@@ -148,6 +148,7 @@ def killed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
 def test_a_worker_killed_by_sigkill_costs_nothing(killed: Killed, undisturbed: str) -> None:
     attempt = json.loads((killed.run / "1-simclr/attempt.json").read_text())["attempt"]
     assert attempt == 2, "the fault did not fire"
+    assert "failed on rank 1: " in killed.said and "; the workers are started again" in killed.said
     assert "1-simclr: resumed at step" in killed.said
     assert "ETA" in killed.said
     assert fingerprint(killed.run) == undisturbed
@@ -168,6 +169,32 @@ def test_a_key_is_in_no_file_of_ray_s_session_and_in_no_command_line(killed: Kil
     assert list(killed.session.rglob("raylet.out"))
     for path in (*killed.session.rglob("*"), *killed.run.rglob("*")):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+
+
+def test_a_worker_that_sees_another_storage_than_the_driver_does_nothing_there(
+    synthetic_dataset: Dataset, tmp_path: Path
+) -> None:
+    """A node that has come later, without a mount: a run would begin there anew, for itself."""
+    run, settings = Folder(tmp_path), {"launch": "launch-1", "datasets": [synthetic_dataset.location]}
+    with pytest.raises(Passing, match=rf"on \S+: {tmp_path} is not the run folder that the driver sees; mount its"):
+        refuse_other_storage(run, settings)
+    assert not list(tmp_path.iterdir())
+    (run / ".ray").write("launch-1-here", b"")
+    refuse_other_storage(run, settings)
+    with pytest.raises(Passing, match=r"on \S+: the dataset /nothing cannot be read"):
+        refuse_other_storage(run, {**settings, "datasets": ["/nothing"]})
+
+
+@pytest.mark.parametrize(("cause", "kind"), [(OSError(28, "No space left"), InputError), (KeyError(1), RuntimeError)])
+def test_a_failure_of_storage_is_one_line_in_the_end_and_one_of_code_is_not(cause: Exception, kind: type) -> None:
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    traceback = f"Traceback (most recent call last):\n  …\n{type(cause).__name__}: {cause}"
+    failures: dict[int, Exception] = {0: UserExceptionWithTraceback(cause, traceback), 1: RuntimeError("peer is gone")}
+    found = plain(WorkerGroupError("failed", failures))
+    assert type(found) is kind
+    assert str(found).startswith(f"training failed on rank 0: {type(cause).__name__}: {cause}, rank 1: peer is gone")
 
 
 def meet_a_bad_image(_: PretrainConfig) -> dict[str, Any]:

@@ -344,7 +344,7 @@ def test_what_a_local_ray_keeps_is_its_user_s_alone(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     folder = tmp_path / f"manyview-ray-{os.getuid()}"
     for _ in range(2):
-        assert security.session_folder() == str(folder)
+        assert security.session_folder() == str(folder / "ray")
         assert folder.stat().st_mode & 0o777 == 0o700
         folder.chmod(0o777)
     folder.rename(tmp_path / "elsewhere")

@@ -1,5 +1,6 @@
 """The compiled index: made once for all processes, checked when opened, made anew where it is damaged."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clusters.config import InputError
+from clusters import retries
+from clusters.config import InputError, Transient
 from data import compiled, mapped
 from data.cache import CachePlace, cache_folder
 from data.dataset import Dataset, open_dataset
@@ -148,8 +150,34 @@ def test_a_local_shard_that_cannot_be_read_is_named(
     dataset = open_dataset(synthetic_dataset.location, place)
     assert len(dataset.labels)
     monkeypatch.setattr(os, "pread", broken)
-    with pytest.raises(InputError, match=rf"{dataset.manifest.shards[0]} cannot be read \(Input/output error\); check"):
+    monkeypatch.setattr(retries, "RETRY_AFTER_S", ())
+    with pytest.raises(Transient, match=rf"{dataset.manifest.shards[0]} cannot be read \(Input/output error\); check"):
         dataset.read(0)
+
+
+@pytest.mark.parametrize(("code", "passes"), [(errno.ESTALE, True), (errno.EACCES, False)])
+def test_a_read_that_fails_once_is_made_again_where_that_may_help(
+    synthetic_dataset: Dataset, place: CachePlace, monkeypatch: pytest.MonkeyPatch, code: int, passes: bool
+) -> None:
+    """Of a file that is opened anew: an open one may stay bad after its storage has come back."""
+    pread, opened = os.pread, list[int]()
+
+    def fails_once(file: int, size: int, offset: int) -> bytes:
+        opened.append(os.fstat(file).st_ino)
+        if len(opened) == 1:
+            raise OSError(code, os.strerror(code))
+        return pread(file, size, offset)
+
+    expected, dataset = synthetic_dataset.read(0), open_dataset(synthetic_dataset.location, place)
+    assert len(dataset.labels)
+    monkeypatch.setattr(os, "pread", fails_once)
+    monkeypatch.setattr(retries, "RETRY_AFTER_S", (0.0,))
+    if passes:
+        assert dataset.read(0) == expected and len(opened) == 2
+    else:
+        with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)") as refused:
+            dataset.read(0)
+        assert not isinstance(refused.value, Transient) and len(opened) == 1
 
 
 def _open(location: str, place: CachePlace, queue: "multiprocessing.Queue[list[int]]") -> None:

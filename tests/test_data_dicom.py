@@ -626,6 +626,19 @@ def rewrite(path: Path, **tags: Any) -> None:
     dataset.save_as(path)
 
 
+def test_with_keyed_ids_a_label_tells_nobody(tmp_path: Path) -> None:
+    raw = export(tmp_path / "raw")
+    rows = "A1,Adler,1,0,P1\nA2,Adler,0,1,P1\nA3,Berg,1,1,P2\n"
+    (tmp_path / "labels.csv").write_text(f"AccessionNumber,PatientName,ap,{CANARY} patient name,who\n{rows}")
+    words = ["source=dicom", f"raw={raw}", f"labels={tmp_path / 'labels.csv'}"]
+    for label in ("PatientName", f"ap,{CANARY} patient name"):
+        with pytest.raises(InputError, match=r"means that it tells who somebody is; leave .* out of label="):
+            read(*words, f"label={label}")
+    with pytest.raises(InputError, match="'who' tells the patient, case or image; leave 'who' out of label="):
+        read(*words, "label=who", "join=PatientID", "column=who")
+    assert read(*words, "label=PatientName", "ids=source").label_names == ("Berg",)
+
+
 def test_what_an_export_lacks_is_one_line_by_number(tmp_path: Path) -> None:
     raw = export(tmp_path / "raw")
     words = ["source=dicom", f"raw={raw}"]
@@ -655,18 +668,26 @@ def test_unreadable_files_count_as_bad_images(tmp_path: Path) -> None:
     whole = (raw / "z").read_bytes()
     (raw / "z").write_bytes(whole[:-100])
     (raw / "y").write_bytes(whole[: whole.index(struct.pack("<HH", 0x0028, 0x0010))])  # cut before its Rows
+    (raw / "w").write_bytes(whole[: whole.index(struct.pack("<HH", 0x0008, 0x0016))])  # cut behind its file meta
+    (raw / "noise").write_bytes(bytes(128) + b"DICM" + np.random.default_rng(0).bytes(4000))
+    (raw / "zeros").write_bytes(bytes(128) + b"DICM" + bytes(4000))
     words = ["source=dicom", f"raw={raw}", f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"]
     with pytest.raises(InputError, match=r"images are bad.*file \d+: "):
         imported(*words)
     quarantined = imported(*words, "max_bad_fraction=0.9").manifest.quarantined
-    assert quarantined.reasons == {"not an image": 1, "truncated": 2, "zero bytes": 1}
+    assert quarantined.reasons == {"not an image": 1, "truncated": 3, "undecodable": 2, "zero bytes": 1}
 
 
-def test_burned_in_text_stops_an_import_or_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", ["BurnedInAnnotation", "RecognizableVisualFeatures"])
+def test_burned_in_text_or_a_face_stops_an_import_or_is_left_out(tmp_path: Path, tag: str) -> None:
     raw = export(tmp_path / "raw")
-    rewrite(raw / "z", BurnedInAnnotation="YES")
+    rewrite(raw / "z", **{tag: "YES"})
+    rewrite(raw / "a.bin", **{tag: "NO"})
     words = ["source=dicom", f"raw={raw}", f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"]
-    with pytest.raises(InputError, match="1 of 5 images say that text is burned into their pixels, the first: file 9;"):
+    said = (
+        "1 of 5 images say that text is burned into their pixels or that somebody .* the first: file 9; give burned_in"
+    )
+    with pytest.raises(InputError, match=said):
         imported(*words)
     assert not (tmp_path / "out").exists()
     dataset = imported(*words, "burned_in=keep", f"out={tmp_path / 'kept'}")
@@ -676,13 +697,14 @@ def test_burned_in_text_stops_an_import_or_is_left_out(tmp_path: Path) -> None:
     assert dataset.manifest.quarantined.reasons == {"burned-in annotation": 1}
 
 
-def test_burned_in_text_is_refused_by_other_sources_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", ["BurnedInAnnotation", "RecognizableVisualFeatures"])
+def test_burned_in_text_or_a_face_is_refused_by_other_sources_too(tmp_path: Path, tag: str) -> None:
     raw = export(tmp_path / "raw")
-    rewrite(raw / "z", BurnedInAnnotation="YES")
+    rewrite(raw / "z", **{tag: "YES"})
     (raw / "table.csv").write_text("file,who\nDATA/IM1,a\nz,b\n")
     words = ["source=table", f"raw={raw / 'table.csv'}", "image=file", "patient=who", f"out={tmp_path / 'out'}"]
     words.append(f"keyring={tmp_path / 'k.json'}")
-    with pytest.raises(InputError, match=r"row 3 says that text is burned into its pixels; give burned_in=leave_out"):
+    with pytest.raises(InputError, match=r"row 3 says that text is burned into its .*; give burned_in=leave_out"):
         imported(*words)
     assert imported(*words, "burned_in=leave_out").num_images == 1
 

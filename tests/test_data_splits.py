@@ -2,18 +2,20 @@ import json
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusters.config import InputError
+from clusters.config import InputError, load_config, validate
 from data.cases import Case, RawDataset, SourceImage
 from data.config import ImportConfig
 from data.identities import KEY_PATTERN, load_identities
 from data.plan import plan_import
 from data.splits import SPLITS, split_of
+from data.whois import WhoisConfig
 
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
@@ -109,13 +111,70 @@ def test_a_case_without_id_or_patient_is_refused(tmp_path: Path, ids: str) -> No
 def test_ids_that_differ_only_in_case_are_refused_and_keyed_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"two cases have the key 'ab': those of image and image; .*use ids=keyed"):
         plan(raw(("Ab", "p", None), ("aB", "p", None)))
-    with pytest.raises(InputError, match=r"patients 'P' \(the case of image\) and 'p' .* differ only"):
+    with pytest.raises(
+        InputError, match=r"patients 'P' \(the case of image\) and 'p' .* make the spelling one"
+    ) as caught:
         plan(raw(("a", "P", None), ("b", "p", None)))
+    assert "keyed" not in str(caught.value), "keyed they would be two people"
     keyed = {"ids": "keyed", "keyring": str(tmp_path / "k.json")}
-    planned = plan(raw(("Ab", "P", None), ("aB", "p", None)), **keyed)
+    planned = plan(raw(("Ab", "p", None), ("aB", "q", None)), **keyed)
     assert len({(case.key, case.patient) for shard in planned.shards for case in shard}) == 2
     with pytest.raises(InputError, match=r"two cases have the key '[0-9a-f]{20}': those of image and image$"):
         plan(raw(("Secret", "p", None), ("Secret", "p", None)), **keyed)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        *(("MV-12", other, True) for other in ("mv-12", "MV 12", "mv12", "MV_12", "MV.12", "MV - 12", "M\u200aV-12")),
+        *(("943 476 5919", "9434765919", True), ("Stra\u00dfe", "STRASSE", True), ("u\u0308", "\u00fc", True)),
+        *(
+            ("1-2", "12", False),
+            ("1.2", "12", False),
+            ("1_2", "1-2", False),
+            ("0012", "12", False),
+            ("a1", "a2", False),
+        ),
+    ],
+)
+def test_with_keyed_ids_a_patient_spelt_in_two_ways_is_refused(
+    tmp_path: Path, one: str, other: str, same: bool
+) -> None:
+    """They would be two people, in train and in test."""
+    keyed = {"ids": "keyed", "keyring": str(tmp_path / "k.json")}
+    dataset = raw(("a", one, None), ("b", other, None), ("c", one, None), ("d", "Zz", None))
+    if not same:
+        assert len({case.patient for shard in plan(dataset, **keyed).shards for case in shard}) == 3
+        return
+    with pytest.raises(
+        InputError, match=r"^1 patients seem to be spelt .* image and image; make the spelling"
+    ) as caught:
+        plan(dataset, **keyed)
+    assert one not in str(caught.value) and other not in str(caught.value)
+    nobody_knows = replace(dataset, patient_unit="case")  # its patients are names of files, which differ as they may
+    assert plan(nobody_knows, **keyed).num_images == 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "s3://bucket/kr.json",
+        "file:///kr.json",
+        '{"id_key": "dead01"}',
+        "{id_key: dead01}",
+        "dead01" * 8,
+        "id_key=dead01",
+    ],
+)
+def test_a_keyring_is_a_local_file_and_keys_are_not_told(value: str) -> None:
+    for kind, words in ((ImportConfig, ["source=x", "raw=/r", "out=/o"]), (WhoisConfig, [])):
+        with pytest.raises(InputError, match=r"in the command line: keyring= takes .*local file") as caught:
+            load_config(kind, [*words, f"keyring={value}"])
+        assert str(caught.value).isprintable() and "dead01" not in str(caught.value)
+        assert "bucket" not in str(caught.value)
+    with pytest.raises(InputError, match="local file") as caught:  # as a YAML file may have it
+        validate(ImportConfig, {"source": "x", "raw": "/r", "out": "/o", "keyring": {"id_key": "dead01"}}, "x.yaml")
+    assert "dead01" not in str(caught.value)
 
 
 def test_keyed_ids_need_the_keyring_and_hide_the_source(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_damaged_end_of_a_stage_is_named_and_hides_no_other_run(
     with pytest.raises(InputError, match=r"finished\.json: damaged; restore it from a backup, or remove"):
         run(synthetic_dataset, begun)
     health = {one.name: one.health for one in runs.list_runs(Folder(tmp_path), 0.0)}
-    assert health == {"another": "active", "run": "active, finished.json is damaged or out of reach"}
+    assert health == {"another": "stopped", "run": "stopped, finished.json is damaged or out of reach"}
 
 
 def test_results_of_which_nothing_tells_what_they_were_made_with_are_left_alone(tmp_path: Path) -> None:
@@ -140,7 +140,8 @@ def test_a_worker_that_was_replaced_does_not_end_its_replacement(
     for name, value in {"MANYVIEW_RAY_WORKER": "launch-1", "LATER": later, "LOCATION": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     work = ray.cloudpickle.dumps((save_beside_another, None))
-    settings = {"work": work, "run": f"memory://{tmp_path.name}"}
+    settings = {"work": work, "run": f"memory://{tmp_path.name}", "datasets": []}
+    (Folder(settings["run"]) / ".ray").write("launch-1-here", b"")
     with pytest.raises(error, match="has taken over") as caught:
         launch._worker({**settings, "launch": "launch-1"})
     assert isinstance(caught.value, Superseded) == (later == "launch-2")

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from clusters import leaving, termination
-from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import Dataset
@@ -39,7 +38,10 @@ def start(values: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "pretrain", str(folder / "recipe.yaml")]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # or the shell may have it ignored
+    )  # fmt: skip
 
 
 def test_a_run_that_is_told_to_leave_saves_its_step_and_ends_with_143(
@@ -145,7 +147,7 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
         with leaving.passing_on(run, "launch-1", heeded=True):
             os.kill(os.getpid(), signal.SIGTERM)
             wait_for(lambda: termination.notice() == "SIGTERM", "the note to be found")
-            assert leaving.has_note(run, "launch-1") and not leaving.has_note(run, "launch-2")
+            assert leaving.told_to_leave(run, "launch-1") == "SIGTERM" and not leaving.told_to_leave(run, "launch-2")
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(termination.Stopped) as stopped:
@@ -169,26 +171,89 @@ def test_a_worker_that_left_as_it_was_told_is_no_failure(tmp_path: Path) -> None
         assert policy.make_decision(gone) == FailureDecision.RETRY
     (run / ".ray").write(leaving.left("launch-2"), b"")
     assert [policy.make_decision(gone) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+    assert (tmp_path / "log.txt").read_text() == "failed on rank 1: gone; the workers are started again\n"
+
+
+def test_what_workers_wait_for_is_said_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.exceptions import ControllerError
+
+    policy = leaving.failure_policy(Folder(tmp_path), "launch-1", FailureConfig(max_failures=0))
+    waits = ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert {policy.make_decision(waits) for _ in range(5)} == {FailureDecision.RETRY}
+    line = "there is no room for the workers yet (`ray status` tells what they wait for); the workers are started again"
+    assert (tmp_path / "log.txt").read_text().splitlines() == [line]
+    policy.again = 0.0
+    policy.make_decision(waits)
+    assert (tmp_path / "log.txt").read_text().splitlines() == [line] * 2
 
 
 def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or the shell may have it ignored
-    with pytest.raises(termination.Stopped), leaving.passing_on(run, "launch-1", heeded=False):
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert not leaving.has_note(run, "launch-1")
     try:
-        with pytest.raises(KeyboardInterrupt), leaving.passing_on(run, "launch-1", heeded=True):
-            os.kill(os.getpid(), signal.SIGINT)
+        for number, error in ((signal.SIGTERM, termination.Stopped), (signal.SIGINT, KeyboardInterrupt)):
+            with pytest.raises(error), leaving.passing_on(run, "launch-1", heeded=False):
+                os.kill(os.getpid(), number)
+            assert not leaving.told_to_leave(run, "launch-1")
+            assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_stops_at_once(synthetic_dataset: Dataset, tmp_path: Path) -> None:
-    values = recipe(synthetic_dataset, tmp_path / "run", num_workers=0, steps=40, checkpoint={"every_s": 1e6})
+def test_ctrl_c_to_a_driver_is_passed_on_once(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted_twice() -> None:
+        with leaving.passing_on(run, "launch-1", heeded=True):
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: leaving.told_to_leave(run, "launch-1") == "Ctrl-C", "the note")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert termination.Stopped(leaving.told_to_leave(run, "launch-1")).code == 130
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_ctrl_c_saves_the_step_first(
+    synthetic_dataset: Dataset, undisturbed: Path, tmp_path: Path, processes: int
+) -> None:
+    """As a terminal sends it: to the processes of the loader too."""
+    run, total = tmp_path / "run", 40
+    values = recipe(synthetic_dataset, run, num_workers=0, steps=total, checkpoint={"every_s": 1e6})
+    values["loader"] = {"num_processes": processes}
     process = start(values, tmp_path)
-    wait_for(lambda: (tmp_path / "run/1-simclr/metrics.jsonl").exists(), "the first record")
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on from what is done" in said
-    assert Checkpoints(Folder(tmp_path / "run/1-simclr"), CheckpointConfig()).restore() is None
+    wait_for(lambda: (run / "1-simclr/metrics.jsonl").exists(), "the first record")
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 130, said
+    assert "the step is saved first; a second one stops at once" in said and "Traceback" not in said
+    step = last_state(run).step
+    assert 0 < step < total and f"told to leave (rank 0: Ctrl-C); saved at step {step} of {total}" in said
+    ended(values)
+    assert_same_state(run, undisturbed)
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination, "_notice", None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted_twice() -> None:
+        with termination.heeding():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert termination.notice() == "Ctrl-C" and termination.Stopped().code == 130
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_twice()
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

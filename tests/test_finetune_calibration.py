@@ -21,7 +21,9 @@ from finetune.calibration import (
     uncalibrated,
     with_temperature,
 )
+from finetune.compare import run as compare
 from finetune.metrics import ScoredCases
+from finetune.report.comparison import comparison
 from finetune.run import finetune
 from finetune.thresholds import (
     OperatingConfig,
@@ -167,7 +169,40 @@ def test_the_results_warn_of_a_temperature_at_its_bound(finetuned, tmp_path, mon
     (name,) = results["models"]
     told = f"the temperature of {name} (20) is at its bound: probabilities are not calibrated"
     assert told in results["warnings"]
-    assert told in html.unescape((tmp_path / "out/report.html").read_text())
+    page = html.unescape((tmp_path / "out/report.html").read_text())
+    assert told in page and "calibrated on validation (temperature)" not in page
+    assert all(f"{figure} (not calibrated)" in page for figure in ("ECE", "Brier score"))
+
+
+def test_a_model_with_its_temperature_at_its_bound_is_compared_in_no_figure_of_probabilities(
+    finetuned, tmp_path, monkeypatch, capsys
+):
+    """Whose Brier score tells of the bound: against a model like it, it had a difference with p below 0.001."""
+    temperatures = iter([1.5, 1.5, 20.0])
+    monkeypatch.setattr("finetune.evaluate.fit_temperature", lambda *_: next(temperatures))
+    out = tmp_path / "out"
+    finetune(finetuned.model_copy(update={"out": str(out), "baselines": ["untrained", "pca"]}))
+    results = json.loads((out / "results.json").read_text())
+    told = {(row["baseline"], row["figure"]): row for row in results["comparisons"] if row["label"] is None}
+    assert ("pca", "auroc") in told and ("pca", "brier") not in told
+    assert told["untrained", "brier"]["p_holm"] == told["untrained", "brier"]["p"]
+    title = results["models"]["pca"]["title"]
+    not_compared = f"Not calibrated, so not compared in Brier score: {title}."
+    assert not_compared in (out / "report.html").read_text()
+
+    earlier = {**told["untrained", "brier"], "baseline": "pca"}
+    found = str(comparison({**results, "comparisons": [*results["comparisons"], earlier]})[0])
+    assert found.count("Brier score (smaller is better)") == 1 and not_compared in found
+    assert found.count(f"{title} (not calibrated)") == 2
+
+    told = json.loads((out / "results.json").read_text())
+    told["models"]["pretrained"]["temperature"] = 0.05
+    (out / "results.json").write_text(json.dumps(told))
+    capsys.readouterr()
+    compare([finetuned.out, str(out)])
+    shown = capsys.readouterr().out
+    assert "| AUROC |" in shown and "| Brier score |" not in shown
+    assert f"{out} (0.05) is at its bound: probabilities are not calibrated" in shown
 
 
 def test_a_model_that_says_a_half_of_all_keeps_its_temperature():

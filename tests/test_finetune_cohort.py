@@ -284,7 +284,7 @@ def test_a_class_against_the_rest(synthetic_dataset: Dataset):
         (
             {"labels": ["Edema", "Rib fracture"]},
             r"labels: .* has no Rib fracture\. Wanted: Edema, Rib fracture\. The dataset has: Edema, Consolidation, "
-            r"Fracture\. Write label_map=\{Fracture: Rib fracture\}",
+            r"Fracture\. Write 'label_map=\{Fracture: Rib fracture\}'",
         ),
         ({"label": "Edema", "labels": ["Edema"]}, "label= picks one label and labels= several; give one"),
         ({"class_weighting": "balanced"}, "class_weighting: balanced weighs .* give class_weighting=none"),

@@ -1,14 +1,18 @@
 """Models of different runs against each other, from what their folders hold."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clusters.config import InputError
 from data.dataset import Dataset
 from finetune.__main__ import _main
 from finetune.compare import differences, run
+from finetune.config import FinetuneConfig
 from finetune.run import finetune
 from finetune.trained import open_trained
 from tests import miniatures
@@ -75,3 +79,31 @@ def test_runs_of_other_cases_or_labels_are_refused(runs: list[str], synthetic_da
         run([runs[0], runs[0]])
     with pytest.raises(InputError, match="give two results folders or more"):
         run(runs[:1])
+
+
+@pytest.mark.parametrize("told", ["hash", "no hash"])
+def test_predictions_of_others_are_told_in_one_line(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], told: str
+) -> None:
+    """By the hash in results.json or, in results of before, by a missing column; the command makes them again."""
+    out = tmp_path / "out"
+    shutil.copytree(runs[1], out)
+    results = json.loads((out / "results.json").read_text())
+    if told == "no hash":
+        del results["predictions_sha256"]
+        (out / "results.json").write_text(json.dumps(results))
+        assert len(differences([open_trained(one) for one in (runs[0], str(out))], ["one", "two"])[0]) > 6
+    foreign = pa.table({"image": ["a.png"], **{f"probability.{label}": [0.2] for label in results["labels"]}})
+    pq.write_table(foreign, out / "predictions.parquet")
+    why = {"hash": "its SHA-256 is another", "no hash": "it has no column 'model'"}[told]
+    for command in (["compare", runs[0], str(out)], ["report", str(out)]):
+        with pytest.raises(SystemExit):
+            _main(command)
+        error = capsys.readouterr().err
+        assert f"out/predictions.parquet: not the predictions of these results ({why}); restore it" in error
+        assert error.count("\n") == 1
+    config = json.loads((out / "config.json").read_text())["config"]
+    finetune(FinetuneConfig.model_validate({**config, "out": str(out)}))
+    assert f"is not that of these results ({why}); the results are made again" in capsys.readouterr().out
+    _main(["compare", runs[0], str(out)])
+    assert json.loads((out / "results.json").read_text())["test_evaluations"] == 2

@@ -11,7 +11,8 @@ from clusters.config import InputError, load_config
 from data.dataset import Dataset
 from finetune.cohort import choose_cohort
 from finetune.efficiency import EfficiencyConfig, draw_cohorts, efficiency
-from finetune.labels_saved import labels_saved, matching_fraction, told
+from finetune.labels_saved import labels_saved, matching_fraction, percent, told
+from finetune.report.groups import label_efficiency
 from finetune.run import finetune
 from tests.finetune_runs import recipe, write_encoder
 from tests.test_data_page import Outline
@@ -65,7 +66,7 @@ def test_a_draw_is_the_subset_that_its_seed_draws_and_shares_are_nested(swept, s
             for share in (0.2, 0.5)
         )
         assert set(few.train) < set(more.train)
-        assert few.counts()["train"] == counts[draw]
+        assert {**few.counts()["train"], "share": counts[draw]["share"]} == counts[draw]
         rows.append(set(few.train))
     assert rows[0] != rows[1]
 
@@ -82,6 +83,31 @@ def test_files_for_people_hold_the_numbers(swept):
     assert told(results["labels_saved"]["pretrained"]) in words
     assert (out / "efficiency.svg").read_text().count("<path") > 5
     assert (out / "efficiency.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_shares_are_those_learned_from_where_a_patient_of_each_class_is_more_than_asked_for(swept, tmp_path, capsys):
+    config = swept.model_copy(update={"out": str(tmp_path), "fractions": [0.001, 0.002, 0.5]})
+    efficiency(config)
+    results, printed = results_of(config), capsys.readouterr().out
+    whole = results["training"][-1]["draws"][0]["patients"]
+    shares = [draw["patients"] / whole for draw in results["training"][0]["draws"]]
+    share = sum(shares) / 2
+    assert share > 0.02
+    for curve in results["curves"].values():
+        assert [draw["share"] for draw in curve["points"][0]["draws"]] == shares
+        assert [point["share"] for point in curve["points"][:2]] == [pytest.approx(share)] * 2
+    for saved in results["labels_saved"].values():
+        assert all(found is None or found >= min(shares) for found in (saved["fraction"], *saved["by_draw"]))
+    rows = list(csv.DictReader((tmp_path / "efficiency.csv").open()))
+    assert [float(row["share"]) for row in rows] == [int(row["training_patients"]) / whole for row in rows]
+    in_words = f"{percent(share)} (asked for: 0.1 %)"
+    words = " ".join(Outline((tmp_path / "efficiency.html").read_text()).words)
+    html, (drawing,) = label_efficiency(results)
+    for place in (printed, words, str(html)):
+        assert in_words in place and "Of each class at least one patient is drawn" in place
+    svg = (tmp_path / "efficiency.svg").read_text()
+    assert percent(share) in svg and "0.1 %" not in svg
+    assert drawing.rows[0][1] == pytest.approx(share)
 
 
 def test_a_sweep_goes_on_where_it_was_and_takes_more_shares(swept, capsys):
@@ -188,5 +214,13 @@ def test_labels_saved_are_those_of_the_mean_and_of_each_draw():
     assert saved["by_draw"] == [pytest.approx(10**-1.5), pytest.approx(10 ** (-1 / 3))]
     assert saved["fraction"] == pytest.approx(10 ** (-1 + 0.05 / 0.15))
     assert told(saved) == "22 % of the labels (draws: 3.2 % to 46 %)"
+    for point, shares in zip(curves["better"]["points"], ([0.01, 0.03], [0.1, 0.3], [1.0])):
+        point["share"] = float(np.mean(shares))
+        for draw, share in zip(point["draws"], shares):
+            draw["share"] = share
+    saved = labels_saved(curves, "base")["better"]  # the same curves over the shares that were learned from
+    assert saved["by_draw"] == [pytest.approx(10**-1.5), pytest.approx(0.3 ** (1 / 3))]
+    assert saved["fraction"] == pytest.approx(0.2 ** (2 / 3))
+    assert (percent(0.997, 2), percent(0.01055), percent(1.0)) == ("100 %", "1.05 %", "100 %")
     curves["worse"] = curve([0.5, 0.5], [0.5, 0.5], [0.7])
     assert told(labels_saved(curves, "base")["worse"]) == "not reached"

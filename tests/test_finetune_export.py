@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,18 @@ def test_both_formats_in_one_folder_have_a_card_each(exported):
         assert (card["file"], card["size"]) == (name, len(content))
         assert card["sha256"] == hashlib.sha256(content).hexdigest()
         assert f"{name}.json" in usage()
+
+
+def test_a_file_tells_nothing_of_the_machine_that_wrote_it(exported):
+    """Exporters keep the lines of code that each operation comes from."""
+    contents = {"model.onnx": (exported / "model.onnx").read_bytes()}
+    with zipfile.ZipFile(exported / "model.pt2") as archive:
+        contents |= {name: archive.read(name) for name in archive.namelist()}
+    assert any(name.endswith("model.json") for name in contents)
+    checkout = Path(__file__).resolve().parents[1]
+    for name, content in contents.items():
+        for told in (str(checkout), sys.prefix, str(exported), 'File "', 'File \\"', "export.py"):
+            assert told.encode() not in content, (name, told)
 
 
 @pytest.mark.parametrize("format_", ["onnx", "torch"])

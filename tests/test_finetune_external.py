@@ -129,7 +129,9 @@ def test_noise_is_foreign_to_a_model_of_lesions(trained, tmp_path):
     figures = results["out_of_distribution"]
     assert figures["mahalanobis"]["new_dataset"]["value"] > 0.9
     assert figures["mahalanobis"]["unseen_condition"]["value"] is None
-    assert any("ids are of schemes" in warning for warning in results["warnings"])
+    (told,) = [warning for warning in results["warnings"] if "ids are of schemes" in warning]
+    assert told.endswith("of images only exact copies are known again, none that was encoded again or cropped")
+    assert not any("looked at" in warning for warning in results["warnings"])
 
 
 def test_the_test_split_again_gives_the_figures_of_the_training_run(trained, synthetic_dataset, tmp_path):
@@ -148,6 +150,38 @@ def test_the_test_split_again_gives_the_figures_of_the_training_run(trained, syn
         assert results["trained_on_test"][figure] == before[figure]
     assert after["calibration"]["after"]["nll"] == pytest.approx(before["calibration"]["after"]["nll"], abs=1e-4)
     assert results["out_of_distribution"] is None
+
+
+@pytest.mark.parametrize("again", ["quality", "renamed"])
+def test_the_test_split_under_another_name_is_one_more_look_too(trained, tmp_path, again):
+    """Imported again with another JPEG quality where the training data are gone, or the same pixels as of others."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(trained, theirs)
+    options = synthetic.Options(
+        source="synthetic", out=str(tmp_path / again), num_cases=60, size_px=48, num_processes=1, name=again,
+        jpeg_quality=80 if again == "quality" else 92,
+    )  # fmt: skip
+    raw = read_raw(options)
+    if again == "renamed":
+        raw = replace(raw, cases=[replace(case, patient=f"new-{case.patient}") for case in raw.cases])
+    else:
+        told = json.loads((theirs / "config.json").read_text())
+        told["config"]["data"] = str(tmp_path / "gone")
+        (theirs / "config.json").write_text(json.dumps(told))
+    write_dataset(raw, options)
+    words = [str(theirs), f"data=[{tmp_path / again}]", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
+    ledger = theirs / "test_evaluations.json"
+    count = json.loads(ledger.read_text())["count"]
+    run([*words, *(["splits=[test]"] if again == "quality" else ["on_leak=warn"])])
+    assert json.loads(ledger.read_text())["count"] == count + 1
+    (results,) = results_in(tmp_path / "out")
+    (told,) = [warning for warning in results["warnings"] if "looked at" in warning]
+    own = pq.read_table(theirs / "predictions.parquet").to_pandas()
+    own = own[own.split == "test"]
+    number = own["patient"].nunique() if again == "quality" else len(own)
+    shared = "patients" if again == "quality" else "images (pixel for pixel)"
+    where = "stand in the test split of the dataset the model was trained on"
+    assert told == f"{number} {shared} {where}, looked at {count + 1} times by now"
 
 
 def test_numbers_beside_labels_have_figures_elsewhere_too(tmp_path):

@@ -1,6 +1,7 @@
 """Labels of a dataset in those of a study or a model: by name, by map, and refused with the map to write."""
 
 import re
+import shlex
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from clusters.config import InputError, load_config
+from clusters.config import Config, InputError, load_config
 from data.dataset import Dataset
 from finetune.config import FinetuneConfig
-from finetune.label_map import LABEL_SETS, mapped_truth, match_labels, theirs
+from finetune.label_map import LABEL_SETS, LabelMap, mapped_truth, match_labels, theirs
 
 NIH = LABEL_SETS["nih14"]
 NAN = float("nan")
@@ -31,15 +32,38 @@ def test_names_that_do_not_match_are_told_with_both_lists_and_the_map_to_write()
     assert "\n" not in told
     assert "/data/nih has no Pleural Effusion." in told
     assert f"Wanted: {', '.join(LABEL_SETS['chexpert5'])}. The dataset has: {', '.join(NIH)}." in told
-    assert "Write label_map={Effusion: Pleural Effusion}" in told
-    # What it says to write is what is taken.
-    (written,) = [word for word in ("label_map={Effusion: Pleural Effusion}",) if word in told]
+    assert "Write 'label_map={Effusion: Pleural Effusion}'" in told
+    # What it says to write in a shell is what is taken.
+    (written,) = [word for word in shlex.split(told) if word.startswith("label_map=")]
     config = load_config(FinetuneConfig, ["data=/d", "encoder=/e", "out=/o", "labels=chexpert5", written])
     assert theirs(dataset(*NIH), LABEL_SETS["chexpert5"], config.label_map)["Pleural Effusion"] == ["Effusion"]
 
 
+@pytest.mark.parametrize("label", ["Barrett's esophagus", "a: b", 'the "big" one', "no", "Ödem", "$HOME `ls`"])
+def test_the_map_to_write_can_be_pasted_into_a_shell(label: str):
+    """Whatever a label holds: a shell and YAML after it give back what was meant."""
+    with pytest.raises(InputError) as caught:
+        theirs(dataset(f"{label} x", "Mass"), [label], {})
+    told = str(caught.value).split("Write ", 1)[1]
+    written = shlex.split(told.removesuffix(" {theirs: ours}, if they mean the same"))
+    config = load_config(FinetuneConfig, ["data=/d", "encoder=/e", "out=/o", *written])
+    assert config.label_map == {f"{label} x": label}
+
+
+class Mapped(Config):
+    label_map: LabelMap
+
+
+def test_a_colon_without_a_blank_is_no_map():
+    with pytest.raises(InputError, match=r"write a blank after the colon: \{Melanom: BCC\}, not \{Melanom:BCC\}$"):
+        load_config(Mapped, ["label_map={Melanom:BCC}"])
+    assert load_config(Mapped, ["label_map={Melanom: BCC}"]).label_map == {"Melanom": "BCC"}
+
+
 def test_a_label_without_a_counterpart_is_to_be_left_out():
-    with pytest.raises(InputError, match=r"has no Edema, Rib fracture\..*Write label_map=\{edema: Edema\}.*leave Rib"):
+    with pytest.raises(
+        InputError, match=r"has no Edema, Rib fracture\..*Write 'label_map=\{edema: Edema\}'.*leave Rib"
+    ):
         theirs(dataset("edema", "Mass"), ["Edema", "Rib fracture"], {})
 
 
@@ -123,13 +147,13 @@ def test_a_mismatch_shows_both_lists_and_the_map_to_write():
     message = str(caught.value)
     assert "labels of /data/theirs do not match the model's." in message
     assert "Wanted: melanoma, nv. The dataset has: mel, nevus, psoriasis." in message
-    assert "Write label_map={mel: …}: each of theirs is a label of the model, 'unseen' (a condition" in message
+    assert "Write 'label_map={mel: …}': each of theirs is a label of the model, 'unseen' (a condition" in message
     assert "one at least a label of the model" in message, "a map of none would be refused"
     assert "'ignore'" in message
     assert "\n" not in message
     with pytest.raises(InputError, match="Map one of its labels to one of the model's"):
         match(CLASSES, ["melanoma", "nv"], True, mel="unseen", nevus="unseen", psoriasis="unseen")
-    with pytest.raises(InputError, match=re.escape("Write label_map={nevus: unseen, psoriasis: Psoriasis}")):
+    with pytest.raises(InputError, match=re.escape("Write 'label_map={nevus: unseen, psoriasis: Psoriasis}'")):
         match(CLASSES, ["mel", "Psoriasis"], True)
     with pytest.raises(InputError, match=re.escape("'nv' (nearest: nevus) is not known; it says {theirs: ours}.")):
         match(CLASSES, ["mel", "nv"], True, nv="nevus")
@@ -151,7 +175,7 @@ def test_one_map_serves_datasets_of_other_labels():
             match_labels(cast(Dataset, dataset), ["mel", "nv"], True, {"lupus": "unseen"}, ["nevus", "mole"])
     # A map of another dataset's labels alone says nothing of what is missing here.
     told = Told("multilabel", ["Effusion", "Edema"], [[0, 1]])
-    with pytest.raises(InputError, match=re.escape("Write label_map={mole: Edema, Effusion: Pleural Effusion}, if")):
+    with pytest.raises(InputError, match=re.escape("Write 'label_map={mole: Edema, Effusion: Pleural Effusion}', if")):
         match_labels(cast(Dataset, told), ["Pleural Effusion", "Edema"], False, {"mole": "Edema"}, ["mole"])
 
 
@@ -183,7 +207,7 @@ def test_yes_or_no_labels_of_theirs_join_into_one_of_ours():
 
 def test_a_label_that_may_be_theirs_by_another_name_is_asked_for():
     told = Told("multilabel", ["Effusion", "Edema"], [[0, 1]])
-    with pytest.raises(InputError, match=re.escape("Write label_map={Effusion: Pleural Effusion}, if")):
+    with pytest.raises(InputError, match=re.escape("Write 'label_map={Effusion: Pleural Effusion}', if")):
         match(told, ["Pleural Effusion", "Edema"], False)
     found = match(told, ["Pleural Effusion", "Edema"], False, Effusion="Pleural Effusion")
     assert found.truth.tolist() == [[0, 1]]

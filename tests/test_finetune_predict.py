@@ -297,11 +297,47 @@ def test_bad_input_is_said_in_one_line(finetuned, raw, tmp_path):
     (tmp_path / "text" / "notes.txt").write_text("hello")
     refused("has no images among its 1 files", model, f"{tmp_path}/text", out)
     (tmp_path / "list.csv").write_text("path,label\na.png,1\n")
-    refused("no column 'image' with the paths of the images; it has path, label", model, f"{tmp_path}/list.csv", out)
+    refused("has no column 'image': .* the paths of the images stand in it", model, f"{tmp_path}/list.csv", out)
     (tmp_path / "cases.csv").write_text("image,case\na.png,p1\nb.png,\n")
-    refused("cases.csv: row 2 names no case; name one for each image", model, f"{tmp_path}/cases.csv", out)
+    refused("cases.csv, row 3 names no case; name one for each image", model, f"{tmp_path}/cases.csv", out)
     refused("gone.csv: no such file", model, f"{tmp_path}/gone.csv", out)
     assert not (tmp_path / "out").exists()
     run([model, str(raw / "grey.png"), out])
     assert frame_of(tmp_path / "out").image.tolist() == ["grey.png"]
     refused("holds predictions with other images; give another out=", model, str(raw), out)
+
+
+def test_what_is_not_its_own_is_not_written_over(finetuned, synthetic_dataset, raw, tmp_path):
+    """Results, a dataset, anything else; nothing in the folder changes. A killed start and its log are its own."""
+    model, image = finetuned.out, str(raw / "grey.png")
+    for name, source in (("results", model), ("dataset", synthetic_dataset.location), ("raw", raw)):
+        shutil.copytree(source, tmp_path / name)
+    shutil.copytree(model, tmp_path / "both")
+    (tmp_path / "both/predict.json").write_text('{"identity": {}, "counts": {}}')
+    told = {"results": r"results of python -m finetune \(results.json\)", "dataset": r"a dataset \(manifest.json\)",
+            "raw": "other things, a among them", "both": "holds results of .* beside predictions"}  # fmt: skip
+    for name, match in told.items():
+        before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        with pytest.raises(InputError, match=f"{match}.*; give another out="):
+            run([model, image, f"out={tmp_path / name}"])
+        assert {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()} == before
+    out = tmp_path / "out"
+    (out / "parts").mkdir(parents=True)
+    for name in ("nohup.out", ".predict.json.0.part"):
+        (out / name).touch()
+    run([model, image, f"out={out}"])
+    shutil.copy2(Path(model) / "results.json", out)
+    with pytest.raises(InputError, match=r"holds results of .* beside predictions; give another out="):
+        run([model, image, f"out={out}"])
+
+
+@pytest.mark.parametrize("written", ["image;case\r\n{};p1\r\n;p1\r\n", "\ufeffimage\tcase\n{}\tp1\n\tp1\n\n"])
+def test_a_csv_is_read_as_an_import_reads_it(finetuned, raw, tmp_path, capsys, written):
+    """Semicolons and tabs, a BOM and ends of lines of Windows; a cell without an image is a row that says so."""
+    name = str(raw / "grey.png")
+    (tmp_path / "list.csv").write_bytes(written.format(name).encode())
+    run([finetuned.out, f"{tmp_path}/list.csv", f"out={tmp_path}/out"])
+    frame = frame_of(tmp_path / "out")
+    assert frame.image.tolist() == [name, ""] and frame.case.tolist() == ["p1", "p1"]
+    assert frame.error.tolist() == ["", "the row names no image"]
+    assert "1 could not be read (1 the row names no image)" in capsys.readouterr().out

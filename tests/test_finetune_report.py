@@ -267,6 +267,9 @@ def test_results_of_before_have_a_page_without_what_they_lack(finished: Made, br
     titles = shown.texts("h2")
     assert {"Result", "By class", "Confusion", "Model card", "Reproduce"} <= set(titles)
     assert not {"Errors worth looking at", "Other hospitals", "With fewer labels"} & set(titles)
+    assert "a copy of an image that was encoded again or cropped, under another id, is not found." in " ".join(
+        shown.texts("p")
+    )
     shown.page.close()
 
 

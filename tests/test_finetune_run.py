@@ -287,3 +287,14 @@ def test_results_that_were_made_in_spite_of_a_leak_are_not_reused_without_the_wo
     finetune(warned)
     with pytest.raises(InputError, match="test patients"):
         finetune(warned.model_copy(update={"on_leak": "refuse"}))
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("untraind", r"'untraind' \(nearest: untrained\)"), ("vgg-16:/weights", r"'vgg-16' \(nearest: vgg16\)")],
+)
+def test_a_misspelt_baseline_is_told_the_word(linear, tmp_path, word, told):
+    with pytest.raises(InputError, match=f"baselines: {told} is neither a known baseline .* nor a folder here"):
+        finetune(linear.model_copy(update={"baselines": [word], "out": str(tmp_path)}))
+    with pytest.raises(InputError, match=r"elsewhere: no model.safetensors and config.json here"):
+        finetune(linear.model_copy(update={"baselines": ["elsewhere"], "out": str(tmp_path)}))

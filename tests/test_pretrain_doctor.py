@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ import yaml
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.command import run_main
 from clusters.config import InputError, validate
+from clusters.lease import LEASE, lease, named
+from clusters.run_lock import LOCK, run_lock
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.__main__ import _help, _run
 from pretrain.config import PretrainConfig
 from pretrain.doctor import doctor
+from pretrain.encoder_folder import Seen
+from pretrain.export import seen_table
 from pretrain.monitor import SCORES
 from pretrain.run import dataset_identity, pretrain, pretraining_rows
 from tests.test_clusters_checkpoint import rewrite
@@ -153,6 +159,9 @@ def test_finished_stages_are_reused(begun: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(InputError, match=r"marked finished and encoder/model\.safetensors was altered; remove"):
         said(str(begun))
     folder.write("encoder/model.safetensors", b"weights")
+    with pytest.raises(InputError, match=r"marked finished and encoder/seen\.parquet was altered; remove"):
+        said(str(begun))
+    folder.write("encoder/seen.parquet", seen_table(Seen({"source:a": frozenset({1})}, frozenset({2}))))
     assert "1-simclr: finished at step 20; would be reused as it is\n2-micle: not begun" in said(str(begun))
     run_main(_run, ["doctor", str(begun)], _help)  # exit code 0
     assert "2-micle: not begun" in capsys.readouterr().out
@@ -163,6 +172,67 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         said(str(tmp_path))
     with pytest.raises(InputError, match="name the run folder first"):
         said("run=/x")
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(begun.parent)
+    moved = begun.rename(begun.parent / "lr=0.1")
+    for word in (str(moved), "./lr=0.1", "lr=0.1"):
+        assert "1-simclr: would go on from step-000000010" in said(word)
+    with pytest.raises(InputError, match="name the run folder first"):
+        said("lr=0.2")
+
+
+def all_of(folder: Path) -> list[tuple[Path, int, bytes]]:
+    return [(one, one.stat().st_mtime_ns, one.read_bytes()) for one in sorted(folder.rglob("*")) if one.is_file()]
+
+
+def test_a_run_at_work_is_named_and_left_alone(begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_lock(Folder(begun)):
+        before = all_of(begun)
+        for words in ([], [str(recipe)]):
+            with pytest.raises(SystemExit) as ended:
+                run_main(_run, ["doctor", str(begun), *words], _help)
+            assert ended.value.code == 2
+            shown = capsys.readouterr()
+            holder = f"({named({'process': os.getpid(), 'host': socket.gethostname()})})"
+            assert shown.out.startswith(f"{begun}: another run is at work in this folder {holder}")
+            assert "1-simclr: would go on from step-000000010" in shown.out
+            assert f"a start would be refused, for another run is at work in this folder {holder}" in shown.err
+            assert ("this recipe changes nothing" in shown.out) == bool(words)
+        assert all_of(begun) == before
+    assert "at work" not in said(str(begun))
+
+
+def test_a_run_that_has_only_just_begun_is_at_work_too(tmp_path: Path) -> None:
+    with run_lock(Folder(tmp_path)), pytest.raises(InputError, match="a start would be refused, for another run"):
+        said(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lock", "told"), [('{"process": 7, "host": "node7"}', "process 7, host node7"), ('{"process": 7}', "process 7")]
+)
+def test_a_lock_of_which_nobody_here_knows_is_said_and_no_more(begun: Path, lock: str, told: str) -> None:
+    (begun / LOCK).write_text(lock)
+    assert f"another run may be at work in this folder ({told}), which cannot be told from here" in said(str(begun))
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_lease_is_watched_as_a_start_does(begun: Path, monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
+    """Of a place without locks."""
+    monkeypatch.setattr("clusters.lease.RENEW_S", 0.05)
+    monkeypatch.setattr("clusters.lease.SETTLE_S", 0)
+    monkeypatch.setattr("clusters.runs.LOOK_S", 0.1)
+    for module in ("clusters.runs", "pretrain.doctor"):
+        monkeypatch.setattr(f"{module}.STALE_S", 30.0 if lives else 0.5)
+    if not lives:
+        (begun / LEASE).write_text('{"process": 7, "host": "node7", "renewed": 3}')
+        text = said(str(begun))
+        assert "a run left a lease there; looking for 0.5 s at most" in text
+        assert "at work" not in text
+        return
+    with lease(Folder(begun), {"process": 7}), pytest.raises(InputError, match=r"another run is at work .*process 7\)"):
+        said(str(begun))
 
 
 @pytest.mark.parametrize("name", ["finished.json", "config.json"])

@@ -214,9 +214,9 @@ def test_nothing_of_anybody_else_is_removed(synthetic_dataset: Dataset, finished
         run(synthetic_dataset, finished, stages=stages[::-1])
     assert (finished / "1-simclr/finished.json").exists()
     assert (finished / "2-micle/finished.json").exists()
+    run(synthetic_dataset, tmp_path / "run", stages=stages[:1])
     (tmp_path / "run/2024-patients").mkdir(parents=True)
     (tmp_path / "run/2024-patients/a.jpg").write_bytes(b"precious")
-    run(synthetic_dataset, tmp_path / "run", stages=stages[:1])
     changed = [{**stages[0], "temperature": 0.5}]
     run(synthetic_dataset, tmp_path / "run", stages=changed, on_change="redo")
     assert (tmp_path / "run/2024-patients/a.jpg").read_bytes() == b"precious"

@@ -27,7 +27,7 @@ from pretrain.cluster_model import MachineConfig, step_time
 from pretrain.methods.method import one_image
 from pretrain.methods.simclr import SimCLR
 from pretrain.shard_replay import DescribedDataset, Reads, _steps_to_replay, layout, lines_of_samples, replay
-from pretrain.simulate import Outcome, simulate
+from pretrain.simulate import Outcome, simulate, write_json
 from pretrain.simulate_config import SimulateConfig
 from pretrain.simulate_page import page
 from pretrain.step_trace import BATCH_NORM, GRADIENT, LOSS, Collective, StepTrace, StepTracer
@@ -424,6 +424,15 @@ def test_a_dataset_that_is_there_gives_its_shards_and_the_loader_s_speed(synthet
         (["data=/nowhere"], "data=DIR or num_images=N"),
         (["step_s=[1,2]"], "step_s: 2 for 3 sizes"),
         (["card=A1000"], "card"),
+        (["num_images=1000000000000"], "'num_images' in the command line: Input should be less than or equal to 1000"),
+        (["images_per_case=1000000000000000000000"], "'images_per_case'"),
+        (["images_per_shard=1000000000000000000000"], "'images_per_shard'"),
+        (["kb_per_image=1e300"], "'kb_per_image' in the command line: Input should be less than or equal to 1000000"),
+        (["kb_per_image=1e-300"], "'kb_per_image'"),
+        (["steps=1000000000000"], "'steps'"),
+        (["gpus=[1000000000000]"], "'gpus.0'"),
+        (["step_s=[1,1e300,1]"], "'step_s.1'"),
+        (["machine.node_hop_us=.inf"], "'machine.node_hop_us' in the command line: Input should be a finite number"),
         (["stages=[{method: micle, epochs: 1}]"], "none of its 4096 cases has two images"),
     ],
 )
@@ -432,3 +441,24 @@ def test_what_makes_no_cluster_is_one_line(words: Sequence[str], told: str) -> N
         list(simulate(config(*TOLD, *words)))
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_cache_without_bounds_holds_every_dataset() -> None:
+    (one,) = outcomes("gpus=[2]", "samples_per_gpu=16", "loader.cache_gb=1e300")
+    assert one.cached_share == 1
+
+
+@pytest.mark.parametrize(("out", "told"), [("", "that is a folder"), ("file/x.json", "file is a file, no folder")])
+def test_figures_that_cannot_be_written_are_refused_at_once(tmp_path: Path, out: str, told: str) -> None:
+    (tmp_path / "file").write_text("of another")
+    with pytest.raises(InputError, match=told) as refused:
+        next(simulate(config(*TOLD, f"out={tmp_path / out}")))
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_figures_go_to_a_url_too() -> None:
+    asked = config(*TOLD, "out=memory://simulate-out/deep/x.json")
+    write_json([], asked)
+    assert Folder("memory://simulate-out/deep").read_json("x.json") == []

@@ -12,23 +12,30 @@ from clusters.config import InputError, nearest
 # Instances of Compute Engine and their scheduling, as its REST reference has them; Ray passes them on unread.
 # fmt: off
 GCP_INSTANCE = [
-    "acceleratorType", "canIpForward", "confidentialInstanceConfig", "deletionProtection", "description", "disks",
-    "guestAccelerators", "labels", "machineType", "metadata", "minCpuPlatform", "name", "networkInterfaces",
-    "reservationAffinity", "resourcePolicies", "scheduling", "serviceAccounts", "shieldedInstanceConfig",
-    "sourceInstanceTemplate", "sourceMachineImage", "tags",
+    "acceleratorType", "advancedMachineFeatures", "canIpForward", "confidentialInstanceConfig", "deletionProtection",
+    "description", "disks", "displayDevice", "guestAccelerators", "hostname", "instanceEncryptionKey",
+    "keyRevocationActionType", "labels", "localSsdEncryptionMode", "machineType", "metadata", "minCpuPlatform", "name",
+    "networkInterfaces", "networkPerformanceConfig", "params", "privateIpv6GoogleAccess", "reservationAffinity",
+    "resourcePolicies", "scheduling", "serviceAccounts", "shieldedInstanceConfig", "shieldedInstanceIntegrityPolicy",
+    "sourceInstanceTemplate", "sourceMachineImage", "sourceMachineImageEncryptionKey", "tags",
+    "workloadIdentityConfig",
 ]
-# fmt: on
-# fmt: off
 GCP_SCHEDULING = [
-    "automaticRestart", "instanceTerminationAction", "localSsdRecoveryTimeout", "maxRunDuration", "minNodeCpus",
-    "nodeAffinities", "onHostMaintenance", "preemptible", "provisioningModel",
+    "automaticRestart", "availabilityDomain", "exposeHostTopology", "gracefulShutdown", "hostErrorTimeoutSeconds",
+    "instanceTerminationAction", "localSsdRecoveryTimeout", "locationHint", "maxRunDuration", "minNodeCpus",
+    "nodeAffinities", "onHostMaintenance", "onInstanceStopAction", "preemptible", "preemptionNoticeDuration",
+    "protectionTier", "provisioningModel", "skipGuestOsShutdown", "terminationTime",
 ]
 # fmt: on
 
 
 def check_nodes(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
     """What is wrong with the machines that each node type of a file for `ray up` asks for."""
-    for name, node_type in (config.get("available_node_types") or {}).items():
+    types = config.get("available_node_types") or {}
+    if not types:
+        line = document.line(["available_node_types"])
+        yield Mistake(line, "which machines there are is left to Ray, whose own no check sees", "name node types")
+    for name, node_type in types.items():
         path = ("available_node_types", name, "node_config")
         check_node = {"aws": _check_aws_node, "gcp": _check_gcp_node}.get(config["provider"]["type"])
         if config["provider"]["type"] == "aws" and name == config.get("head_node_type"):
@@ -60,6 +67,16 @@ def _check_aws_groups(document: Document, path: tuple[str, ...], node: dict[str,
                 yield Mistake(document.line([*path, *place, key]), what, mend)
 
 
+def _check_aws_subnets(document: Document, path: tuple[str, ...], node: dict[str, Any]) -> Iterator[Mistake]:
+    """Ray's own SubnetIds, of which it gives EC2 one as SubnetId (aws/node_provider.py), whatever stood there."""
+    names = node.get("SubnetIds", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        yield Mistake(document.line([*path, "SubnetIds"]), "SubnetIds is no list of names", "write [subnet-…]")
+    if "SubnetId" in node:
+        line = document.line([*path, "SubnetId"])
+        yield Mistake(line, "Ray puts a subnet of its own choice over SubnetId", "write `SubnetIds: [subnet-…]`")
+
+
 def _check_aws_node(document: Document, path: tuple[str, ...], node: dict[str, Any]) -> Iterator[Mistake]:
     """EC2's RunInstances, from the model that botocore carries; nothing is asked of AWS."""
     try:
@@ -67,8 +84,9 @@ def _check_aws_node(document: Document, path: tuple[str, ...], node: dict[str, A
     except ImportError:
         raise InputError("aws: pip install boto3, which `ray up` asks for too; EC2's fields are read from it") from None
     yield from _check_aws_groups(document, path, node)
-    shape = _run_instances()
-    report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node}, shape)
+    yield from _check_aws_subnets(document, path, node)
+    asked = {name: value for name, value in node.items() if name not in ("SubnetIds", "SubnetId")}
+    report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **asked}, _run_instances())
     for message in report.generate_report().splitlines():
         unknown = re.search(r'"(\w+)", must be one of: (.*)', message)
         if unknown is None:

@@ -26,7 +26,7 @@ FLAGS = [
 HARMLESS = {
     "--attach", "--cap-drop", "--cpu-shares", "--cpus", "--cpuset-cpus", "--cpuset-mems", "--gpus", "--hostname",
     "--interactive", "--tty", "--detach", "--rm", "--init", "--read-only", "--quiet", "--no-healthcheck", "--label",
-    "--log-opt", "--memory", "--memory-reservation", "--memory-swap", "--name", "--pids-limit",
+    "--log-driver", "--log-opt", "--memory", "--memory-reservation", "--memory-swap", "--name", "--pids-limit",
     "--platform", "--pull", "--restart", "--shm-size", "--stop-signal", "--stop-timeout", "--tmpfs", "--ulimit",
     "--workdir",
 }

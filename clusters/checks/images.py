@@ -8,10 +8,16 @@ from clusters.checks.words import commands_in
 
 PIP = re.compile(r"(?:.*/)?pip[\d.]*")
 # Options of pip and uv whose value is the next word.
-VALUED = ("-r", "--requirement", "--requirements", "-p", "--python", "--cache-dir", "--target", "--prefix")
+# fmt: off
+VALUED = (
+    "-r", "--requirement", "--requirements", "-p", "--python", "--cache-dir", "--target", "--prefix", "-i",
+    "--index-url", "--default-index",
+)
+# fmt: on
+# Another index in the place of PyPI may stand, since hashes hold what it serves; one beside PyPI may not.
 ELSEWHERE = re.compile(
-    r"--(?:no-require-hashes|no-verify-hashes|index|default-index|index-url|extra-index-url|find-links|trusted-host"
-    r"|allow-insecure-host|config-file)(?:=|$)|-[if]"
+    r"--(?:no-require-hashes|no-verify-hashes|index|extra-index-url|find-links|trusted-host"
+    r"|allow-insecure-host|config-file)(?:=|$)|-f"
 )
 OTHERS = re.compile(r"(?:.*/)?(?:uvx|pipx|conda|mamba|micromamba|easy_install|poetry)")
 

@@ -6,20 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from clusters.checks.containers import Anything, ContainerSecurity, Fields, Mount, Quantity, Resources, Variable
 from clusters.checks.mistakes import Mistake
 from clusters.checks.open_pods import check_container, check_pod, check_service_account
 from clusters.checks.pod_commands import check_pod_commands, check_runtime_env
-from clusters.checks.pods import (
-    Anything,
-    ContainerSecurity,
-    Fields,
-    Metadata,
-    PodTemplate,
-    Quantity,
-    Resources,
-    Service,
-    Variable,
-)
+from clusters.checks.pods import Metadata, PodTemplate, Service
 from clusters.checks.tokens import tokens_off
 from clusters.checks.yaml_lines import Document
 from clusters.config import nearest
@@ -43,7 +34,7 @@ class AutoscalerOptions(Fields):
     resources: Resources | None = None
     env: list[Variable] | None = None
     envFrom: list[Anything] | None = None
-    volumeMounts: list[Anything] | None = None
+    volumeMounts: list[Mount] | None = None
     securityContext: ContainerSecurity | None = None
 
 
@@ -145,7 +136,7 @@ def check_kuberay(document: Document) -> Iterator[Mistake]:
         what = (
             f"there is no check for a {document.value.get('kind')}{nearest(str(document.value.get('kind')), [*kinds])}"
         )
-        yield Mistake(document.line(["kind"]), what, "one RayCluster or RayJob a file")
+        yield Mistake(document.line(["kind"]), what, "keep what is none of these in a file of its own")
         return
     try:
         kind.model_validate(document.value)
@@ -220,7 +211,10 @@ def _check_cluster(document: Document, path: list[str | int], cluster: dict[str,
         yield from check_service_account(document, [*path, "headGroupSpec", "template"], head["template"])
     for place, group in enumerate(cluster.get("workerGroupSpecs") or []):
         here = [*path, "workerGroupSpecs", place]
-        low, now, high = (group.get(key, 0) for key in ("minReplicas", "replicas", "maxReplicas"))
+        # Left out, replicas are the minimum's and any number may come: so KubeRay's own defaults.
+        low = group.get("minReplicas") or 0
+        now = low if group.get("replicas") is None else group["replicas"]
+        high = 2**31 - 1 if group.get("maxReplicas") is None else group["maxReplicas"]
         if not low <= now <= high:
             what = f"replicas: {now} is not between minReplicas {low} and maxReplicas {high}"
             yield Mistake(document.line([*here, "replicas"]), what, "mend one of them")

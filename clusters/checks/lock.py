@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,19 @@ HASH = re.compile(r"\s+--hash=sha256:[0-9a-f]+\s*\\?$")
 PACKAGE = re.compile(r"(?m)^(?P<name>[A-Za-z0-9][\w.-]*)(?P<rest>(?:[^\n]*\\\n)*[^\n]*)")
 
 
-def check_lock(text: str) -> Iterator[Mistake]:
-    """What is wrong with a requirements.lock; asks nobody, so that it knows only the advisories that are listed."""
+def check_lock(text: str, needed: Sequence[str] = ()) -> Iterator[Mistake]:
+    """What is wrong with a lock; asks nobody, so that it knows only the advisories that are listed.
+
+    `needed`: packages without which it is not whole.
+    """
     from packaging.specifiers import SpecifierSet
 
     text = "\n".join(text.splitlines())  # as pip takes it apart, form feeds and the like too
     yield from _check_lines(text)
+    names = {match["name"].lower() for match in PACKAGE.finditer(text)}
+    for name in needed if names else ["any package"]:
+        if name not in names:
+            yield Mistake(1, f"the lock is without {name}", "make the lock again: make lock")
     for match in PACKAGE.finditer(text):
         name, line = match["name"], line_at(text, match.start())
         version = re.match(r"(?:\[[^\]]*\])?==([\w.!+-]+)(?=[\s;]|$)", match["rest"])

@@ -82,8 +82,8 @@ def _containers_ask_for_tokens(config: dict[str, Any]) -> bool:
     docker = config.get("docker") or {}
     if not (docker.get("image") or (docker.get("head_image") and docker.get("worker_image"))):
         return False
-    of_all = docker.get("run_options") or []
-    of_types = [(t.get("docker") or {}).get("worker_run_options") for t in config["available_node_types"].values()]
+    of_all, types = docker.get("run_options") or [], config.get("available_node_types") or {}
+    of_types = [(t.get("docker") or {}).get("worker_run_options") for t in types.values()]
     own = [docker.get("head_run_options"), docker.get("worker_run_options"), *of_types]
     stated = (
         values_of_variable([word for option in [*of_all, *(more or [])] for word in _words(option)], "RAY_AUTH_MODE")

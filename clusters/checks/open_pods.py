@@ -10,6 +10,12 @@ from clusters.checks.yaml_lines import Document
 from clusters.config import nearest
 
 Path = list[str | int]
+PIN = "give a tag with a full version (:0.1.0) or a digest"
+OF_THE_NODE = {
+    "hostNetwork": "the pod's ports, the dashboard's too, are its node's own",
+    "hostPID": "the pod sees every process of its node",
+    "hostIPC": "the pod shares memory with every process of its node",
+}
 
 
 def check_pod(document: Document, path: Path, template: dict[str, Any]) -> Iterator[Mistake]:
@@ -18,15 +24,19 @@ def check_pod(document: Document, path: Path, template: dict[str, Any]) -> Itera
     if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
         mend = "add `securityContext: {runAsNonRoot: true, runAsUser: 1000}`"
         yield Mistake(document.line([*path, "securityContext", "runAsNonRoot"]), "the pod may run as root", mend)
-    if pod.get("hostNetwork"):
-        line = document.line([*path, "hostNetwork"])
-        yield Mistake(line, "the pod's ports, the dashboard's too, are its node's own", "take `hostNetwork` out")
+    for key, what in OF_THE_NODE.items():
+        if pod.get(key):
+            yield Mistake(document.line([*path, key]), what, f"take `{key}` out")
     yield from _check_calls(document, path, pod)
     volumes = pod.get("volumes") or []
     for place, volume in enumerate(volumes):
         if volume.get("hostPath") is not None:
             line = document.line([*path, "volumes", place, "hostPath"])
             yield Mistake(line, "the pod reaches into its node's own files", "use a claim or an emptyDir")
+        image = (volume.get("image") or {}).get("reference")
+        if image is not None and not is_pinned(image):
+            line = document.line([*path, "volumes", place, "image", "reference"])
+            yield Mistake(line, f"the image {image} is not pinned", PIN)
     for kind in ("initContainers", "containers"):
         for place, container in enumerate(pod.get(kind) or []):
             here = [*path, kind, place]
@@ -47,8 +57,7 @@ def check_container(document: Document, path: Path, container: dict[str, Any]) -
     """What is wrong with one container, the autoscaler's too, which may be left without an image."""
     image = container.get("image")
     if image is not None and not is_pinned(image):
-        mend = "give a tag with a full version (:0.1.0) or a digest"
-        yield Mistake(document.line([*path, "image"]), f"the image {image} is not pinned", mend)
+        yield Mistake(document.line([*path, "image"]), f"the image {image} is not pinned", PIN)
     rights = container.get("securityContext") or {}
     here = [*path, "securityContext"]
     if rights.get("privileged"):
@@ -90,11 +99,15 @@ def _check_rights(document: Document, path: Path, container: dict[str, Any]) -> 
 
 
 def _check_calls(document: Document, path: Path, section: dict[str, Any]) -> Iterator[Mistake]:
-    """Whether a pod or container may call all of its node's kernel."""
-    profile = (section.get("securityContext") or {}).get("seccompProfile") or {}
-    if profile.get("type") == "Unconfined":
-        line = document.line([*path, "securityContext", "seccompProfile"])
-        yield Mistake(line, "all of the node's kernel can be called", "write `seccompProfile: {type: RuntimeDefault}`")
+    """Whether a pod or container may call all of its node's kernel, or without AppArmor's bounds."""
+    rights = section.get("securityContext") or {}
+    for key, what in (
+        ("seccompProfile", "all of the node's kernel can be called"),
+        ("appArmorProfile", "AppArmor keeps the container from nothing"),
+    ):
+        if (rights.get(key) or {}).get("type") == "Unconfined":
+            line = document.line([*path, "securityContext", key])
+            yield Mistake(line, what, f"write `{key}: {{type: RuntimeDefault}}`")
 
 
 def _check_mounts(document: Document, path: Path, container: dict[str, Any], volumes: list[str]) -> Iterator[Mistake]:

@@ -6,16 +6,9 @@ taken as they are.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-Quantity = str | int | float
-Anything = dict[str, Any]
-
-
-class Fields(BaseModel):
-    """A part of a Kubernetes object: unknown fields refused, and no value taken for one of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+from clusters.checks.containers import Anything, Container, Fields, Profile, Quantity, Resources, SELinux
 
 
 class Metadata(Fields):
@@ -26,73 +19,9 @@ class Metadata(Fields):
     namespace: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
-
-
-class Variable(Fields):
-    """One variable of a container's environment."""
-
-    name: str
-    value: str | None = None
-    valueFrom: Anything | None = None
-
-
-class Port(Fields):
-    """A port that a container serves."""
-
-    containerPort: int
-    name: str | None = None
-    protocol: Literal["TCP", "UDP", "SCTP"] | None = None
-    hostPort: int | None = None
-
-
-class Resources(Fields):
-    """What a container asks for and may use at most."""
-
-    requests: dict[str, Quantity] | None = None
-    limits: dict[str, Quantity] | None = None
-
-
-class Mount(Fields):
-    """A volume in a container."""
-
-    name: str
-    mountPath: str
-    subPath: str | None = None
-    readOnly: bool | None = None
-
-
-class ContainerSecurity(Fields):
-    """What a container may do."""
-
-    allowPrivilegeEscalation: bool | None = None
-    capabilities: Anything | None = None
-    privileged: bool | None = None
-    readOnlyRootFilesystem: bool | None = None
-    runAsGroup: int | None = None
-    runAsNonRoot: bool | None = None
-    runAsUser: int | None = None
-    seccompProfile: Anything | None = None
-
-
-class Container(Fields):
-    """One container of a pod."""
-
-    name: str
-    image: str
-    imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    command: list[str] | None = None
-    args: list[str] | None = None
-    workingDir: str | None = None
-    env: list[Variable] | None = None
-    envFrom: list[Anything] | None = None
-    ports: list[Port] | None = None
-    resources: Resources | None = None
-    volumeMounts: list[Mount] | None = None
-    securityContext: ContainerSecurity | None = None
-    lifecycle: Anything | None = None
-    livenessProbe: Anything | None = None
-    readinessProbe: Anything | None = None
-    startupProbe: Anything | None = None
+    creationTimestamp: Any = None
+    finalizers: list[str] | None = None
+    ownerReferences: list[Anything] | None = None
 
 
 class Claim(Fields):
@@ -109,8 +38,15 @@ class EmptyDir(Fields):
     sizeLimit: Quantity | None = None
 
 
+class ImageVolume(Fields):
+    """The files of an image."""
+
+    reference: str
+    pullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = None
+
+
 class Volume(Fields):
-    """A volume of a pod, of one kind."""
+    """A volume of a pod, of one kind; those by which a node runs what a repository or a driver of its own says, not."""
 
     name: str
     persistentVolumeClaim: Claim | None = None
@@ -121,19 +57,38 @@ class Volume(Fields):
     nfs: Anything | None = None
     ephemeral: Anything | None = None
     projected: Anything | None = None
+    downwardAPI: Anything | None = None
+    image: ImageVolume | None = None
+    awsElasticBlockStore: Anything | None = None
+    azureDisk: Anything | None = None
+    azureFile: Anything | None = None
+    cephfs: Anything | None = None
+    cinder: Anything | None = None
+    fc: Anything | None = None
+    gcePersistentDisk: Anything | None = None
+    glusterfs: Anything | None = None
+    iscsi: Anything | None = None
+    portworxVolume: Anything | None = None
+    rbd: Anything | None = None
+    vsphereVolume: Anything | None = None
     hostPath: Anything | None = None
 
 
 class PodSecurity(Fields):
     """As whom a pod runs."""
 
+    appArmorProfile: Profile | None = None
     fsGroup: int | None = None
     fsGroupChangePolicy: Literal["Always", "OnRootMismatch"] | None = None
     runAsGroup: int | None = None
     runAsNonRoot: bool | None = None
     runAsUser: int | None = None
-    seccompProfile: Anything | None = None
+    seLinuxChangePolicy: Literal["MountOption", "Recursive"] | None = None
+    seLinuxOptions: SELinux | None = None
+    seccompProfile: Profile | None = None
     supplementalGroups: list[int] | None = None
+    supplementalGroupsPolicy: Literal["Merge", "Strict"] | None = None
+    sysctls: list[Anything] | None = None
 
 
 class ServiceSpec(Fields):
@@ -168,14 +123,38 @@ class Toleration(Fields):
 class PodSpec(Fields):
     """A pod."""
 
+    activeDeadlineSeconds: int | None = None
     containers: list[Container]
+    dnsConfig: Anything | None = None
+    dnsPolicy: Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"] | None = None
+    enableServiceLinks: bool | None = None
+    hostAliases: list[Anything] | None = None
+    hostIPC: bool | None = None
+    hostNetwork: bool | None = None
+    hostPID: bool | None = None
+    hostUsers: bool | None = None
+    hostname: str | None = None
+    hostnameOverride: str | None = None
     initContainers: list[Container] | None = None
     volumes: list[Volume] | None = None
+    nodeName: str | None = None
     nodeSelector: dict[str, str] | None = None
+    os: Anything | None = None
+    overhead: dict[str, Quantity] | None = None
+    preemptionPolicy: Literal["PreemptLowerPriority", "Never"] | None = None
+    priority: int | None = None
     tolerations: list[Toleration] | None = None
     affinity: Anything | None = None
     topologySpreadConstraints: list[Anything] | None = None
+    readinessGates: list[Anything] | None = None
+    resourceClaims: list[Anything] | None = None
+    resources: Resources | None = None
+    schedulingGates: list[Anything] | None = None
+    serviceAccount: str | None = None
     serviceAccountName: str | None = None
+    setHostnameAsFQDN: bool | None = None
+    shareProcessNamespace: bool | None = None
+    subdomain: str | None = None
     automountServiceAccountToken: bool | None = None
     securityContext: PodSecurity | None = None
     imagePullSecrets: list[Anything] | None = None
@@ -184,7 +163,6 @@ class PodSpec(Fields):
     priorityClassName: str | None = None
     runtimeClassName: str | None = None
     schedulerName: str | None = None
-    hostNetwork: bool | None = None
 
 
 class PodTemplate(Fields):

@@ -1,5 +1,6 @@
 """Secrets that stand in a file: by their forms, by the names they are given, or since they look drawn at random."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -28,8 +29,28 @@ SECRET_NAME = re.compile(
 )
 # A value that says where a secret is, or whether there is one, gives none away.
 REFERENCE = re.compile(r"^(?:[$~/.<{&*|>\[]|true$|false$|null$|none$|token$|\w+://)", re.IGNORECASE)
-RANDOM_WORD = re.compile(r"(?<![\w+/@:.-])[A-Za-z0-9+_=-]{20,}(?![\w./])")
-DIGEST = re.compile(r"sha256[:=][0-9a-f]{64}")
+RANDOM_WORD = re.compile(r"(?<![\w+/@:.-])[A-Za-z0-9+_-]{20,}(?![\w./])")
+# AWS's secret keys, in which a slash may stand as in a path, and hardly a digit.
+FORTY = re.compile(r"(?<![\w+/@:.~$}-])[A-Za-z0-9+/]{40}(?![\w+/=.-])")
+# Digests of images, and commits where they are said to be such.
+DIGEST = re.compile(
+    r"sha256[:=][0-9a-f]{64}"
+    r"|\b[\w.-]*(?:revision|commit|rev|ref|sha|git)\b[\"']?[\s:=]+[\"'`]?[0-9a-f]{40}\b",
+    re.IGNORECASE,
+)
+HEXADECIMAL = re.compile(r"[0-9a-f]{32,}|[0-9A-F]{32,}")
+# What is long and names something: an AWS resource (ami-0123456789abcdef0), a UUID, words with numbers and dates.
+NAME = re.compile(
+    r"""
+      (?:[a-z]+-)* [0-9a-f]{8,17}
+    | (?:[a-z]+-)* [0-9a-f]{8} (?:-[0-9a-f]{4}){3} -[0-9a-f]{12}
+    | [_-]* {part} (?: [_-]+ {part} )+
+    """.replace("{part}", r"(?: [A-Z]?[a-z]+\d{0,5} | [A-Z]+\d{0,5} | \d+[a-z]? | \d{8}T\d{6}Z? )"),
+    re.VERBOSE,
+)
+# Fields of names, whose parts may be more mixed than in words: gpu-a100x8-7d9f8b6c5d.
+FIELD = re.compile(r"(?:\b(?:ImageId|project_id|claimName)[\"']?\s*:\s*|--reservation[=\s]\s*)[\"']?$")
+FIELD_NAME = re.compile(r"[a-z0-9]{1,19}(?:[_-][a-z0-9]{1,19})+")
 
 MEND = "take it out, revoke it, and give it by a file of yours (0600) or by the scheduler's secret"
 
@@ -56,7 +77,11 @@ def _secret_of(line: str) -> tuple[str, str] | None:
         if not REFERENCE.match(match["value"]):
             return f"a value for {match['name']}", match["value"]
     for match in RANDOM_WORD.finditer(line):
-        if _looks_random(match.group()):
+        word, names = match.group(), FIELD.search(line, 0, match.start())
+        if _looks_random(word) and not (NAME.fullmatch(word) or (names and FIELD_NAME.fullmatch(word))):
+            return "what looks like a key", word
+    for match in FORTY.finditer(line):
+        if _is_mixed(match.group()) and _entropy_bits(match.group()) > 4.2 and _changes(match.group()) >= 0.3:
             return "what looks like a key", match.group()
     return None
 
@@ -66,10 +91,21 @@ def _looks_random(word: str) -> bool:
     num_digits = sum(letter.isdigit() for letter in word)
     if not 3 <= num_digits < len(word):
         return False
-    if re.fullmatch(r"[0-9a-f]{32,}", word):
+    if HEXADECIMAL.fullmatch(word):
         return True
-    mixed = word.lower() != word and word.upper() != word
+    mixed = _is_mixed(word)
     return _entropy_bits(word) > (3.5 if mixed else 3.7) and (mixed or num_digits >= 5)
+
+
+def _is_mixed(word: str) -> bool:
+    """Whether capitals and others stand in it."""
+    return word.lower() != word and word.upper() != word
+
+
+def _changes(word: str) -> float:
+    """How often, a letter, one of another kind follows: a capital, a small letter, a digit or a sign."""
+    kinds = [(letter.isupper(), letter.islower(), letter.isdigit()) for letter in word]
+    return sum(one != other for one, other in itertools.pairwise(kinds)) / len(word)
 
 
 def _entropy_bits(word: str) -> float:

@@ -12,14 +12,26 @@ from clusters.checks.starts import wrong_starts
 from clusters.checks.tokens import opens_the_token, turns_tokens_off
 from clusters.config import nearest
 
-# Options of sbatch (long form) that a recipe may have need of.
+# Options of sbatch (long form), and those that pyxis adds for containers.
 # fmt: off
 SBATCH = [
-    "account", "array", "begin", "chdir", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency",
-    "error", "exclude", "exclusive", "export", "gpu-bind", "gpus", "gpus-per-node", "gpus-per-task", "gres", "hint",
-    "hold", "job-name", "licenses", "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "no-requeue",
-    "nodelist", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue",
-    "reservation", "signal", "time", "tmp", "wait", "wait-all-nodes",
+    "account", "acctg-freq", "array", "batch", "bb", "bbf", "begin", "chdir", "cluster-constraint", "clusters",
+    "comment", "consolidate-segments", "constraint", "container", "container-id", "contiguous", "core-spec",
+    "cores-per-socket", "cpu-freq", "cpus-per-gpu", "cpus-per-task", "deadline", "delay-boot", "dependency",
+    "distribution", "error", "exclude", "exclusive", "export", "export-file", "extra", "extra-node-info",
+    "get-user-env", "gid", "gpu-bind", "gpu-freq", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres",
+    "gres-flags", "hint", "hold", "ignore-pbs", "input", "job-name", "kill-on-invalid-dep", "licenses", "mail-type",
+    "mail-user", "mcs-label", "mem", "mem-bind", "mem-per-cpu", "mem-per-gpu", "mincpus", "network", "nice", "no-kill",
+    "no-requeue", "nodefile", "nodelist", "nodes", "ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node",
+    "ntasks-per-socket", "oom-kill-step", "open-mode", "output", "overcommit", "oversubscribe", "parsable",
+    "partition", "power", "prefer", "priority", "profile", "propagate", "qos", "quiet", "reboot", "requeue",
+    "reservation", "resv-ports", "segment", "signal", "sockets-per-node", "spread-job", "spread-segments", "stepmgr",
+    "switches", "test-only", "thread-spec", "threads-per-core", "time", "time-min", "tmp", "tres-bind",
+    "tres-per-task", "uid", "use-min-nodes", "verbose", "wait", "wait-all-nodes", "wckey",
+    "container-image", "container-mounts", "container-workdir", "container-name", "container-save",
+    "container-mount-home", "no-container-mount-home", "container-remap-root", "no-container-remap-root",
+    "container-entrypoint", "no-container-entrypoint", "container-entrypoint-log", "container-writable",
+    "container-readonly", "container-env",
 ]
 # fmt: on
 
@@ -43,6 +55,10 @@ def check_shell(text: str) -> Iterator[Mistake]:
         r"\bSLURM_EXPORT_ENV=(?![\"']?ALL\b)": (
             "what srun starts gets no RAY_AUTH_MODE",
             "leave SLURM_EXPORT_ENV alone",
+        ),
+        r"\b(?:APPTAINER|SINGULARITY)_(?:CLEANENV|CONTAINALL|COMPAT|ENV_FILE)=": (
+            "what Apptainer starts gets no RAY_AUTH_MODE",
+            "take it out",
         ),
         r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
         r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),

@@ -1,5 +1,6 @@
 """Every `ray start` with token authentication: stated directly before it, exported earlier, or by its container."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ OTHER_USERS = re.compile(
     r"[({!`$]*(?:.*/)?(?:sudo|su|doas|runuser|ssh|rsh|pdsh|parallel-ssh|chroot|nsenter|systemd-run|machinectl|at|batch)"
 )
 CONTAINERS = re.compile(r"(?:.*/)?(?:docker|podman|nerdctl|kubectl|enroot|singularity|apptainer)")
+# These hand their environment on, unless one of their options, up to the image, says otherwise.
+HANDING_ON = re.compile(r"(?:.*/)?(?:singularity|apptainer)")
+CLEANING = re.compile(r"--(?:cleanenv|containall|compat|env-file)(?:=.*)?|-\w*[eC]\w*")
 ASSIGNMENT = re.compile(r"\w+\+?=.*", re.DOTALL)
 LEADS = re.compile(r"[({!]+|if|then|elif|else|do|while|until|time|exec|command|nohup|setsid|nice|-.*")
 ENV = re.compile(r"(?:.*/)?env")
@@ -85,21 +89,29 @@ def _name(word: str) -> str:
 
 def _keeps(words: list[str]) -> bool:
     """Whether what a shell has exported reaches a command behind these words."""
-    if any(CONTAINERS.fullmatch(word) for word in words):
+    if any(CONTAINERS.fullmatch(word) and not _hands_on(words[place:]) for place, word in enumerate(words)):
         return False
     return all("ALL" in exported.upper().split(",") for exported in values_of(words, "--export")[-1:])
 
 
+def _hands_on(words: list[str]) -> bool:
+    """Whether a container's client, with these words, gives what it starts its own environment."""
+    options = itertools.takewhile(lambda word: not re.search(r"\.sif$|://", word), words[1:])
+    return HANDING_ON.fullmatch(words[0]) is not None and not any(map(CLEANING.fullmatch, options))
+
+
 def _states(words: list[str]) -> bool:
     """Whether these words, which stand before a command, give it RAY_AUTH_MODE=token."""
-    contained = any(CONTAINERS.fullmatch(word) for word in words)
+    clients = [place for place, word in enumerate(words) if CONTAINERS.fullmatch(word)]
+    if any(re.fullmatch(rf"(?:--env=|-\w*e)?{TOKEN_MODE}", word) for place in clients for word in words[place + 1 :]):
+        return True
+    if not all(_hands_on(words[place:]) for place in clients):  # what stands before a client is its own
+        return False
     for place, word in enumerate(words):
-        if contained and re.fullmatch(rf"(?:--env=|-\w*e)?{TOKEN_MODE}", word) and place:
-            return words[0] != word  # before the client it is the client's own
-        if not contained and word.lstrip("({") == TOKEN_MODE:
+        if word.lstrip("({") == TOKEN_MODE:
             return _keeps(words[place:])
-        if not contained and TOKEN_MODE in "".join(values_of(words[place:], "--export")[-1:]).split(","):
+        if TOKEN_MODE in "".join(values_of(words[place:], "--export")[-1:]).split(","):
             return True  # Slurm's srun
-        if not contained and not (ASSIGNMENT.match(word) or LEADS.fullmatch(word) or any(map(ENV.fullmatch, words))):
+        if not (ASSIGNMENT.match(word) or LEADS.fullmatch(word) or any(map(ENV.fullmatch, words))):
             return False
     return False

@@ -10,7 +10,8 @@ from clusters.checks.words import commands_in
 # In a command, or in the JSON or YAML of a runtime environment.
 STATED = re.compile(
     r"""
-      (?: \b | (?<!\w)-\w*e ) RAY_AUTH_MODE (?: = | \\?["']\s*: | :[ \t] ) (?!\s*[\\"']*token(?![\w-])) \S*
+      (?: \b | (?<!\w)-\w*e | \b(?:APPTAINER|SINGULARITY)ENV_ )
+      RAY_AUTH_MODE (?: = | \\?["']\s*: | :[ \t] ) (?!\s*[\\"']*token(?![\w-])) \S*
     | \bRAY_AUTH_MODE (?: =\s | (?:\[\w*\])? \+= | \[\w*\]= | :=(?!token\b) )
     | \b(?: printf\s+-v | read | mapfile | readarray | for ) \b [^\n;&|]* \bRAY_AUTH_MODE\b
     | \b(?: unset | export\s+-n | (?:declare|typeset)\s+\+x ) (?:\b[^\n;&|]*\b)? RAY_AUTH_MODE\b

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 NEARLY_SQUARE, MOST_OBLONG = 0.01, 20  # beyond that a tag is wrong rather than a pixel so long
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
+SAY_WHO = ("BurnedInAnnotation", "RecognizableVisualFeatures")
 # Only these are read, so that no other tag is ever in memory as text.
 PIXEL_TAGS = (
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ICCProfile"),
-    *("PhotometricInterpretation", "BurnedInAnnotation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PhotometricInterpretation", *SAY_WHO, "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "VOILUTFunction"),
     *("WindowCenter", "WindowWidth", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),
     *(
@@ -214,8 +215,8 @@ def _with_square_pixels(dataset: "Dataset", pixels: Pixels) -> Pixels:
 
 
 def says_burned_in(dataset: "Dataset") -> bool:
-    """Whether a file says that its pixels hold text that identifies the patient (PS3.3, C.7.6.1)."""
-    return str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
+    """Whether a file says that its pixels hold text that identifies the patient, or a face (PS3.3, C.7.6.1)."""
+    return any(str(dataset.get(tag) or "").strip().upper() == "YES" for tag in SAY_WHO)
 
 
 def _check_stream(dataset: "Dataset", rows: int, columns: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.cases import age_band
-from data.dicom.decode import read_header, says_burned_in
+from data.dicom.decode import SAY_WHO, read_header, says_burned_in
 from data.images import BadImage, Pixels, is_dicom
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TAGS = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "AccessionNumber", "Rows", "Columns"),
     *("PatientSex", "PatientAge", "PatientBirthDate", "StudyDate", "ViewPosition", "ImageLaterality", "Laterality"),
-    *("Modality", "BodyPartExamined", "BurnedInAnnotation", "SpecificCharacterSet", "SOPClassUID"),
+    *("Modality", "BodyPartExamined", "SpecificCharacterSet", "SOPClassUID", *SAY_WHO),
 )
 SUFFIXES = (".dcm", ".dicom")
 SEXES = {"M": "male", "F": "female", "O": "other"}
@@ -88,9 +88,7 @@ def header_of(folder: Folder, max_pixels: int, number: int, file: str) -> Header
             opened.seek(0)
             header = read_header(opened, TAGS, max_pixels)
         if header.get("Rows") is None or header.get("Columns") is None:
-            # What calls itself an image was cut off before it says how large it is; others are reports and the like.
-            cut = "Image Storage" in getattr(header.get("SOPClassUID"), "name", "")
-            return Header(number, file, "unreadable" if cut else "without pixels", "truncated" if cut else "")
+            return _without_size(number, file, header)
         return Header(
             number=number,
             file=file,
@@ -109,6 +107,18 @@ def header_of(folder: Folder, max_pixels: int, number: int, file: str) -> Header
         return Header(number, file, "unreadable", "absent")
     except OSError as error:
         raise InputError(f"cannot read file {number + 1}: {error.strerror or type(error).__name__}") from None
+
+
+def _without_size(number: int, file: str, header: "Dataset") -> Header:
+    """What says of itself that it is an image was cut off before its size, what says nothing is garbage.
+
+    The rest are reports and the like.
+    """
+    stated = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    if not stated:
+        return Header(number, file, "unreadable", "undecodable")
+    cut = "Image Storage" in getattr(stated, "name", "")
+    return Header(number, file, "unreadable" if cut else "without pixels", "truncated" if cut else "")
 
 
 def _attributes(header: "Dataset") -> dict[str, str]:

@@ -20,6 +20,7 @@ from clusters.config import InputError, absolute
 from clusters.storage import Folder
 from data.attributes import of_one_patient_each
 from data.cases import Case, RawDataset, SourceImage
+from data.class_names import Whose
 from data.config import ImportConfig
 from data.dicom.headers import Header, Unreadable, header_of
 from data.images import BURNED_IN_MEND
@@ -84,7 +85,8 @@ def read(config: Options) -> RawDataset:
     """The cases of an export.
 
     Raises InputError naming the file's number: no DICOM files, no PatientID, a study of two patients, pixels with
-    burned-in text (unless burned_in= says otherwise); and for the table what `read_labels` raises.
+    burned-in text or a face, as the file says (unless burned_in= says otherwise); and for the table what
+    `read_labels` raises.
     """
     if bool(config.labels) != bool(config.label):
         raise InputError("labels= (the table) and label= (its column) go together; give both or neither")
@@ -174,7 +176,8 @@ def _refuse_burned_in(config: Options, headers: list[Header]) -> None:
     flagged = [header for header in headers if header.burned_in]
     if flagged and config.burned_in == "refuse":
         raise InputError(
-            f"{len(flagged):,} of {len(headers):,} images say that text is burned into their pixels, the first: "
+            f"{len(flagged):,} of {len(headers):,} images say that text is burned into their pixels or that somebody "
+            "can be recognized in them, the first: "
             f"{file_name(config, flagged[0].number, flagged[0].file)}; {BURNED_IN_MEND}"
         )
 
@@ -239,4 +242,6 @@ def _labels(config: Options, groups: dict[str, list[Header]]) -> Labels:
         )
     if without:
         say(config, f"{without:,} of {len(rows):,} cases have no row in the table and no label")
-    return read_labels(table, rows, config.label, config.classes, config.positive)
+    patients = {case: case if config.patient == "none" else members[0].patient for case, members in groups.items()}
+    whose = Whose(patients, (column,)) if config.ids == "keyed" else None
+    return read_labels(table, rows, config.label, config.classes, config.positive, whose)

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.cases import Case, RawDataset
+from data.class_names import Whose
 from data.config import ImportConfig
 from data.labels import Labels, read_labels
 from data.listing import file_image, file_name, is_hidden, list_files, say
@@ -72,7 +73,8 @@ def read(config: Options) -> RawDataset:
     """The images, by case.
 
     Raises InputError naming the file's number: no images, a path in which no patient is found, images in no class
-    beside images in classes, a case in two classes, class folders that are patients or named after them.
+    beside images in classes, a case in two classes, class folders that are patients or named after them, and with
+    keyed ids ones that are dates, ids or free text.
     """
     folder = Folder(config.raw)
     files = _image_files(config, folder)
@@ -87,7 +89,9 @@ def read(config: Options) -> RawDataset:
     _check_names(config, files, inside, groups, classes)
 
     keys = {group: _key(config, group) for group in groups}
-    labels = _labels(config, classes, {keys[group]: numbers for group, numbers in groups.items()})
+    patients = {key: key if config.patient == "none" else patient for (patient, _), key in keys.items()}
+    whose = Whose(patients) if config.ids == "keyed" else None
+    labels = _labels(config, classes, {keys[group]: numbers for group, numbers in groups.items()}, whose)
     cases = []
     for (patient, case), numbers in groups.items():
         images = tuple(file_image(config, folder, number, files[number]) for number in numbers)
@@ -226,11 +230,19 @@ def _key(config: Options, group: tuple[str, str]) -> str:
     return case if config.patient == "none" else f"{patient}_{case}"
 
 
-def _labels(config: Options, classes: list[str], groups: dict[str, list[int]]) -> Labels:
-    """The classes as labels, as a table with one column would give them."""
-    table = Table(config.raw, {CLASS: classes}, len(classes))
+class Files(Table):
+    """The class of each file, as a column."""
+
+    def row(self, index: int) -> str:
+        """How messages call a file where ids are keyed."""
+        return f"file {index + 1}"
+
+
+def _labels(config: Options, classes: list[str], groups: dict[str, list[int]], whose: Whose | None) -> Labels:
+    """The classes as labels, as a table with one column would give them; `whose` are the cases where ids are keyed."""
+    table = Files(config.raw, {CLASS: classes}, len(classes))
     if not any(classes):
         return read_labels(table, groups, "")
     if len(set(classes)) == 1:
         raise InputError(f"{config.raw} has one sub-folder, which tells no classes apart; give labels=none")
-    return read_labels(table, groups, CLASS, tuple(sorted(set(classes))), config.positive)
+    return read_labels(table, groups, CLASS, tuple(sorted(set(classes))), config.positive, whose)

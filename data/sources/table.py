@@ -13,6 +13,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from data.attributes import attribute
 from data.cases import Case, RawDataset
+from data.class_names import Whose
 from data.config import ImportConfig
 from data.labels import read_labels, read_numbers
 from data.published import UNKNOWN
@@ -40,7 +41,8 @@ class Options(ImportConfig):
     label: str = Field(
         default="",
         description="column with the label, or several with 1, 0, -1 (uncertain) or nothing: label=edema,effusion; "
-        "empty: an unlabelled dataset",
+        "empty: an unlabelled dataset; with keyed ids no names, ids, dates or free text, and no column most of whose "
+        "values are of one patient each",
     )
     classes: tuple[str, ...] = Field(
         default=(), description="values that the label may have, in order: classes=nv,mel; empty: those that occur"
@@ -85,7 +87,8 @@ def read(config: Options) -> RawDataset:
 
     Raises InputError naming column and row: a column that is not there, a row without image or patient,
     rows of one case that disagree in patient, label or split, a label with one value or too many or outside the
-    declared classes, an attribute that could tell people apart, names of images that make two cases one.
+    declared classes, an attribute or (where ids are keyed) a label that could tell people apart, names of images that
+    make two cases one.
     """
     parent, _, name = config.raw.rpartition("/")
     folder = Folder(parent or "/")
@@ -98,9 +101,10 @@ def read(config: Options) -> RawDataset:
     case_ids = _case_ids(table, config, files)
     groups = table.group(case_ids)
     patients = _patients(table, config, groups)
-    labels = read_labels(table, groups, config.label, config.classes, config.positive)
-    splits = _splits(table, config, groups)
     identifying = (config.image, config.patient, config.case)
+    whose = Whose(patients, identifying) if config.ids == "keyed" else None
+    labels = read_labels(table, groups, config.label, config.classes, config.positive, whose)
+    splits = _splits(table, config, groups)
     numbers = read_numbers(table, groups, config.numbers, identifying)
     patient_of = {row: patients[case_id] for case_id, rows in groups.items() for row in rows}
     of_rows = [patient_of[row] for row in range(len(patient_of))]

@@ -16,6 +16,7 @@ from clusters.config import InputError, nearest
 from clusters.storage import Folder
 from data.attributes import attribute
 from data.cases import Case, RawDataset, SourceImage
+from data.class_names import Whose
 from data.config import ImportConfig
 from data.labels import read_labels
 from data.sources.table import SPLIT_NAMES
@@ -161,8 +162,9 @@ def cases_of(config: Options, tars: Sequence[Tar]) -> RawDataset:
     groups = _groups(config, table, samples)
     patients = _patients(config, table, groups)
     label = config.label if config.label == "cls" else ",".join(field_names(config.label))
-    labels = read_labels(table, groups, label)
     identifying = tuple(field_names(place)[0] for place in (config.patient, config.case) if place.startswith(JSON))
+    whose = Whose(patients, identifying) if config.ids == "keyed" else None
+    labels = read_labels(table, groups, label, whose=whose)
     patient_of = {row: patients[case_id] for case_id, rows in groups.items() for row in rows}
     of_rows = [patient_of[row] for row in range(len(patient_of))]
     attributes = {name: attribute(table, name, identifying, of_rows, config.ids == "keyed") for name in config.attrs}

@@ -15,7 +15,7 @@ from finetune.report.drawings import (
 from finetune.report.evidence import Evidence, thresholds_of
 from finetune.report.headline import FEW_PATIENTS
 from finetune.report.tables import confusion_table
-from finetune.report.words import NAMES, Results, first_model, shown, value_of
+from finetune.report.words import NAMES, Results, calibration_mark, first_model, shown, value_of
 
 FIRST, MORE = ("auroc", "auprc", "sensitivity", "specificity"), ("precision", "f1", "brier", "ece")
 TWO_DIGITS = ("sensitivity", "specificity", "precision", "f1")
@@ -29,9 +29,9 @@ def by_class(results: Results, evidence: Evidence | None) -> tuple[Html, list[Dr
         return EMPTY, []
     told = "each class against the rest" if len(per_class) > 1 else "the label against its absence"
     caption = f"{model['title']}, {told}."
-    parts = [_class_table(per_class, FIRST, caption), _thresholds(results), _operating(results)]
+    parts = [_class_table(model, FIRST, caption), _thresholds(results), _operating(results)]
     if any(name in row for row in per_class.values() for name in MORE):
-        parts.append(folded("Precision, F1, Brier score and ECE", _class_table(per_class, MORE, caption)))
+        parts.append(folded("Precision, F1, Brier score and ECE", _class_table(model, MORE, caption)))
     drawings = [forest_drawing("classes-auroc", "AUROC by class", [(n, r["auroc"]) for n, r in per_class.items()])]
     if evidence is not None:
         curves, drawn = _curves(results, evidence)
@@ -58,7 +58,7 @@ def calibration(results: Results) -> tuple[Html, list[Drawing]]:
     drawings = [d for label, row in found.items() if (d := reliability_drawing(label, row["bins"]))]
     if not drawings:
         return EMPTY, []
-    temperature = model.get("temperature", 1.0)
+    temperature, mark = model.get("temperature", 1.0), calibration_mark("ece", model)
     parts = [paragraph(
         "On the dashed line, a probability is what it says: of the cases given 30 %, 30 % have it. Above the line the "
         "model is too careful, below it too sure. Each point is a tenth of the cases, with its interval."
@@ -70,9 +70,9 @@ def calibration(results: Results) -> tuple[Html, list[Drawing]]:
         caption = (
             f"Before and after temperature scaling (T = {temperature:.3g}, fitted on validation); smaller is better."
         )
-        parts.append(table(["", "before", "after"], shown_rows, caption))
+        parts.append(table(["", "before", f"after{mark}"], shown_rows, caption))
     ece = {label: row.get("ece") for label, row in test["per_class"].items()}
-    plots = [figure(drawing.content, _calibration_caption(label, found[label], ece.get(label)))
+    plots = [figure(drawing.content, _calibration_caption(label + mark, found[label], ece.get(label)))
              for label, drawing in zip([n for n, r in found.items() if r["bins"]], drawings)]  # fmt: skip
     return join([*parts, grid(plots)]), list(drawings)
 
@@ -87,7 +87,8 @@ def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | 
     return told
 
 
-def _class_table(per_class: dict[str, Any], names: tuple[str, ...], caption: str) -> Html:
+def _class_table(model: dict[str, Any], names: tuple[str, ...], caption: str) -> Html:
+    per_class = model["test"]["per_class"]
     shows = [name for name in names if any(name in row for row in per_class.values())]
     rows = [
         [
@@ -98,7 +99,8 @@ def _class_table(per_class: dict[str, Any], names: tuple[str, ...], caption: str
         ]
         for label, row in per_class.items()
     ]
-    return table(["class", "cases", "patients", *(NAMES.get(name, name) for name in shows)], rows, caption)
+    header = ["class", "cases", "patients", *(NAMES.get(name, name) + calibration_mark(name, model) for name in shows)]
+    return table(header, rows, caption)
 
 
 def _curves(results: Results, evidence: Evidence) -> tuple[Html, list[Drawing]]:

@@ -7,7 +7,17 @@ from finetune.metrics import OF_NUMBERS
 from finetune.report.drawings import Drawing, forest_drawing
 from finetune.report.patients import by_patient
 from finetune.report.tables import forest
-from finetune.report.words import NAMES, SMALLER_IS_BETTER, Results, first_model, p_of, shown, title_of
+from finetune.report.words import (
+    NAMES,
+    SMALLER_IS_BETTER,
+    Results,
+    calibration_mark,
+    first_model,
+    listed,
+    p_of,
+    shown,
+    title_of,
+)
 
 FIRST = ("auroc", "auprc", "balanced_accuracy", "top1")
 COMPARED = (*FIRST, "f1", "top3", "brier", "ece")
@@ -21,7 +31,11 @@ def comparison(results: Results) -> tuple[Html, list[Drawing]]:
     more: list[Html] = []
     drawings = []
     for name in COMPARED:
-        rows = [(m["title"], m["test"][name], n) for n, m in enumerate(models.values()) if m["test"].get(name)]
+        rows = [
+            (m["title"] + calibration_mark(name, m), m["test"][name], n)
+            for n, m in enumerate(models.values())
+            if m["test"].get(name)
+        ]
         if rows:
             title = title_of(name, results)
             smaller = " Smaller is better." if name in SMALLER_IS_BETTER else ""
@@ -33,9 +47,12 @@ def comparison(results: Results) -> tuple[Html, list[Drawing]]:
     patients, drawn = by_patient(results)
     parts.append(patients)
     drawings += drawn
-    differences = [row for row in results["comparisons"] if row.get("label") is None]
+    differences = [row for row in results["comparisons"] if row.get("label") is None and not _of_bound(row, results)]
     if differences:
         parts.append(_differences(differences, results))
+    bound = [m["title"] for m in models.values() if calibration_mark("brier", m)]
+    if bound and len(models) > 1:
+        parts.append(paragraph(f"Not calibrated, so not compared in Brier score: {listed(bound)}."))
     of_numbers = [row for row in results["comparisons"] if row["figure"] in OF_NUMBERS]
     if of_numbers:
         parts.append(_differences(of_numbers, results))
@@ -61,6 +78,11 @@ def _numbers(results: Results) -> Html:
         if (row := (m["test"].get("numbers") or {}).get(name))
     ]
     return table(header, rows, "Estimated numbers, in the units of the labels.")
+
+
+def _of_bound(row: dict[str, Any], results: Results) -> bool:
+    """Whether a difference tells of a temperature at its bound; earlier versions gave these too."""
+    return any(calibration_mark(row["figure"], results["models"][row[side]]) for side in ("model", "baseline"))
 
 
 def _differences(rows: list[dict[str, Any]], results: Results) -> Html:

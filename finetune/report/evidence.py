@@ -1,8 +1,9 @@
-"""The cases behind the figures, read back from predictions.parquet.
+"""The cases behind the figures, read back from predictions.parquet, which results.json knows by its hash.
 
 Shapes: N cases, K labels.
 """
 
+import hashlib
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clusters.config import InputError
 from finetune.report.words import Results, first_model, label_kind
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+HASH = "predictions_sha256"
+"""Of predictions.parquet, in results.json."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,53 @@ class Decisions:
     sure_NC: Floats
 
 
-def read_evidence(predictions: bytes, results: Results) -> Evidence | None:
-    """The evaluated cases of a results folder; None where its task has no label to decide on."""
+def hash_of(predictions: bytes) -> str:
+    """What results.json says of predictions.parquet as `HASH`."""
+    return hashlib.sha256(predictions).hexdigest()
+
+
+def why_not_theirs(predictions: bytes, results: Results) -> str | None:
+    """What shows that a predictions.parquet is not that of these results; None where nothing does.
+
+    Results of before tell no hash: their predictions are known by their columns.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if HASH in results:
+        return None if results[HASH] == hash_of(predictions) else "its SHA-256 is another"
+    try:
+        names = set(pq.read_schema(io.BytesIO(predictions)).names)
+    except (pa.ArrowException, OSError):
+        return "it cannot be read"
+    answers = [{f"probability.{label}", f"predicted.{label}"} for label in results["labels"]]
+    wanted = [{name} for name in ("model", "split", "key", "patient", "member")] + answers
+    missing = next((min(some) for some in wanted if not some & names), None)
+    return None if missing is None else f"it has no column '{missing}'"
+
+
+def read_columns(predictions: bytes, results: Results, where: str) -> dict[str, NDArray[Any]]:
+    """The columns of predictions.parquet. Raises InputError where it is not that of these results."""
+    import pyarrow.parquet as pq
+
+    if why := why_not_theirs(predictions, results):
+        raise InputError(
+            f"{where}: not the predictions of these results ({why}); restore it from a backup, or remove it and run "
+            "the command that made these results again"
+        )
     table = pq.read_table(io.BytesIO(predictions))
-    labels = tuple(name for name in results["labels"] if f"probability.{name}" in table.column_names)
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def read_evidence(predictions: bytes, results: Results, where: str = "predictions.parquet") -> Evidence | None:
+    """The evaluated cases of a results folder; None where its task has no label to decide on.
+
+    Raises InputError as `read_columns`.
+    """
+    columns = read_columns(predictions, results, where)
+    labels = tuple(name for name in results["labels"] if f"probability.{name}" in columns)
     if not labels:
         return None
-    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
     # Of another hospital, all that was predicted is evaluated.
     evaluated = (columns["split"] == "test") | (results.get("kind") == "external")
     scores: dict[str, Floats] = {}

@@ -4,10 +4,21 @@ from typing import Any
 
 from data.charts import legend
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
+from finetune.labels_saved import in_words, share_of, why_not_as_asked
 from finetune.labels_saved import told as share_of_labels
 from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
 from finetune.report.tables import forest
-from finetune.report.words import NAMES, Results, first_model, label_names, listed, shown, title_of, with_own_titles
+from finetune.report.words import (
+    NAMES,
+    Results,
+    calibration_mark,
+    first_model,
+    label_names,
+    listed,
+    shown,
+    title_of,
+    with_own_titles,
+)
 
 JUDGED = ("auroc", "sensitivity", "specificity")
 SCORES = {"energy": "energy", "knn": "nearest neighbours", "mahalanobis": "Mahalanobis"}
@@ -53,8 +64,9 @@ def other_hospitals(external: list[Results]) -> tuple[Html, list[Drawing]]:
     for found in external:
         test, counts = first_model(found)["test"], next(iter(found["cohort"].values()))
         name = found["dataset"]["name"]
+        ece = shown(test.get("ece")) + calibration_mark("ece", first_model(found))
         rows.append([name, counts["patients"], counts["cases"], shown(test.get("auroc")), shown(test.get("auprc")),
-                     shown(test.get("balanced_accuracy")), shown(test.get("ece"))])  # fmt: skip
+                     shown(test.get("balanced_accuracy")), ece])  # fmt: skip
         if test.get("auroc"):
             plotted.append((name, test["auroc"], 0))
     header = ["dataset", "patients", "cases", "AUROC", "AUPRC", "balanced accuracy", "ECE"]
@@ -91,7 +103,7 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
     name, models = str(efficiency["figure"]), with_own_titles({"models": efficiency["curves"]})["models"]
     curves = {
         model["title"]: [
-            {"x": point["fraction"], "value": point["mean"], "low": point["low"], "high": point["high"]}
+            {"x": share_of(point), "value": point["mean"], "low": point["low"], "high": point["high"]}
             for point in model["points"]
         ]
         for model in models.values()
@@ -113,8 +125,13 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
         f"{name} on test patients: mean of {efficiency['draws']} draws, with a band from the lowest to the highest."
     )
     parts += [legend(list(curves)), figure(drawing.content, caption)]
-    rows = [[f"{model}, {100 * p['x']:.3g} %", shown(p)] for model, curve in curves.items() for p in curve]
-    parts.append(folded("Numbers of the curves", table(["", name], rows)))
+    rows = [
+        [f"{model['title']}, {in_words(point)}", shown({**point, "value": point["mean"]})]
+        for model in models.values()
+        for point in model["points"]
+    ]
+    why = why_not_as_asked(models[efficiency["baseline"]]["points"])
+    parts.append(folded("Numbers of the curves", table(["", name], rows, why)))
     return join(parts), [drawing]
 
 

@@ -7,6 +7,7 @@ from finetune.report.words import (
     MEANINGS,
     Figure,
     Results,
+    calibration_mark,
     confidence,
     counted,
     first_model,
@@ -49,7 +50,11 @@ def headline(results: Results) -> Html:
     leaks = [warning for warning in results["warnings"] if warning.startswith("LEAKAGE")]
     parts: list[Html] = [note(warning, kind="warning") for warning in leaks]
     large: list[tuple[Content, Content, Content]] = [
-        (title_of(name, results), value_of(test[name]), interval_of(test[name], results))
+        (
+            title_of(name, results) + calibration_mark(name, first_model(results)),
+            value_of(test[name]),
+            interval_of(test[name], results),
+        )
         for name in TILES
         if test.get(name) is not None
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from data.page import Content, Html, folded, join, pairs, paragraph, table, tag
 from finetune.report.words import (
     Results,
+    calibration_mark,
     confidence,
     counted,
     first_model,
@@ -99,7 +100,8 @@ def _not_for(results: Results) -> list[str]:
 
 
 def _known(results: Results) -> dict[str, Content]:
-    test = first_model(results)["test"]
+    model = first_model(results)
+    test = model["test"]
     counts = results["cohort"].get("test") or next(iter(results["cohort"].values()))
     told: dict[str, Content] = {
         "tested on": f"{counted(counts['patients'], patient_unit(results))}, {counted(counts['cases'], 'case')}, "
@@ -107,7 +109,9 @@ def _known(results: Results) -> dict[str, Content]:
     }
     for name in ("auroc", "auprc", "balanced_accuracy", "ece"):
         if test.get(name):
-            told[title_of(name, results)] = f"{shown(test[name])}, {confidence(results)} interval"
+            told[title_of(name, results) + calibration_mark(name, model)] = (
+                f"{shown(test[name])}, {confidence(results)} interval"
+            )
     for name, row in (test.get("numbers") or {}).items():
         told[f"{name}: mean absolute error"] = f"{shown(row['mae'])}, {confidence(results)} interval"
     groups = list(test.get("subgroups") or {})
@@ -116,9 +120,9 @@ def _known(results: Results) -> dict[str, Content]:
             if (gap := (row.get("gaps") or {}).get("auroc")) and gap["value"] is not None]  # fmt: skip
     if gaps:
         told["gaps in AUROC"] = "; ".join(gaps)
-    told["probabilities"] = (
-        "calibrated on validation (temperature)" if first_model(results).get("temperature") else None
-    )
+    if model.get("temperature"):
+        bad = "not calibrated: the temperature is at its bound"
+        told["probabilities"] = bad if calibration_mark("ece", model) else "calibrated on validation (temperature)"
     return {name: value for name, value in told.items() if value is not None}
 
 
@@ -129,6 +133,8 @@ def _limits(results: Results) -> list[str]:
         "may still be too narrow.",
         "Labels are those of the source, with their mistakes. One training is shown: another seed would differ by more "
         "than the intervals say.",
+        f"Leakage was looked for by comparing {patient_unit(results)}s by id (keyed, or as published) and images by "
+        "exact pixels; a copy of an image that was encoded again or cropped, under another id, is not found.",
         "This page holds images of the dataset: its licence and the protection of its patients hold for the page too.",
     ]
     recipe = results["identity"].get("recipe", {})
@@ -163,8 +169,8 @@ def _methods(results: Results) -> list[Item]:
                               "the intervals say what it is enough for"),
         ("11", "missing data", "images without a label, or with a doubtful one in validation and test, are left out"),
         ("12a", "how data were split; CLAIM: level at which partitions are disjoint",
-         f"by {patient_unit(results)}, by a keyed hash or the official split; encoders that saw those of test are "
-         "refused"),
+         f"by {patient_unit(results)}, by a keyed hash or the official split; encoders that saw those of test, by id "
+         "or exact pixels, are refused"),
         ("12c", "the model and its making; CLAIM: initialisation, training, selection", f"{OURS}: lineage, config"),
         ("12e", "measures of performance; CLAIM: uncertainty", f"{OURS}: how it was done"),
         ("12g", "how predictions are computed", "model/ in the results folder, by python -m finetune predict"),

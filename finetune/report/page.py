@@ -53,7 +53,8 @@ def write_report(out: Folder, results: Results, dataset: Dataset | None, beside:
 def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: Beside) -> tuple[str, list[Drawing]]:
     """The page, which loads nothing from anywhere, and the drawings on it."""
     results = with_own_titles(results)
-    evidence = read_evidence(out.read(PREDICTIONS), results) if out.exists(PREDICTIONS) else None
+    where = out.file(PREDICTIONS)
+    evidence = read_evidence(out.read(PREDICTIONS), results, where) if out.exists(PREDICTIONS) else None
     config = out.read_json(CONFIG).get("config") if out.exists(CONFIG) else None
     card = out.read_json(MODEL_CARD) if out.exists(MODEL_CARD) else None
     drawn: list[tuple[str, tuple[Html, list[Drawing]]]] = [

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from finetune.calibration import is_uncalibrated
+from finetune.comparisons import OF_PROBABILITIES
+
 Figure = dict[str, Any]
 Results = dict[str, Any]
 
@@ -67,6 +70,12 @@ def title_of(name: str, results: Results) -> str:
     if name in MACRO and len(label_names(results)) > 1:
         return f"Macro {NAMES[name]}"
     return NAMES[name][0].upper() + NAMES[name][1:]
+
+
+def calibration_mark(name: str, model: dict[str, Any]) -> str:
+    """What is added to a figure of probabilities of a model whose temperature is at its bound; else nothing."""
+    bad = name in OF_PROBABILITIES and is_uncalibrated(model.get("temperature"))
+    return " (not calibrated)" if bad else ""
 
 
 def with_own_titles(results: Results) -> Results:
