@@ -26,8 +26,9 @@ LOOK_EVERY_S = 1.0
 DRAIN_EVERY_S = 5.0
 """Ray's own watcher of drained nodes looks as often."""
 
-MOST_SAID = 300
+MOST_SAID = 200
 """Characters of one error in a line."""
+GONE = "its process died or does not answer"
 SAID_AGAIN_S = 600.0
 """Between two lines that say the same, of a run that waits for room for days."""
 
@@ -167,14 +168,22 @@ def what_failed(error: Any) -> str:
     """A failure of Ray Train as one line: which ranks, and what their errors say last."""
     failures = getattr(error, "worker_failures", None) or {}
     if failures:
-        # Errors of a dead process tell their cause first and advice behind it, those of ours are tracebacks
-        told = {rank: str(failure).strip() for rank, failure in failures.items()}
-        last = {rank: text.splitlines()[-1 if "Traceback" in text else 0] for rank, text in told.items() if text}
-        return "failed on " + ", ".join(f"rank {rank}: {line.strip()[:MOST_SAID]}" for rank, line in last.items())
+        # Those that are gone first: what the others say is often only that they miss them
+        told = {rank: _last_words(failure) for rank, failure in failures.items()}
+        ordered = sorted(told, key=lambda rank: (told[rank] != GONE, rank))
+        return "failed on " + ", ".join(f"rank {rank}: {told[rank]}" for rank in ordered)
     inner = getattr(error, "controller_failure", error)
     if type(inner).__name__ == "WorkerGroupStartupTimeoutError":
         return "there is no room for the workers yet (`ray status` tells what they wait for)"
     return " ".join(str(inner).split())[:MOST_SAID]
+
+
+def _last_words(failure: Exception) -> str:
+    """Of one rank: what its traceback says last, or that there is none, since its process is gone."""
+    if type(failure).__name__.startswith("WorkerHealthCheck"):
+        return GONE
+    lines = str(failure).strip().splitlines() or [type(failure).__name__]
+    return lines[-1 if "Traceback" in str(failure) else 0].strip()[:MOST_SAID]
 
 
 def _say_from_controller(run: Folder, line: str) -> None:
