@@ -169,6 +169,14 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str,
     model.load_state_dict(weights)
 
 
+class Altered(ValueError):
+    """It says something else than what was written."""
+
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+"""What the bytes of a damaged seen.parquet raise; pyarrow knows an OSError of its own."""
+
+
 def read_seen(location: str) -> Seen:
     """Whom and what an encoder was pretrained on."""
     return seen_in_file(encoder_folder(location), "this encoder", "copy the encoder folder again")
@@ -195,17 +203,22 @@ def home_of(folder: Folder) -> str:
 def seen_in_file(folder: Folder, who: str, mend: str) -> Seen:
     """What a folder's seen.parquet says. Raises InputError with the mend where it cannot be read."""
     try:
-        table = pq.read_table(io.BytesIO(folder.read(SEEN)))
-        kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
-        ids = json.loads(table.schema.metadata[b"ids"])
-        told = table.schema.metadata.get(b"sha256")  # those of before have none
-        if told is not None and told.decode() != digest_of_seen(table, table.schema.metadata[b"ids"].decode()):
-            raise ValueError("altered")
-        # Encoders of before named the schemes without saying whose id is whose: then each may be of any.
-        schemes = table.column("ids").to_pylist() if "ids" in table.column_names else [None] * len(kinds)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        told = "altered" if str(error) == "altered" else f"cannot be read ({type(error).__name__})"
+        return seen_of(folder.read(SEEN))
+    except UNREADABLE as error:
+        told = "altered" if isinstance(error, Altered) else f"cannot be read ({type(error).__name__})"
         raise InputError(f"{folder.file(SEEN)}: {told}, so nobody can tell whom {who} has seen; {mend}") from None
+
+
+def seen_of(content: bytes) -> Seen:
+    """What the bytes of a seen.parquet say. Raises one of UNREADABLE."""
+    table = pq.read_table(io.BytesIO(content))
+    kinds, hashes = table.column("kind").to_pylist(), table.column("hash").to_pylist()
+    told = table.schema.metadata
+    ids = json.loads(told[b"ids"])
+    if b"sha256" in told and told[b"sha256"].decode() != digest_of_seen(table, told[b"ids"].decode()):
+        raise Altered  # those of before have no hash
+    # Encoders of before named the schemes without saying whose id is whose: then each may be of any.
+    schemes = table.column("ids").to_pylist() if "ids" in table.column_names else [None] * len(kinds)
     patients = [(number, scheme) for kind, number, scheme in zip(kinds, hashes, schemes) if kind == "patient"]
     return Seen(
         patients={name: frozenset(n for n, scheme in patients if scheme in (name, None)) for name in ids},

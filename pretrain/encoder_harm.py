@@ -4,7 +4,7 @@ from typing import Any
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from pretrain.encoder_folder import CONFIG, PROJECTION, SEEN, WEIGHTS, fingerprint_of, seen_in_file
+from pretrain.encoder_folder import CONFIG, PROJECTION, SEEN, UNREADABLE, WEIGHTS, fingerprint_of, seen_of
 
 
 def harm_of(encoder: Folder, fingerprint: str) -> str | None:
@@ -20,9 +20,10 @@ def harm_of(encoder: Folder, fingerprint: str) -> str | None:
     kept = encoder.read(PROJECTION) if told.get("projection") else b""
     if fingerprint_of(encoder.read(WEIGHTS), kept) != fingerprint:
         return f"encoder/{WEIGHTS} was altered"
+    content = encoder.read(SEEN)  # raises where storage is out of reach: that is no harm
     try:
-        seen_in_file(encoder, "this encoder", "")
-    except InputError:
+        seen_of(content)
+    except UNREADABLE:
         return f"encoder/{SEEN} was altered"
     return None
 

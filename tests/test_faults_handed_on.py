@@ -1,5 +1,6 @@
 """What a stage leaves for the next one and for others, altered or gone: found before it makes another encoder."""
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.doctor import doctor
 from pretrain.encoder_folder import read_seen
+from pretrain.encoder_harm import harm_of
 from pretrain.run import pretrain
+from pretrain.stage_folder import finished
 from tests.fault_runs import recipe
 
 HEAD = "1-simclr/projection.safetensors"
@@ -90,6 +93,21 @@ def test_nobody_is_lost_from_whom_an_encoder_has_seen(synthetic_dataset: Dataset
     before = {name: value for name, value in table.schema.metadata.items() if name != b"sha256"}
     pq.write_table(table.replace_schema_metadata(before), file)  # as earlier ones are
     assert read_seen(str(Folder(run / "encoder"))) == read_seen(str(whole))
+
+
+def test_whom_an_encoder_has_seen_out_of_reach_is_no_harm(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a person would be told to remove a stage that is whole."""
+    read, ended = Folder.read, finished(Folder(whole / "2-micle"))
+
+    def out_of_reach(folder: Folder, name: str) -> bytes:
+        if name == "seen.parquet":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(folder, name)
+
+    monkeypatch.setattr(Folder, "read", out_of_reach)
+    assert ended is not None
+    with pytest.raises(OSError, match="Input/output error"):
+        harm_of(Folder(whole / "2-micle/encoder"), ended.encoder)
 
 
 def test_checkpoints_that_are_gone_are_no_start_from_nothing(
