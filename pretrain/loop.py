@@ -47,7 +47,7 @@ def run_stage(
         say(f"{name}: {line}")
 
     # Model, from the seed or from the stage before, and steps from its newest intact checkpoint on
-    restored = bool(checkpoint_files.names(folder / "checkpoints"))
+    restored = bool(checkpoint_files.names(folder / checkpoint_files.CHECKPOINTS))
     module, begun = build_module(config, number, previous, restored)
     training = Training(config, number, module, total_steps)
     saved = Checkpoints(folder, config.checkpoint, tracker.flush, config.cluster.timeout_s)
