@@ -326,7 +326,12 @@ def test_a_wide_gamut_photograph_is_turned_into_srgb(kind: str) -> None:
     assert np.abs(pixels - [214, 116, 95]).max() <= 2, "as the published matrices of both spaces have it"
 
 
-@pytest.mark.parametrize("profile", [SRGB, SRGB[:200], b"no profile at all", DISPLAY_P3[:140]])
+# Named, since a profile holds the second in which it was made, and the processes that share the tests name them alike
+@pytest.mark.parametrize(
+    "profile",
+    [SRGB, SRGB[:200], b"no profile at all", DISPLAY_P3[:140]],
+    ids=["sRGB", "cut off", "no profile", "a wide gamut cut off"],
+)
 def test_srgb_and_broken_profiles_change_nothing(profile: bytes) -> None:
     for kind in ("JPEG", "PNG"):
         plain, tagged = (encoded(RGB, kind, **more) for more in ({}, {"icc_profile": profile}))

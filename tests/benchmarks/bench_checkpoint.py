@@ -20,12 +20,14 @@ import timm
 import torch
 from torch import nn
 
+from clusters import distributed
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.storage import Folder
 from pretrain.watch import broken_weights
 
 REPEATS, LOOP_S = 7, 4.0
-MATRIX = torch.ones(512, 512)
+DEVICE = distributed.device()
+MATRIX = torch.ones(512, 512, device=DEVICE)
 
 
 def run() -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ def _row(name: str, floor: float, goal: float, ours: tuple[float, ...], peer: tu
 
 
 def _training() -> tuple[nn.Module, dict[str, Any]]:
-    network = timm.create_model("resnet50", num_classes=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = timm.create_model("resnet50", num_classes=0).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -94,6 +96,8 @@ def _loop(num_steps: int, save: Callable[[], Any]) -> tuple[float, float]:
             before = time.perf_counter()
             save()
             held_up = time.perf_counter() - before
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - started, held_up
 
 

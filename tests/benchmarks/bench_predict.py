@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from clusters import distributed
 from clusters.storage import Folder
 from data.config import num_cores
 from finetune.heads import POOLING
@@ -48,7 +49,7 @@ def run() -> list[dict[str, Any]]:
             best["peer"] = max(best["peer"], _rate(lambda: _peer(folder)))
     return [
         {
-            "name": f"predict, {NAME} at 224 px, {num_cores()} cores, batch {BATCH}; peer timm with a DataLoader",
+            "name": f"predict, {NAME} at 224 px, {_where()}, batch {BATCH}; peer timm with a DataLoader",
             "ours": round(best["ours"], 1),
             "peer": round(best["peer"], 1),
             "unit": "images/s",
@@ -57,6 +58,11 @@ def run() -> list[dict[str, Any]]:
             "goal": 1.3,
         }
     ]
+
+
+def _where() -> str:
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{num_cores()} cores{gpu}"
 
 
 def _rate(work: Callable[[], Any]) -> float:
@@ -89,8 +95,10 @@ def _peer(folder: Path) -> torch.Tensor:
     model.load_state_dict(safetensors.torch.load_file(folder / "whole.safetensors"))
     transform: Any = timm.data.create_transform(**timm.data.resolve_data_config({"input_size": (3, 224, 224)}))
     images = _Images(sorted((folder / "images").iterdir()), transform)
-    loader = DataLoader(images, BATCH, num_workers=num_cores())
-    return torch.cat([model(batch).softmax(1) for batch in loader])
+    device = distributed.device()
+    loader = DataLoader(images, BATCH, num_workers=num_cores(), pin_memory=device.type == "cuda")
+    model.to(device)
+    return torch.cat([model(batch.to(device, non_blocking=True)).softmax(1) for batch in loader]).cpu()
 
 
 def _write_images(folder: Path) -> None:
