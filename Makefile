@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= $(CURDIR)/runs
 
-.PHONY: demo cluster-demo test test-faults soak lint bench lock browser clean
+.PHONY: demo cluster-demo test test-faults test-gpu soak lint bench lock browser clean
 
 demo: .venv/installed
 	$(BIN)/python -m data import source=synthetic out=$(RUNS)/demo/data
@@ -21,6 +21,10 @@ test: .venv/installed browser
 # Faults under a real Ray: workers killed, stopped and stuck, drivers killed, nodes taken back.
 test-faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s
+
+# On a real GPU, which the others leave alone: what they promise to the bit they promise on CPUs.
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu
 
 # A random kill every KILL_EVERY_S seconds for MINUTES: what share of the time is training, how fast is recovery.
 MINUTES ?= 30

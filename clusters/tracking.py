@@ -237,7 +237,7 @@ class Progress:
     def __init__(self, title: str, total_steps: int, config: TrackingConfig, first_step: int = 0) -> None:
         self.title, self.total_steps, self.every_s = title, total_steps, config.every_s
         self._first_step, self._started = first_step, time.monotonic()
-        self._printed = 0.0
+        self._printed = -math.inf  # the clock may have begun a moment ago, with this machine
 
     def line(self, step: int, metrics: dict[str, float]) -> None:
         """Print where the run is and when it will be done; the last step is always printed."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from finetune.bootstrap import Floats, Integers, Key
 from finetune.ranking import share
@@ -148,8 +147,8 @@ class NumberFigures:
 
 def _ranks(values_N: Values, counts_NR: Values) -> Values:
     """Rank of each case among all, each as often as it counts, (N, R); equal ones share the mean of their ranks."""
-    level_N = rankdata(values_N, method="dense") - 1
-    counts_LR = np.zeros((int(level_N.max()) + 1, counts_NR.shape[1]))
+    levels, level_N = np.unique(values_N, return_inverse=True)
+    counts_LR = np.zeros((len(levels), counts_NR.shape[1]))
     np.add.at(counts_LR, level_N, counts_NR)
     return (np.cumsum(counts_LR, axis=0) - (counts_LR - 1) / 2)[level_N]
 

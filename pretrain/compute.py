@@ -31,11 +31,23 @@ class ComputeConfig(Config):
         default=False, description="torch.compile the encoder for training; needs a C++ compiler, differs by rounding"
     )
     # Off: ResNet-18, bf16, 8 images of 224 px on one CPU core took 1.08 s compiled and 1.01 s as it is (best of 6).
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU, sums in one order, so that a resumed run is the undisturbed one to the bit as it is on "
+        "a CPU; slower, and refused by operations that have no such form",
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="where a loss or gradient is not finite, whose step is never taken; stop: end the run and name the "
         "batch; skip: name it and go on",
     )
+
+
+def in_one_order(deterministic: bool) -> None:
+    """Have this process's GPU add up in one order, or as is fastest. To be called before it first computes."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def ranks_per_group(samples: int | None, batch_size: int, num_ranks: int, where: str) -> int | None:

@@ -352,7 +352,7 @@ def test_what_was_never_finished_goes_at_the_next_start_but_for_the_last(tmp_pat
     assert (Folder(tmp_path) / "checkpoints").names() == kept
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_state_on_a_gpu_is_copied_between_two_steps(tmp_path: Path) -> None:
     weight = torch.zeros(1 << 22, device="cuda")
     checkpoints = Checkpoints(Folder(tmp_path), CONFIG)

@@ -21,14 +21,7 @@ from tests.finetune_runs import recipe, write_encoder
 from tests.test_finetune_predict import frame_of, probabilities
 from tests.test_finetune_pretended_gpu import LAST, LORA, MIXED
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
-
-@pytest.fixture(autouse=True)
-def whole_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of the GPU's as exact as the CPU's."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+pytestmark = pytest.mark.gpu
 
 
 def run_on(kind: str, dataset: Dataset, encoder: str, out: Path, **changed: Any) -> Any:

@@ -1,5 +1,7 @@
 """On a real GPU: that a step waits for nothing, computes what a CPU does, and that states go there and back."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,29 +10,27 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from clusters import distributed
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.storage import Folder
 from data.dataset import Dataset
+from pretrain.compute import in_one_order
 from pretrain.config import PretrainConfig
 from pretrain.footprint import footprint
 from pretrain.training import Training, build_module
-from tests.fault_runs import recipe
+from tests.fault_runs import ROOT, recipe
+from tests.killed_runs import killed_after_saves
 from tests.test_pretrain_pretended_gpu import METHODS, config_of
+from tests.test_pretrain_run import last_state as state_of
+from tests.test_pretrain_run import losses as losses_of
+from tests.test_pretrain_run import run, values
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = pytest.mark.gpu
 
 STEPS = 6
-
-
-@pytest.fixture(autouse=True)
-def whole_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of the GPU's as exact as the CPU's, and in one order."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
@@ -90,6 +90,36 @@ def test_half_precision_there_stays_near(synthetic_dataset: Dataset, tmp_path: P
     assert half != whole
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_interrupted_run_ends_as_the_undisturbed_one(
+    synthetic_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Bit for bit, views finished on the GPU, both stages; killed at the end of the first."""
+    told = {"compute": {"deterministic": True}, "augment": "device", "precision": precision}
+    try:
+        run(synthetic_dataset, tmp_path / "whole", **told)
+        with killed_after_saves(monkeypatch, 2), pytest.raises(KeyboardInterrupt):
+            run(synthetic_dataset, tmp_path / "run", **told)
+        run(synthetic_dataset, tmp_path / "run", **told)
+    finally:
+        in_one_order(False)
+    for stage in ("1-simclr", "2-micle"):
+        assert state_of(tmp_path / "run" / stage) == state_of(tmp_path / "whole" / stage)
+
+
+def test_a_ray_worker_takes_the_gpu(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+    """Started by Ray, over NCCL: the steps of the run without Ray, up to the order of sums."""
+    told = values(synthetic_dataset, tmp_path / "ray", augment="device", cluster={"num_workers": 1, "use_gpu": True})
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(yaml.safe_dump(told))
+    command = [sys.executable, "-m", "pretrain", str(recipe_file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run(synthetic_dataset, tmp_path / "alone", augment="device")
+    first = [losses_of(tmp_path / name / "1-simclr")[0] for name in ("ray", "alone")]
+    assert first[0] == pytest.approx(first[1], rel=1e-3)
+
+
 def through_a_checkpoint(training: Training, folder: Path) -> Any:
     with Checkpoints(Folder(folder), CheckpointConfig()) as checkpoints:
         checkpoints.save(3, training.state())
@@ -100,9 +130,9 @@ def through_a_checkpoint(training: Training, folder: Path) -> Any:
 
 
 def test_a_run_resumed_there_is_the_undisturbed_one_to_the_bit(synthetic_dataset: Dataset, tmp_path: Path) -> None:
-    """With torch's deterministic algorithms; without them a GPU adds up in an order of its own."""
+    """Where it was asked for; otherwise a GPU adds up in an order of its own."""
     config = config_of(synthetic_dataset, tmp_path, "simclr", "adamw", False)
-    torch.use_deterministic_algorithms(True)
+    in_one_order(True)
     try:
         whole, undisturbed = trained(config, "cuda")
         half, begun = trained(config, "cuda", last=3)
@@ -112,7 +142,7 @@ def test_a_run_resumed_there_is_the_undisturbed_one_to_the_bit(synthetic_dataset
             resumed.load_state(state)
             assert begun + losses(resumed, "cuda", 3, STEPS) == undisturbed
     finally:
-        torch.use_deterministic_algorithms(False)
+        in_one_order(False)
     for name, weight in whole.module.state_dict().items():
         assert torch.equal(weight, resumed.module.state_dict()[name]), name
 

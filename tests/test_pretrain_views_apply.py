@@ -108,7 +108,9 @@ def test_orientation_and_grey_equal_torchvision() -> None:
 def test_rotation_equals_torchvision(degrees: float) -> None:
     for crops in (random_crops(2, 48), random_crops(2, 33)):
         expected = tv.rotate(
-            crops / 255, record(rotation_deg=degrees)[0, COLUMNS.index("rotation_deg")].item(), "bilinear"
+            crops / 255,
+            record(rotation_deg=degrees)[0, COLUMNS.index("rotation_deg")].item(),
+            InterpolationMode.BILINEAR,
         )
         got = apply(NEUTRAL, crops, record(rotation_deg=degrees).expand(2, -1))
         assert same(got, expected)
@@ -268,7 +270,7 @@ def test_finishing_views_never_waits_for_the_device(
             on_a_pretended_gpu(work)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_views_of_the_cpu_without_waiting() -> None:
     crops, records = random_crops(64), records_of(EVERYTHING, 64)
     on_gpu = crops.cuda()
