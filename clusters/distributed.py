@@ -4,6 +4,7 @@ Everything here works without a process group too (world size 1), so that one co
 laptop, a test and a cluster. Shapes: N rows on this rank, W ranks, D features.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,6 +37,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many workers train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def workers_here() -> int:
+    """How many workers of this run share this machine, as whoever started them says."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_main() -> bool:

@@ -8,11 +8,13 @@ Shapes: B batch, H and W pixels.
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import cv2
@@ -23,14 +25,18 @@ from pydantic import Field, field_validator
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from clusters import distributed
 from clusters.config import Config, InputError, Transient, absolute
 from clusters.retries import may_pass
 from data.cache import CachePlace
 from data.combined import AnyDataset
+from data.config import num_cores
 from data.images import BadImage, decode_stored
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
+MOST_PROCESSES = 16
+SHARED_MEMORY = Path("/dev/shm")
 DENSE_SHARE, DENSE_ROWS = 0.1, 1 << 14
 """A remote shard is downloaded whole where so many rows of an evaluation ask for so large a share of it."""
 
@@ -38,7 +44,12 @@ DENSE_SHARE, DENSE_ROWS = 0.1, 1 << 14
 class LoaderConfig(Config):
     """How batches are read; makes no difference to what is in them. May change between resumes."""
 
-    num_processes: int = Field(default=0, ge=0, description="loader processes a worker; 0: in the worker itself")
+    num_processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="loader processes a worker; 0: in the worker itself; none: 0 on a CPU, and for a GPU its share of "
+        "the machine's cores less one, as far as /dev/shm has room for what they prepare",
+    )
     prefetch: int = Field(default=2, ge=1, description="batches each loader process prepares ahead")
     cache: str = Field(
         default="", description="folder on each machine for its cache; empty: $MANYVIEW_CACHE, or the temporary folder"
@@ -58,6 +69,24 @@ class LoaderConfig(Config):
     def place(self) -> CachePlace:
         """Where the cache lies, for `open_dataset`."""
         return CachePlace(self.cache, self.cache_gb)
+
+
+def loader_processes(config: LoaderConfig, batch_bytes: int) -> int:
+    """How many processes load for this worker, each of which keeps batches of so many bytes ready."""
+    if config.num_processes is not None:
+        return config.num_processes
+    if distributed.device().type == "cpu":
+        return 0
+    cores = num_cores() // distributed.workers_here()
+    return max(0, min(MOST_PROCESSES, cores - 1, room_for_processes(config, batch_bytes)))
+
+
+def room_for_processes(config: LoaderConfig, batch_bytes: int) -> int:
+    """How many processes' batches fit into this worker's part of half of the shared memory that is free."""
+    if not SHARED_MEMORY.is_dir() or not batch_bytes:
+        return MOST_PROCESSES
+    free = shutil.disk_usage(SHARED_MEMORY).free / 2 / distributed.workers_here()
+    return int(free // ((config.prefetch + 1) * batch_bytes))
 
 
 class Streams(Protocol):
@@ -85,13 +114,15 @@ def positions_of(
     return positions[np.sort(by_stream[rank * share : (rank + 1) * share])]
 
 
-def training_batches(make: Callable[[int], T], first_step: int, last_step: int, config: LoaderConfig) -> Iterator[T]:
+def training_batches(
+    make: Callable[[int], T], first_step: int, last_step: int, config: LoaderConfig, batch_bytes: int = 0
+) -> Iterator[T]:
     """`make(step)` for each step from first_step to last_step - 1, in order, prepared ahead in processes.
 
     The processes live until the iterator ends, and die with this one. An InputError in one of them is raised
     here as it is; what cannot be read and a killed process are one line too. Other errors come with their traceback.
     """
-    processes = config.num_processes
+    processes = loader_processes(config, batch_bytes)
     loader: DataLoader[T | _Refusal] = DataLoader(
         _Steps(make),
         batch_size=None,

@@ -45,6 +45,10 @@ class FullBatches:
         self._share = (settings.batch_size, distributed.rank(), distributed.world_size())
         self._mixing, self._seed, self._size_px = settings.augmentation, config.seed, views.size_px
         self._order = order_of(dataset, self.samples.shard_sizes, config.seed)
+        images = (1 if settings.pooling == "none" else settings.images_per_case) * (
+            2 if settings.augmentation.mixes else 1
+        )
+        self.num_bytes = settings.batch_size // distributed.world_size() * images * 3 * views.size_px**2
         self._views = ViewBatches(
             dataset, self.samples, Chosen(self.samples, settings), views, config.seed, 0, *self._share,
             augment=in_loader(),

@@ -81,7 +81,7 @@ def _take_steps(
     if first_step:
         say(f"{title}: resumed at step {first_step} of {total_steps}")
     tracker.rewind(first_step)
-    batches = training_batches(make_batch, first_step, total_steps, config.loader)
+    batches = training_batches(make_batch, first_step, total_steps, config.loader, make_batch.num_bytes)
     progress = Progress(title, total_steps, config.tracking, first_step)
     losses: list[Tensor] = []
 

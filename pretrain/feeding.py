@@ -40,7 +40,14 @@ def fed_batches(
             views_VBCHW = finished_views(batch, views, device, in_loader, config.encoder.channels)
             return views_VBCHW, batch.groups_VBG.to(device, non_blocking=True)
 
-    return prefetched(training_batches(make, first_step, total_steps, config.loader), finish, device)
+    ready = training_batches(make, first_step, total_steps, config.loader, batch_bytes(config, number))
+    return prefetched(ready, finish, device)
+
+
+def batch_bytes(config: PretrainConfig, number: int) -> int:
+    """What a batch of this rank's uint8 views takes."""
+    share = config.stages[number].batch_size // distributed.world_size()
+    return 2 * share * 3 * config.stage_views(number).size_px ** 2
 
 
 def keys_of_batch(config: PretrainConfig, number: int, dataset: AnyDataset, samples: Samples, step: int) -> list[str]:

@@ -86,8 +86,8 @@ def _take_steps(
     tracker.start_section(folder, name, SCORES, checkpoints.attempt.is_newest)
     tracker.rewind(first_step)
 
-    batches = fed_batches(config, number, dataset, samples, first_step, total_steps)
     watch = Watch(config, number, dataset, training, tracker, first_step, len(samples))
+    batches = fed_batches(config, number, dataset, samples, first_step, total_steps)
     for step in range(first_step, total_steps):
         with watch.timing("data_wait"):
             views_VBCHW, groups_VBG = next(batches)

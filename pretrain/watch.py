@@ -13,8 +13,10 @@ from clusters.config import InputError
 from clusters.launch import report
 from clusters.tracking import Progress, Tracker, say
 from data.combined import AnyDataset
+from data.loader import loader_processes, room_for_processes
 from pretrain.alarms import Alarms
 from pretrain.config import PretrainConfig
+from pretrain.feeding import batch_bytes
 from pretrain.health import measure, possible_directions
 from pretrain.meter import DIVERGED, TIMES, Meter
 from pretrain.methods.method import Output
@@ -50,7 +52,7 @@ class Watch:
         num_images = num_probed(self._probed, config)
         self._pace = Pace(config.probe.every_steps, self._total_steps, 2 * self._batch_size, num_images)
         self._first_step, self._started = first_step, time.monotonic()
-        self._alarms = Alarms(self._total_steps, _more_data(config))
+        self._alarms = Alarms(self._total_steps, _more_data(config, number))
         width = config.stages[number].projection_dim
         self._alarms.possible_directions = possible_directions(self._batch_size, width)
         named = config.tracking.privacy == "normal"
@@ -132,7 +134,10 @@ def broken_weights(module: nn.Module, name: str, step: int) -> InputError | None
     return InputError(f"{name}: weights are not finite at step {step}; {DIVERGED}")
 
 
-def _more_data(config: PretrainConfig) -> str:
+def _more_data(config: PretrainConfig, number: int) -> str:
     """How to mend a loader that is too slow."""
-    loaders = config.loader.num_processes
-    return f"raise loader.num_processes ({loaders} now), or import the images at a smaller size (short_side_px)"
+    size = batch_bytes(config, number)
+    loaders = loader_processes(config.loader, size)
+    short = loaders >= room_for_processes(config.loader, size)
+    more = "give it more shared memory (/dev/shm; docker's --shm-size) and " if short else ""
+    return f"{more}raise loader.num_processes ({loaders} now), or import the images at a smaller size (short_side_px)"

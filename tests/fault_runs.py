@@ -181,7 +181,7 @@ def faulty_train(config: PretrainConfig) -> dict[str, Any]:
             faults.log_step(number)
         return output
 
-    def batches(make: Callable[[int], Any], first: int, last: int, loader: LoaderConfig) -> Any:
+    def batches(make: Callable[[int], Any], first: int, last: int, loader: LoaderConfig, _: int) -> Any:
         return training_batches(FaultyMake(make, config.run, distributed.rank()), first, last, loader)
 
     with mock.patch.object(Training, "step", step), mock.patch.object(feeding, "training_batches", batches):

@@ -1,6 +1,7 @@
 """Loader processes: they die with their parent, and what goes wrong in them is one line here."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
+from clusters import distributed
 from clusters.config import InputError
+from data import loader
 from data.dataset import Dataset
-from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, training_batches
+from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, loader_processes, training_batches
 from pretrain.batches import ViewBatches
 from pretrain.methods.method import one_image
 from pretrain.stage import Samples
@@ -27,6 +31,25 @@ def test_processes_persist_and_batches_come_in_order() -> None:
     assert [step for step, _ in batches] == list(range(5, 25))
     assert len({pid for _, pid in batches}) == 2
     assert os.getpid() not in {pid for _, pid in batches}
+
+
+def test_a_gpu_is_fed_by_the_cores_to_spare_as_far_as_shared_memory_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process keeps three batches: two prepared and one in work."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=24_000)
+    monkeypatch.setattr(loader, "num_cores", lambda: 12)
+    monkeypatch.setattr(loader, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert loader_processes(LoaderConfig(), 100) == 0, "a CPU has none to spare"
+    monkeypatch.setattr(distributed, "_device", torch.device("cuda", 0))
+    assert loader_processes(LoaderConfig(), 100) == 11
+    assert loader_processes(LoaderConfig(), 1000) == 4, "12,000 bytes, half of what is free, are four times three"
+    assert loader_processes(LoaderConfig(), 10_000) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert loader_processes(LoaderConfig(), 100) == 3, "four cores each"
+    assert loader_processes(LoaderConfig(), 1000) == 1
+    assert loader_processes(LoaderConfig(num_processes=7), 10_000) == 7, "who says a number gets it"
 
 
 def test_a_loader_process_has_one_thread() -> None:
