@@ -22,7 +22,7 @@ M = TypeVar("M", bound=nn.Module)
 
 # What is computed in 32 bits is so on a GPU too, whose convolutions would round to 19 (TF32) by themselves: figures are
 # then a CPU's, whatever the size of a batch. Who wants speed has bf16.
-torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+torch.backends.cudnn.allow_tf32 = False
 
 _device: torch.device | None = None
 _stopwatch: Stopwatch | None = None

@@ -130,7 +130,7 @@ def training_batches(
         num_workers=processes,
         prefetch_factor=config.prefetch if processes else None,
         multiprocessing_context=_server() if processes else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=distributed.device().type == "cuda",
         worker_init_fn=_begin_process if processes else None,
     )
     return _told(iter(loader), processes)
