@@ -84,7 +84,7 @@ class RawFile:
         if self.folder.path is None:
             return False
         try:
-            os.stat(f"{self.folder.path}/{self.name}")  # noqa: PTH116 (a Path for each of a million files takes longer)
+            os.stat(os.path.join(self.folder.path, self.name))  # noqa: PTH116, PTH118 (a Path for each of a million is slow)
         except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:

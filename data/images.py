@@ -28,6 +28,8 @@ MAX_PIXELS = 200_000_000  # of an image, unless an import says otherwise; so tha
 DEEP_BITS = (10, 12, 14, 16)
 TIFF_BITS_PER_SAMPLE = 258
 TIFF_PHOTOMETRIC = 262
+# What phones write: the brands of HEIC and AVIF, which their first box names (ISO/IEC 23008-12; AV1 Image Format).
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 BURNED_IN = "burned-in annotation"
 BURNED_IN_MEND = "give burned_in=leave_out, or burned_in=keep where somebody has looked at them"
 Pixels = NDArray[np.uint8]
@@ -50,8 +52,8 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, burned_in: str = "keep"
     Pixels of more than 8 bits are scaled by the bits that they use, never clipped (`_scale_to_8_bit`); transparency
     is laid on white; a colour profile is applied.
     Raises BadImage with its reason: absent bytes, not an image, too large (by the header, before anything is
-    decoded), truncated, several frames, unreadable; for DICOM also a missing decoder, no pixel data, or text
-    burned into the pixels or a face in them, unless burned_in is `keep`.
+    decoded), HEIC or AVIF, truncated, several frames, unreadable; for DICOM also a missing decoder, no pixel data,
+    or text burned into the pixels or a face in them, unless burned_in is `keep`.
     """
     if not content:
         raise BadImage("zero bytes")
@@ -59,6 +61,8 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, burned_in: str = "keep"
         from data.dicom.decode import decode_dicom  # pydicom is loaded where a DICOM file comes, not before
 
         return decode_dicom(content, max_pixels, burned_in)
+    if content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS:
+        raise BadImage(f"{'AVIF' if b'avif' in content[8:64] else 'HEIC'} is not read, convert it to JPEG")
     header = jpeg.read_header(content)
     if header is not None and header.plain:
         pixels = jpeg.decode_plain(content, header.channels, max_pixels)

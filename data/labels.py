@@ -1,6 +1,7 @@
 """Labels from the columns of a table: classes, one yes or no, several findings, or measurements."""
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,7 @@ def read_numbers(
             text = table.agreed(name, rows)
             found[case][name] = _number(text) if text else NAN
             if text and not math.isfinite(found[case][name]):
-                raise InputError(f"{table.row(_filled(table, name, rows))}: '{name}' is not a number; mend the cell")
+                raise InputError(f"{table.row(_filled(table, name, rows))}: '{name}' {_mend_of(text)}")
         if groups and all(math.isnan(numbers[name]) for numbers in found.values()):
             raise InputError(f"column '{name}' of {table.where} holds no number; leave it out of numbers=")
     return found
@@ -139,6 +140,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return NAN
+
+
+def _mend_of(text: str) -> str:
+    """What is wrong with a cell that is no number. A comma is not read: 1,234 may be 1.234 or 1234."""
+    if re.fullmatch(r"[+-]?\d[\d.]*,\d+", text):
+        return "has a decimal comma; write a point (9.3 for 9,3) in all cells of this column"
+    return "is not a number; mend the cell"
 
 
 def _stated(table: Table, columns: Sequence[str], classes: Sequence[str] = ()) -> Table:

@@ -6,13 +6,20 @@ the order of their paths. `python -m data whois` tells its name, and so does ids
 
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.cases import RawFile, SourceImage
 from data.config import ImportConfig
+
+UNREAD = (".heic", ".heif", ".avif")  # photographs that are not read
+TOLD = (
+    *(*UNREAD, ".svg", ".svs", ".ndpi", ".mrxs", ".dng", ".cr2", ".nef", ".arw", ".raw", ".nii", ".gz", ".npy", ".h5"),
+    *(".mp4", ".mov", ".avi", ".pdf", ".txt", ".md", ".csv", ".tsv", ".xlsx", ".json", ".xml", ".html", ".zip", ".db"),
+)
 
 
 def list_files(folder: Folder) -> list[str]:
@@ -41,6 +48,20 @@ def file_image(
 ) -> SourceImage:
     """The image of a file, read when it is needed."""
     return SourceImage(file_name(config, number, file), RawFile(folder, file), attributes or {}, file)
+
+
+def left_out(files: Sequence[str], num_hidden: int) -> str:
+    """What of a folder is passed over, by suffix and number; empty where nothing is.
+
+    Only well-known suffixes are told: what stands behind the dot of `Meier.Hans` may be a name.
+    """
+    suffixes = Counter(suffix if (suffix := Path(file).suffix.lower()) in TOLD else "" for file in files)
+    known = [f"{number:,} {suffix}" for suffix, number in suffixes.most_common() if suffix]
+    other = suffixes[""]
+    told = [*known, *([f"{other:,} {'more' if known else 'files'} without the suffix of an image"] if other else [])]
+    told += [f"{num_hidden:,} hidden files"] if num_hidden else []
+    mend = f" (not read: convert {', '.join(unread)} to JPEG)" if (unread := [s for s in UNREAD if suffixes[s]]) else ""
+    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told) + mend
 
 
 def say(config: ImportConfig, told: str) -> None:

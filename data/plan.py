@@ -23,6 +23,7 @@ from data.splits import SPLITS, salt_id, split_of
 SCHEMA_VERSION = 2
 TRAIN_VAL = "train_val"
 SHOWN = 3  # patients that a message names
+INVISIBLE = ("Cf", "Cc")  # Unicode categories: zero-width spaces, soft hyphens, byte order and direction marks
 WORK = ".import"  # what an unfinished import keeps in its folder
 
 
@@ -99,9 +100,10 @@ def _refuse_spellings(cases: Sequence[Case]) -> None:
         alike.setdefault(_folded(patient), []).append(case)
     twice = [spelt for spelt in alike.values() if len(spelt) > 1]
     if twice:
+        number = "1 patient seems" if len(twice) == 1 else f"{len(twice):,} patients seem"
         told = ", ".join(f"{_first(one)} and {_first(other)}" for one, other, *_ in twice[:SHOWN])
         raise InputError(
-            f"{len(twice):,} patients seem to be spelt in several ways (ids differ only in upper case, blanks, "
+            f"{number} to be spelt in several ways (ids differ only in upper case, blanks, invisible characters, "
             f"hyphens, underscores, dots): {told}; make the spelling one, for a patient must not stand in two splits, "
             "or give two people ids that differ in more"
         )
@@ -110,6 +112,7 @@ def _refuse_spellings(cases: Sequence[Case]) -> None:
 def _folded(patient: str) -> str:
     """An id without what people write in one way or another. Between digits a hyphen parts numbers: 1-2 is not 12."""
     plain = re.sub(r"\s+", "", unicodedata.normalize("NFKC", patient).casefold())
+    plain = "".join(letter for letter in plain if unicodedata.category(letter) not in INVISIBLE)
     return re.sub(r"(?<=[^\W\d_])[-_.]+|[-_.]+(?=[^\W\d_])", "", plain)
 
 

@@ -206,7 +206,8 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
             return manifest
         changed = "; ".join(differences(manifest.settings, plan.settings)) or "other cases, images or ids"
         raise InputError(f"{out} already holds another dataset ({changed}); give another out= or remove it")
-    if not set(names) - {WORK} and not out.exists(f"{WORK}/plan.json"):
+    # One that was stopped before its first shard has nothing to go on with: its table may be corrected meanwhile.
+    if not set(names) - {WORK} and not any(name.startswith("shard-") for name in (out / WORK).names()):
         out.write_json(f"{WORK}/plan.json", {"plan": plan.fingerprint, "settings": plan.settings})
         return None
     try:

@@ -83,13 +83,15 @@ class Table:
 def read_table(folder: Folder, name: str) -> Table:
     """Read a CSV (UTF-8, comma, semicolon or tab; also gzipped, `.gz`) or parquet table.
 
-    Raises InputError naming the file, and the row where there is one: absent, empty, not UTF-8, a NUL byte, a cell
-    of more than 128 KiB, a row with more or fewer cells than the header.
+    Raises InputError naming the file, and the row where there is one: absent, a folder, empty, not UTF-8, a NUL byte, a
+    cell of more than 128 KiB, a row with more or fewer cells than the header.
     """
     where = folder.file(name)
     try:
         content = folder.read(name)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except IsADirectoryError:
+        raise InputError(f"{where} is a folder; give the .csv or .parquet in it") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{where}: no such table; raw= takes the place where it lies") from None
     if name.lower().endswith((".parquet", ".pq")):
         return _read_parquet(content, where)

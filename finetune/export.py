@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
 COMPARED_BATCHES = (1, 3)
+COMPARED_ON = "equal input pixels"
 MOST_APART = 1e-3
 """Of an output whose largest value is 1; rounding leaves some 1e-6."""
 
@@ -99,9 +100,11 @@ def export(config: ExportConfig) -> None:
     out.write(name, content)
     latency = [single_image_latency(model, torch.device("cpu")), _latency(answer, images[:1], config.format)]
     told = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content), **_card(model)}
-    out.write_json(f"{name}.json", {**told, "largest_difference": apart, "latency": latency})
+    compared = {"largest_difference": apart, "compared_on": COMPARED_ON}
+    out.write_json(f"{name}.json", {**told, **compared, "latency": latency})
     times = f"one image {latency[1]['median_ms']:g} ms, in torch {latency[0]['median_ms']:g} ms"
-    print(f"{out.file(name)}: {len(content) / 1e6:.1f} MB, answers within {apart:.1g} of the model's; {times}")
+    within = f"within {apart:.1g} of the model's on {COMPARED_ON}"
+    print(f"{out.file(name)}: {len(content) / 1e6:.1f} MB, answers {within}; {times}")
 
 
 def _with_answers(model: "Model") -> "nn.Module":
@@ -234,15 +237,17 @@ def _card(model: "Model") -> dict[str, Any]:
     """What a program must do before and after, for a person and for a machine."""
     card = model.card
     short_side = card.processing.get("short_side_px")
-    shrunk = (
-        f"where the short side is more than {short_side} px, shrink to that, averaging over areas; as JPEG of quality "
-        f"{card.processing.get('jpeg_quality')} without chroma subsampling, and back"
-    )
+    shrunk = [
+        f"where the short side is more than {short_side} px, shrink to that, averaging over areas",
+        "also where nothing was shrunk: to JPEG by Python's simplejpeg.encode_jpeg(pixels, quality="
+        f"{card.processing.get('jpeg_quality')}, colorspace='RGB', colorsubsampling='444'), and back; JPEGs of other "
+        "encoders differ by up to a few grey levels, and probabilities with them (by some 0.01)",
+    ]
     return {
         "input": {"name": "images", "dtype": "float32", "shape": ["batch", 3, card.size_px, card.size_px]},
         "before": [
             "8-bit sRGB, upright by its EXIF orientation; grey as three equal channels; transparency on white",
-            *([shrunk] if short_side else []),
+            *(shrunk if short_side else []),
             f"cut the largest centred square and resize it to {card.size_px} px, averaging over areas where that "
             "shrinks it, bilinear else",
             "red, green, blue, as numbers in 0..1 (divided by 255)",

@@ -1,4 +1,4 @@
-"""The images that predictions are asked for: a folder, a CSV of paths, one file, or a dataset folder.
+"""The images that predictions are asked for: a folder, a table of paths, one file, or a dataset folder.
 
 Their pixels are those that an import would store and the loader would give: predictions of a raw folder are those of
 the dataset that is imported from it. Imports no torch. Shapes: S the side of the network's input, px.
@@ -21,7 +21,7 @@ from clusters.storage import Folder
 from data.dataset import Dataset, open_dataset
 from data.images import BadImage, decode, decode_stored, shrink
 from data.jpeg import encode_jpeg
-from data.listing import is_hidden, list_files
+from data.listing import is_hidden, left_out, list_files
 from data.manifest import MANIFEST
 from data.segments import ABSENT
 from data.sources.folder import SUFFIXES
@@ -31,6 +31,7 @@ Read = Callable[[], bytes]
 IMAGE, CASE = "image", "case"
 STAMP_THREADS = 16
 """A look at a file waits for its place, not for a core."""
+TABLES = (".csv", ".csv.gz", ".parquet", ".pq")
 WITHOUT_SUFFIX = re.compile(r"(^|/)[^./]+$|\.\d+$")
 """Names as archives of DICOM give them: IM000012, or a UID's digits."""
 
@@ -40,12 +41,14 @@ class ImageList:
     """Images by name. `columns` is what the user gave of each, the name (`image`) first; cases where they are known.
 
     `rows`: of a dataset, their rows; of files, their places in the whole list. Small enough to be sent to a task.
+    `passed_over` says what else lies in the folder.
     """
 
     location: str
     dataset: str
     columns: dict[str, tuple[str, ...]]
     rows: tuple[int, ...]
+    passed_over: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,26 +81,29 @@ class ImageList:
         return [partial(_given, content) for content in _read_rows(opened, self.rows)]
 
 
-def list_images(location: str) -> ImageList:
-    """The images at a location, sorted by name; of a CSV in its order, of a dataset in that of its rows.
+def list_images(location: str, image: str = IMAGE, case: str = CASE) -> ImageList:
+    """The images at a location, sorted by name; of a table in its order, of a dataset in that of its rows.
 
-    Raises InputError where there are none, for a CSV without a column `image`, and as `read_table`.
+    `image` and `case` are columns of a table. Raises InputError where there are none, for a table without them (only
+    `case` may be left at its default then), and as `read_table`.
     """
     parent, _, name = location.rstrip("/").rpartition("/")
     folder = Folder(location)
     if folder.exists(MANIFEST):
         return _of_dataset(open_dataset(location))
-    if name.lower().endswith(".csv"):
-        return _of_csv(Folder(parent or "/"), name)
+    if name.lower().endswith(TABLES):
+        return _of_table(Folder(parent or "/"), name, image, case)
     if folder.path is not None and folder.path.is_file():
         return _of_files(parent or "/", [name], {})
     if not folder.exists():
-        raise InputError(f"{location}: no such folder, CSV or image; give one that is there")
-    there = [file for file in list_files(folder) if not is_hidden(file)] if folder.names() else []
-    files = [file for file in there if file.lower().endswith(SUFFIXES) or WITHOUT_SUFFIX.search(file)]
+        raise InputError(f"{location}: no such folder, table or image; give one that is there")
+    there = list_files(folder) if folder.names() else []
+    seen = [file for file in there if not is_hidden(file)]
+    files = [file for file in seen if file.lower().endswith(SUFFIXES) or WITHOUT_SUFFIX.search(file)]
+    passed_over = left_out(sorted(set(seen) - set(files)), len(there) - len(seen))
     if not files:
-        raise InputError(f"{location} has no images among its {len(there):,} files; give a folder of them")
-    return _of_files(location, files, {})
+        raise InputError(f"{location} has no images; there are {passed_over or 'no files'}; give a folder of them")
+    return replace(_of_files(location, files, {}), passed_over=passed_over)
 
 
 def input_pixels(
@@ -130,16 +136,17 @@ def _of_dataset(dataset: Dataset) -> ImageList:
     return ImageList(dataset.location, dataset.fingerprint, told, tuple(range(dataset.num_images)))
 
 
-def _of_csv(folder: Folder, name: str) -> ImageList:
-    """Paths in a column `image`, from the CSV's folder on, and cases in a column `case` where there is one."""
+def _of_table(folder: Folder, name: str, image: str, case: str) -> ImageList:
+    """Paths in the column `image`, from the table's folder on, and cases in the column `case` where there is one."""
     if not folder.exists(name):
         raise InputError(f"{folder.file(name)}: no such file")
     table = read_table(folder, name)
     try:
-        images = tuple(table.column(IMAGE))
+        images = tuple(table.column(image))
     except InputError as error:
-        raise InputError(f"{error}; the paths of the images stand in it") from None
-    columns = {CASE: tuple(table.column(CASE))} if CASE in table.columns else {}
+        raise InputError(f"{error}; image= takes the column in which the paths of the images stand") from None
+    has_cases = case in table.columns if case == CASE else bool(case)
+    columns = {CASE: tuple(table.column(case))} if has_cases else {}
     if "" in columns.get(CASE, ()):
         place = table.row(columns[CASE].index(""))
         raise InputError(f"{place} names no case; name one for each image, or take the column out")

@@ -1,7 +1,8 @@
 """`python -m finetune predict MODEL IMAGES out=DIR`: what a fine-tuned model says of images that nobody labelled.
 
-MODEL is a results folder or its model/; IMAGES a folder of image or DICOM files, a CSV with a column `image` (and
-`case`, where several images show one), one file, or a dataset folder. `out` receives
+MODEL is a results folder or its model/; IMAGES a folder of image or DICOM files, a table (CSV or parquet) with a
+column `image` (and `case`, where several images show one; image= and case= name other columns), one file, or a dataset
+folder. `out` receives
 
 predictions.parquet, .csv   one row an image: its name as given; the probability of each label at the frozen
                             temperature, the decision at the frozen thresholds; why, where it could not be read
@@ -33,7 +34,7 @@ from data.privacy import quiet_libraries
 from finetune.answers import ERROR, case_rows, image_rows, without_numbers
 from finetune.cells import safe
 from finetune.image_batches import Part, Reading, batches_of
-from finetune.image_list import CASE, ImageList, list_images
+from finetune.image_list import CASE, IMAGE, ImageList, list_images
 
 if TYPE_CHECKING:
     from finetune.model import Model
@@ -46,7 +47,9 @@ class PredictConfig(Config):
     """What is predicted, and how. Only model, images and max_pixels determine the result."""
 
     model: str = Field(description="results folder of python -m finetune, or its model/; path or URL")
-    images: str = Field(description="folder, CSV with a column 'image', file, or dataset folder; path or URL")
+    images: str = Field(description="folder, table (.csv, .parquet), file, or dataset folder; path or URL")
+    image: str = Field(default=IMAGE, description="column of the table with the path of each image, from its folder on")
+    case: str = Field(default=CASE, description="column with the lesion or study; a table without 'case' has no cases")
     out: str = Field(description="folder of the predictions, made if need be; the same command continues it")
     batch_size: int = Field(default=64, ge=1, description="images at a time through the network")
     num_threads: int = Field(default=0, ge=0, description="threads that read and decode images; 0: one per core")
@@ -84,7 +87,8 @@ def predict(config: PredictConfig) -> None:
     """
     from finetune.model_folder import load_model
 
-    out, images, model = Folder(config.out), list_images(config.images), load_model(config.model)
+    images = list_images(config.images, config.image, config.case)
+    out, model = Folder(config.out), load_model(config.model)
     identity = {"model": model.card.fingerprint, "images": images.fingerprint(), "max_pixels": config.max_pixels}
     counts = _finished(out, identity)
     if counts is None:
@@ -101,6 +105,8 @@ def predict(config: PredictConfig) -> None:
         raise InputError(f"{config.images}: none of {counts['images']:,} images could be read ({reasons})")
     left = f"; {counts['unreadable']:,} could not be read ({reasons}): their rows say why" if reasons else ""
     print(f"{out.file(PREDICTIONS)}.parquet and .csv: {read:,} of {counts['images']:,} images predicted{left}")
+    if images.passed_over:
+        print(f"{config.images}: passed over {images.passed_over}")
 
 
 def _finished(out: Folder, identity: dict[str, Any]) -> dict[str, Any] | None:

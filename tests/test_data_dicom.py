@@ -33,6 +33,7 @@ from data.dicom.headers import header_of
 from data.images import BadImage, canonical, decode, encode_jpeg
 from data.shards import write_dataset
 from data.sources import read_raw, source_module
+from tests.importers import everything
 
 CANARY = "ZZPHICANARY"
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -263,6 +264,73 @@ def test_windows_are_those_of_pydicom(function: str, centre: float, width: float
 def test_a_window_without_width_is_passed_over() -> None:
     values = phantom().astype(np.uint16) * 257
     assert np.array_equal(decode(dicom(values, WindowCenter=5, WindowWidth=0))[:, :, 0], phantom())
+
+
+def group(**sequences: Dataset) -> Dataset:
+    """An item of the functional groups."""
+    outer = Dataset()
+    for name, item in sequences.items():
+        setattr(outer, name, [item])
+    return outer
+
+
+def tagged(**tags: Any) -> Dataset:
+    item = Dataset()
+    for name, value in tags.items():
+        setattr(item, name, value)
+    return item
+
+
+def enhanced(values: np.ndarray, shared: Dataset, of_frame: Dataset | None = None, **tags: Any) -> bytes:
+    """An enhanced CT image (PS3.3, A.38) of one frame."""
+    tags = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1", "NumberOfFrames": 1, "BitsStored": 12, **tags}
+    groups = {"SharedFunctionalGroupsSequence": [shared]}
+    groups |= {} if of_frame is None else {"PerFrameFunctionalGroupsSequence": [of_frame]}
+    return dicom(values, **tags, **groups)
+
+
+def by_window(values: np.ndarray, centre: float, width: float) -> np.ndarray:
+    """PS3.3, C.11.2.1.2.1, for values in the modality's unit."""
+    return np.rint(np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1) * 255)
+
+
+def test_an_enhanced_file_says_of_its_frame_how_it_is_shown() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (40, 60)).astype(np.uint16)
+    measured = values * 2.0 - 300
+    rescale = tagged(RescaleSlope=2, RescaleIntercept=-300, RescaleType="HU")
+    soft, bone = tagged(WindowCenter=[2500, 60], WindowWidth=[900, 350]), tagged(WindowCenter=4000, WindowWidth=2000)
+    shared = group(FrameVOILUTSequence=soft, PixelValueTransformationSequence=rescale)
+    of_soft, of_bone = by_window(measured, 2500, 900), by_window(measured, 4000, 2000)
+    plain = by_window(values, 4000, 2000)
+
+    def shown(content: bytes) -> np.ndarray:
+        return decode(content)[:, :, 0]
+
+    assert np.array_equal(shown(enhanced(values, shared)), of_soft)
+    # What the frame itself says goes before what all share, also where it says nothing of the rest.
+    assert np.array_equal(shown(enhanced(values, shared, group(FrameVOILUTSequence=bone))), of_bone)
+    empty = group(FrameVOILUTSequence=tagged(WindowCenter=None))
+    assert np.array_equal(shown(enhanced(values, shared, empty)), of_soft)
+    assert np.array_equal(shown(enhanced(values, group(), group(FrameVOILUTSequence=bone))), plain)
+    # And what stands at the top before both.
+    assert np.array_equal(shown(enhanced(values, shared, WindowCenter=4000, WindowWidth=2000)), of_bone)
+    oblong = group(PixelMeasuresSequence=tagged(PixelSpacing=[1, 0.5], SliceThickness=3))
+    assert decode(enhanced(values, oblong)).shape == (40, 30, 1)
+
+
+def test_nothing_else_of_the_functional_groups_is_stored_or_told(tmp_path: Path) -> None:
+    content = tagged(FrameComments=CANARY, FrameAcquisitionDateTime="19990101")
+    named = group(FrameContentSequence=content, FrameVOILUTSequence=tagged(WindowCenter=9, WindowWidth=9))
+    named.FrameVOILUTSequence[0].WindowCenterWidthExplanation = CANARY
+    raw = enhanced(phantom().astype(np.uint16), named, named, PatientID=CANARY, StudyInstanceUID="1.2")
+    assert raw.count(CANARY.encode()) == 5
+    assert CANARY.encode() not in canonical(raw, 256, 92, 10**8).content
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.dcm").write_bytes(raw)
+    words = ["source=dicom", f"raw={tmp_path / 'raw'}", f"out={tmp_path / 'out'}", f"keyring={tmp_path / 'k.json'}"]
+    dataset = imported(*words)
+    assert CANARY.lower().encode() not in everything(dataset)
+    assert refused(enhanced(np.zeros((3, 4), np.uint16), named, NumberOfFrames=2)) == "several frames"
 
 
 # --- what is refused -----------------------------------------------------------------------------------

@@ -406,6 +406,11 @@ def test_a_transparent_colour_of_a_png_is_laid_on_white() -> None:
     assert (decode(content) == 255).all()
 
 
+def box(brand: bytes, others: bytes) -> bytes:
+    """An ISO file as far as its brands go (ISO/IEC 14496-12, 4.3)."""
+    return struct.pack(">I", 16 + len(others)) + b"ftyp" + brand + bytes(4) + others + bytes(400)
+
+
 def bad_files() -> dict[str, tuple[bytes, str]]:
     jpeg = encoded(Image.fromarray(smooth(200, 200)), "JPEG")
     png = encoded(Image.effect_noise((80, 80), 50), "PNG")
@@ -419,6 +424,11 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
             "several frames",
         ),
+        "heic": (box(b"heic", b"mif1heic"), "HEIC is not read, convert it to JPEG"),
+        "heif": (box(b"mif1", b"mif1heic"), "HEIC is not read, convert it to JPEG"),
+        "avif": (box(b"avif", b"avifmif1"), "AVIF is not read, convert it to JPEG"),
+        "avif in heif": (box(b"mif1", b"mif1avif"), "AVIF is not read, convert it to JPEG"),
+        "a film": (box(b"qt  ", b"qt  "), "not an image"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     }
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -94,6 +95,18 @@ def test_an_unfinished_import_with_other_settings_is_not_continued(tmp_path: Pat
         write_dataset(raw, config(tmp_path / "out"))
     with pytest.raises(InputError, match=r"unfinished import with other settings .jpeg_quality: 92 -> 80"):
         write_dataset(raw, config(tmp_path / "out", jpeg_quality=80))
+
+
+def test_after_a_refusal_the_corrected_table_is_imported(tmp_path: Path) -> None:
+    """Nothing was written yet; a shard that is there is not written over by another import."""
+    raw, out = cases(9), tmp_path / "out"
+    lacks = cases(9, lambda seed: RawFile(Folder(tmp_path), "gone") if seed == 40 else Drawn(seed))
+    with pytest.raises(InputError, match="1 of 18 images is not there"):
+        write_dataset(lacks, config(out))
+    corrected = replace(raw, cases=raw.cases[:-1])
+    assert write_dataset(corrected, config(out)).manifest.counts.cases == 8
+    with pytest.raises(InputError, match="already holds another dataset"):
+        write_dataset(raw, config(out))
 
 
 def command(out: Path, **fields: object) -> list[str]:

@@ -53,6 +53,16 @@ def test_other_numbers_are_another_import(tmp_path: Path) -> None:
     ("rows", "header", "numbers", "told"),
     [
         (["a.png,p1,s1,1,high,1", LOW], "", "EF", r"echo\.csv, row 2: 'EF' is not a number; mend the cell"),
+        *(
+            (
+                [f'a.png,p1,s1,1,"{comma}",1', LOW],
+                "",
+                "EF",
+                r"row 2: 'EF' has a decimal comma; write a point \(9\.3 for 9,3\) in all cells of this column$",
+            )
+            for comma in ("7,25", "-0,5", "1.234,5")
+        ),
+        (['a.png,p1,s1,1,"7,2,5",1', LOW], "", "EF", r"row 2: 'EF' is not a number; mend the cell"),
         (["a.png,p1,s1,1,inf,1", LOW], "", "EF", r"row 2: 'EF' is not a number"),
         (
             ["a.png,p1,s1,1,50,1", "b.png,p1,s1,1,51,1", LOW],

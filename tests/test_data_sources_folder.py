@@ -93,7 +93,37 @@ def test_what_is_no_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     assert len(read(raw, "patient=none").cases) == 2
     told = capsys.readouterr().err
-    assert told == "folder: 2 images; left out 2 files without the suffix of an image and 3 hidden ones\n"
+    assert told == "folder: 2 images; left out 1 .db, 1 more without the suffix of an image and 3 hidden files\n"
+
+
+def test_photographs_of_a_phone_are_not_left_out_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = folder(tmp_path, "a/1.png", "b/2.png")
+    for name in ("a/3.HEIC", "a/4.heic", "b/5.avif"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(read(raw, "patient=none").cases) == 2
+    told = capsys.readouterr().err
+    assert told == "folder: 2 images; left out 2 .heic and 1 .avif (not read: convert .heic, .avif to JPEG)\n"
+    for image in ("a/1.png", "b/2.png"):
+        (tmp_path / image).unlink()
+    with pytest.raises(InputError, match=r"has no images .*; there are 2 \.heic and 1 \.avif \(not read: convert"):
+        read(raw, "patient=none")
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"has no images .*; there are no files$"):
+        read(f"raw={tmp_path / 'empty'}", "patient=none")
+
+
+def test_a_class_folder_without_an_image_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = folder(tmp_path / "flat", *LESIONS)
+    (tmp_path / "flat" / CANARY).mkdir()
+    assert read(raw, "patient=none").label_names == ("bcc", "mel", "nv")
+    assert capsys.readouterr().err == "folder: 1 sub-folder holds no image and makes no class\n"
+    raw = folder(tmp_path / "split", "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
+    for name in ("train/c", "val/c", "val/d", "test/a", ".hidden"):
+        (tmp_path / "split" / name).mkdir(parents=True)
+    assert read(raw, "patient=none").label_names == ("b",)
+    assert capsys.readouterr().err == "folder: 2 sub-folders hold no image and make no class\n"
+    read(raw, "patient=none", "labels=none")
+    assert capsys.readouterr().err == ""
 
 
 def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:

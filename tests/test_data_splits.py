@@ -127,6 +127,7 @@ def test_ids_that_differ_only_in_case_are_refused_and_keyed_apart(tmp_path: Path
     ("one", "other", "same"),
     [
         *(("MV-12", other, True) for other in ("mv-12", "MV 12", "mv12", "MV_12", "MV.12", "MV - 12", "M\u200aV-12")),
+        *(("MV-12", f"MV-{mark}12", True) for mark in "\u200b\u00ad\ufeff\u202d\u2066\x02"),
         *(("943 476 5919", "9434765919", True), ("Stra\u00dfe", "STRASSE", True), ("u\u0308", "\u00fc", True)),
         *(
             ("1-2", "12", False),
@@ -147,7 +148,7 @@ def test_with_keyed_ids_a_patient_spelt_in_two_ways_is_refused(
         assert len({case.patient for shard in plan(dataset, **keyed).shards for case in shard}) == 3
         return
     with pytest.raises(
-        InputError, match=r"^1 patients seem to be spelt .* image and image; make the spelling"
+        InputError, match=r"^1 patient seems to be spelt .* image and image; make the spelling"
     ) as caught:
         plan(dataset, **keyed)
     assert one not in str(caught.value) and other not in str(caught.value)

@@ -18,6 +18,7 @@ from data.cases import RawDataset, RawFile
 from data.labels import read_labels, read_numbers
 from data.sources import table as source
 from data.tables import Table, read_table
+from tests.importers import everything, grey, imported
 
 SECRET = "Zzcanary"
 
@@ -480,3 +481,24 @@ def test_a_pipe_among_the_images_is_absent_and_does_not_hang(tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(FileNotFoundError):
         RawFile(Folder(tmp_path), "pipe.png")()
+
+
+def test_paths_may_be_absolute_and_with_keyed_ids_none_is_told(tmp_path: Path) -> None:
+    photos, table = tmp_path / "Elsewhere", tmp_path / "tables" / "t.csv"
+    rows = [(f"{photos}/{SECRET}{number}.png", f"p{number}") for number in range(6)]
+    table.parent.mkdir()
+    table.write_text("\n".join(["file,who", *(f"{file},{who}" for file, who in rows)]))
+    words = ("image=file", "patient=who", f"keyring={tmp_path / 'k.json'}")
+    for file, _ in rows[1:]:
+        grey(Path(file))
+    with pytest.raises(InputError, match=r"^1 of 6 images is not there; the first: row 2; fetch"):
+        imported("table", table, tmp_path / "out", *words)
+    grey(Path(rows[0][0]))
+    dataset = imported("table", table, tmp_path / "out", *words)
+    assert dataset.num_images == 6
+    assert not [told for told in (SECRET, photos.name) if told.lower().encode() in everything(dataset)]
+
+
+def test_a_folder_in_the_place_of_a_table_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{tmp_path} is a folder; give the \.csv or \.parquet in it$"):
+        read_table(Folder(tmp_path.parent), tmp_path.name)

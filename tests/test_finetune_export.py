@@ -1,7 +1,10 @@
 """A model for programs without Manyview: its answers are those of predict, and its card says all that is needed."""
 
+import ast
 import hashlib
+import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -12,13 +15,16 @@ import numpy as np
 import onnxruntime
 import pyarrow.parquet as pq
 import pytest
+import simplejpeg
 import torch
+from PIL import Image
 from torch import nn
 
 from clusters.config import InputError
 from data.dataset import Dataset
-from data.loader import evaluation_batches
+from data.loader import centre_square, evaluation_batches
 from finetune.export import FILES, run, usage
+from finetune.image_list import input_pixels
 from finetune.inference import _Tracer, for_inference
 from finetune.model_folder import load_model
 from finetune.run import finetune
@@ -103,11 +109,28 @@ def test_the_file_gives_what_the_run_judged_for_any_batch(exported, finetuned, s
             logits_behind(values, card["inside"]["temperature"], True) for values in (answer(images), expected[:size])
         )
         np.testing.assert_allclose(found, told, atol=1e-5)
-    assert card["largest_difference"] < 1e-5
+    assert card["largest_difference"] < 1e-5 and card["compared_on"] == "equal input pixels"
     assert [row["runs"].split()[0] for row in card["latency"]][1] == {"onnx": "onnxruntime", "torch": "torch.export"}[
         format_
     ]
     assert all(row["median_ms"] > 0 for row in card["latency"])
+
+
+def test_a_card_names_the_encoder_by_which_its_pixels_are_those_of_the_model(exported, finetuned):
+    """Word for word: other encoders' pixels differ, also those of a small picture."""
+    before = json.loads((exported / "model.onnx.json").read_text())["before"]
+    (step,) = [step for step in before if "JPEG" in step]
+    call = re.search(r"simplejpeg\.encode_jpeg\(pixels, (.*?)\)", step)
+    assert call is not None and step.startswith("also where nothing was shrunk") and "other encoders" in step
+    told = {name: ast.literal_eval(value) for name, value in (pair.split("=") for pair in call[1].split(", "))}
+    for channels in (3, 1):
+        small = np.random.default_rng(0).integers(0, 256, (40, 50, channels), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(small.squeeze()).save(file, "PNG")
+        pixels = simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(np.repeat(small, 3 // channels, 2), **told))
+        processing = load_model(finetuned.out).card.processing
+        expected = input_pixels(file.getvalue(), False, processing, 32, 10**6)
+        np.testing.assert_array_equal(centre_square(pixels, 32), expected)
 
 
 def test_the_temperature_is_in_the_file_and_the_thresholds_in_its_card(finetuned, tmp_path):

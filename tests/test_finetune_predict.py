@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -295,9 +296,10 @@ def test_bad_input_is_said_in_one_line(finetuned, raw, tmp_path):
     refused("nowhere: no such folder", model, f"{tmp_path}/nowhere", out)
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").write_text("hello")
-    refused("has no images among its 1 files", model, f"{tmp_path}/text", out)
+    refused(r"text has no images; there are 1 \.txt; give a folder", model, f"{tmp_path}/text", out)
     (tmp_path / "list.csv").write_text("path,label\na.png,1\n")
-    refused("has no column 'image': .* the paths of the images stand in it", model, f"{tmp_path}/list.csv", out)
+    refused("has no column 'image'.*; image= takes the column in which the paths", model, f"{tmp_path}/list.csv", out)
+    refused("no column 'who'", model, f"{tmp_path}/list.csv", "image=path", "case=who", out)
     (tmp_path / "cases.csv").write_text("image,case\na.png,p1\nb.png,\n")
     refused("cases.csv, row 3 names no case; name one for each image", model, f"{tmp_path}/cases.csv", out)
     refused("gone.csv: no such file", model, f"{tmp_path}/gone.csv", out)
@@ -341,3 +343,30 @@ def test_a_csv_is_read_as_an_import_reads_it(finetuned, raw, tmp_path, capsys, w
     assert frame.image.tolist() == [name, ""] and frame.case.tolist() == ["p1", "p1"]
     assert frame.error.tolist() == ["", "the row names no image"]
     assert "1 could not be read (1 the row names no image)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_table_of_an_import_names_its_own_columns(finetuned, raw, tmp_path, kind):
+    names = [f"{raw}/grey.png", f"{raw}/clear.png"]
+    table = pa.table({"Datei": names, "Fall": ["f1", "f1"], "case": ["1", "2"]})
+    if kind == "csv":
+        pyarrow.csv.write_csv(table, tmp_path / "t.csv")
+    else:
+        pq.write_table(table, tmp_path / "t.parquet")
+    run([finetuned.out, f"{tmp_path}/t.{kind}", f"out={tmp_path}/out", "image=Datei", "case=Fall"])
+    frame = frame_of(tmp_path / "out")
+    assert (frame.image.tolist(), frame.case.tolist(), frame.error.tolist()) == (names, ["f1", "f1"], ["", ""])
+    assert len(frame_of(tmp_path / "out", "cases")) == 1
+    run([finetuned.out, f"{tmp_path}/t.{kind}", f"out={tmp_path}/none", "image=Datei", "case="])
+    assert "case" not in frame_of(tmp_path / "none")
+
+
+def test_what_is_passed_over_in_a_folder_is_said(finetuned, raw, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    shutil.copy(raw / "grey.png", tmp_path / "in")
+    for name in ("IMG_1.HEIC", "IMG_2.HEIC", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    run([finetuned.out, f"{tmp_path}/in", f"out={tmp_path}/out"])
+    told = capsys.readouterr().out
+    assert "1 of 1 images predicted" in told
+    assert f"{tmp_path}/in: passed over 2 .heic and 1 .txt (not read: convert .heic to JPEG)\n" in told

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -326,7 +327,10 @@ def test_averages_follow_their_equation_and_leave_the_weights_alone() -> None:
     assert_same(own, network.state_dict())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is none here")
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="torch.compile needs a C++ compiler and Python's headers",
+)
 def test_a_compiled_encoder_takes_the_same_step_under_plain_names() -> None:
     eager, compiled = (tiny_training({"network": "one_layer", "compute": {"compile": on}}) for on in (False, True))
     counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -1,7 +1,7 @@
 """DICOM files → uint8 pixels as a workstation shows them, and their headers; no tag's value leaves this file.
 
 pydicom writes tag values, names of patients among them, into its warnings, log and exceptions: all three are
-kept from getting any further. How the pixels are shown is in `dicom_display.py`.
+kept from getting any further. How the pixels are shown is in `display.py`.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import jpeg
-from data.dicom.display import COLOURS, GREYS, PALETTE, shown
+from data.dicom.display import COLOURS, GREYS, OF_FRAMES, PALETTE, shown, take_from_frame
 from data.images import BURNED_IN, BadImage
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Pixels = NDArray[np.uint8]
 NEARLY_SQUARE, MOST_OBLONG = 0.01, 20  # beyond that a tag is wrong rather than a pixel so long
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 SAY_WHO = ("BurnedInAnnotation", "RecognizableVisualFeatures")
-# Only these are read, so that no other tag is ever in memory as text.
+# Only these are read, so that no other tag is ever in memory as text; what else is in OF_FRAMES goes at once.
 PIXEL_TAGS = (
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ICCProfile"),
@@ -42,6 +42,7 @@ PIXEL_TAGS = (
         for kind in ("Data", "Descriptor")
     ),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+    *OF_FRAMES,
 )
 # What the optional decoder (python-gdcm) reads: the names for messages, by the end of the transfer syntax's UID.
 BY_EXTRA = {
@@ -85,6 +86,7 @@ def decode_dicom(content: bytes, max_pixels: int, burned_in: str = "keep") -> Pi
         try:
             dataset = _read(content, max_pixels)
             _check(dataset, max_pixels, burned_in)
+            take_from_frame(dataset)
             values = _decoded(dataset)
             return _with_square_pixels(dataset, shown(dataset, values))
         except BadImage:

@@ -20,6 +20,32 @@ Pixels = NDArray[np.uint8]
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 GREYS = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
+# By sequence, what is said of the frame in enhanced files (PS3.3, C.7.6.16.2): the window, the rescale, the spacing.
+OF_FRAME = {
+    "FrameVOILUTSequence": ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+}
+OF_FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+
+
+def take_from_frame(dataset: "Dataset") -> None:
+    """Put what an enhanced file says of its one frame where other files say it, and drop the rest of the groups.
+
+    What stands at the top already, of a sequence any tag that is not empty, is left as it is.
+    """
+    groups = [item for name in OF_FRAMES for item in list(dataset.get(name) or ())[:1]]
+    for sequence, tags in OF_FRAME.items():
+        found = [dataset, *(item for group in groups for item in list(group.get(sequence) or ())[:1])]
+        for item in found:
+            told = {tag: item[tag] for tag in tags if tag in item and not item[tag].is_empty}
+            if told:
+                for element in told.values():
+                    dataset[element.tag] = element
+                break
+    for name in OF_FRAMES:
+        if name in dataset:
+            del dataset[name]
 
 
 def shown(dataset: "Dataset", values: np.ndarray) -> Pixels:

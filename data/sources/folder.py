@@ -21,7 +21,7 @@ from data.cases import Case, RawDataset
 from data.class_names import Whose
 from data.config import ImportConfig
 from data.labels import Labels, read_labels
-from data.listing import file_image, file_name, is_hidden, list_files, say
+from data.listing import file_image, file_name, is_hidden, left_out, list_files, say
 from data.sources.table import SPLIT_NAMES
 from data.tables import Table
 
@@ -85,6 +85,7 @@ def read(config: Options) -> RawDataset:
         case = _found(config, "case", number, file) if config.case else file
         patient = case if config.patient == "none" else _found(config, "patient", number, file)
         groups.setdefault((patient, case), []).append(number)
+    _say_empty(config, folder, files, splits, classes)
     _check_classes(config, files, groups, classes)
     _check_names(config, files, inside, groups, classes)
 
@@ -111,14 +112,11 @@ def _image_files(config: Options, folder: Folder) -> list[str]:
     there = list_files(folder)
     seen = [file for file in there if not is_hidden(file)]
     files = [file for file in seen if file.lower().endswith(SUFFIXES)]
+    passed_over = left_out([file for file in seen if not file.lower().endswith(SUFFIXES)], len(there) - len(seen))
     if not files:
-        raise InputError(f"{config.raw} has no images ({', '.join(SUFFIXES)}) among its {len(there):,} files")
-    if len(files) < len(there):
-        say(
-            config,
-            f"{len(files):,} images; left out {len(seen) - len(files):,} files without the suffix of an image and "
-            f"{len(there) - len(seen):,} hidden ones",
-        )
+        raise InputError(f"{config.raw} has no images ({', '.join(SUFFIXES)}); there are {passed_over or 'no files'}")
+    if passed_over:
+        say(config, f"{len(files):,} images; left out {passed_over}")
     return files
 
 
@@ -153,6 +151,18 @@ def _classes(config: Options, files: list[str], inside: list[str]) -> list[str]:
             "move them into one, or give labels=none"
         )
     return classes
+
+
+def _say_empty(config: Options, folder: Folder, files: list[str], splits: list[str | None], classes: list[str]) -> None:
+    """Say how many sub-folders no class comes from. Not their names: the folder of a patient may be among them."""
+    if folder.path is None or not any(classes):  # an object store has no empty folders
+        return
+    tops = {file.partition("/")[0] for file in files} if splits[0] else {""}
+    places = [place for top in tops for place in (folder.path / top).iterdir() if place.is_dir()]
+    empty = {place.name for place in places if not is_hidden(place.name)} - set(classes)
+    if empty:
+        number = "1 sub-folder holds" if len(empty) == 1 else f"{len(empty):,} sub-folders hold"
+        say(config, f"{number} no image and {'makes' if len(empty) == 1 else 'make'} no class")
 
 
 def _found(config: Options, what: Literal["patient", "case"], number: int, file: str) -> str:
