@@ -10,6 +10,7 @@ import secrets
 import socket
 import stat
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from clusters.config import InputError, nearest
 
 PROBE_S = 5.0
 ANSWER_S = 15.0  # of a control store on a busy machine
+STARTS_S = 30.0  # a head that was started a moment ago
 # Ray leaves 127.0.0.1 as it is only where this is 0; elsewhere it takes an address that others can reach.
 REACHABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OPEN, GUARDED, NOBODY = "open", "guarded", "nobody"
@@ -29,9 +31,9 @@ def guard(address: str) -> None:
 
     A Ray that is started here listens on 127.0.0.1 alone, and asks for a token unless RAY_AUTH_MODE=disabled says
     otherwise. One that others can reach must ask for a token: raises InputError where this side has none, or where the
-    cluster answers without one or does not tell; and, wherever there is one, where others can read it. A loopback
-    address may be the near end of a tunnel: there, too, one is joined without a token only where it tells that it asks
-    for none, which is said.
+    cluster answers without one or does not tell; and, wherever there is one, where others can read it or it is not the
+    cluster's. A loopback address may be the near end of a tunnel: there, too, one is joined without a token only where
+    it tells that it asks for none, which is said. Where nothing listens, InputError once a head would have started.
     """
     if address == "local":
         _stay_on_this_machine(True)
@@ -46,9 +48,10 @@ def guard(address: str) -> None:
     if not port and address != "auto" and "://" not in address:
         return  # no address that Ray takes, as it will say
     here = _is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
+    _stay_on_this_machine(here)
     if not here or _mode() == "token":
         _check_token(address)
-    found = _asked_for_no_token(host, port) if port else GUARDED
+    found = _found(host, port) if port else GUARDED
     if found == OPEN:
         if here:
             return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")
@@ -56,7 +59,16 @@ def guard(address: str) -> None:
             f"the Ray at {address} runs whatever anybody sends it: it answers without a token; restart every node of "
             "it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
         )
-    if found not in (GUARDED, NOBODY) and not (here and _mode() == "token"):
+    if found == NOBODY and not _under_tls():
+        raise InputError(
+            f"nothing listens at {address}; start the Ray there, or give its head's address and port, HOST:6379 where "
+            "nothing else was chosen"
+        )
+    if found == GUARDED and port and (token := _token()) and _answer(host, port, token) == GUARDED:
+        where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else token_path()
+        raise InputError(f"{where}: not the token of the Ray at {address}; copy that of its head there")
+    told = (GUARDED, NOBODY, *(("unimplemented", "deadline exceeded") if here and _mode() == "token" else ()))
+    if found not in told:
         raise InputError(
             f"the Ray at {address} does not tell whether it asks for a token ({found}); give the address of its "
             "control store, as HOST:6379, or submit a job there; where it is only slow, try again"
@@ -123,6 +135,17 @@ def split_address(address: str) -> tuple[str, int]:
     return (host.strip("[]"), int(port)) if host and port.isdigit() else (bare.strip("[]"), 0)
 
 
+def _under_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+
+
+def _token() -> str:
+    """What this process would show; empty where it has none."""
+    with suppress(OSError):
+        return os.environ.get("RAY_AUTH_TOKEN") or token_path().read_text().strip()
+    return ""
+
+
 def _mode() -> str:
     return os.environ.get("RAY_AUTH_MODE", "").lower()
 
@@ -182,11 +205,19 @@ def _listens(host: str, port: int) -> bool:
     return False
 
 
-def _asked_for_no_token(host: str, port: int) -> str:
-    """Ask the cluster's control store, as a stranger would, whether it is alive: what it says to that.
+def _found(host: str, port: int) -> str:
+    """What answers a stranger there, NOBODY once a head that is starting would have come."""
+    until = time.monotonic() + STARTS_S
+    while (found := _answer(host, port)) == NOBODY and not _under_tls() and time.monotonic() < until:
+        time.sleep(0.5)
+    return found
 
-    NOBODY where nothing listens, as joining it will tell. Not by a proxy, to which gRPC would go even for 127.0.0.1.
-    A Ray under TLS ends the connection of whoever shows no certificate, and with RAY_USE_TLS no other can be joined.
+
+def _answer(host: str, port: int, token: str = "") -> str:
+    """Ask the cluster's control store, as a stranger would or with a token, whether it is alive: what it says to that.
+
+    NOBODY where nothing listens. Not by a proxy, to which gRPC would go even for 127.0.0.1. A Ray under TLS ends the
+    connection of whoever shows no certificate, and with RAY_USE_TLS no other can be joined.
     """
     import grpc
 
@@ -196,13 +227,12 @@ def _asked_for_no_token(host: str, port: int) -> str:
             "/ray.rpc.NodeInfoGcsService/CheckAlive", request_serializer=bytes, response_deserializer=bytes
         )
         try:
-            ask(b"", timeout=ANSWER_S)
+            ask(b"", timeout=ANSWER_S, metadata=[("authorization", f"Bearer {token}")] if token else None)
         except grpc.RpcError as error:
             code = error.code()
             if code == grpc.StatusCode.UNAUTHENTICATED:
                 return GUARDED
-            under_tls = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
-            if code == grpc.StatusCode.UNAVAILABLE and (under_tls or not _listens(host, port)):
+            if code == grpc.StatusCode.UNAVAILABLE and (_under_tls() or not _listens(host, port)):
                 return NOBODY
             return code.name.lower().replace("_", " ")
     return OPEN

@@ -2,8 +2,9 @@
 
 The stage's own module takes a step on fake tensors (as in footprint.py) within torch's fake process group, which sends
 nothing; each collective that is called is noted with the work that was done before it. Nothing here knows the methods.
-A step is counted at three small sizes: what is counted is an exact sum of a constant, a part that grows with the
-samples of a rank, and one (the loss) that grows with these times those of all ranks.
+A step is counted at five small sizes: what is counted is the sum of a constant and of parts that grow with the samples
+of a rank, with the ranks (whose statistics batch norm gathers), with both (whose projections the loss does) and with
+the samples of a rank times those of all (the loss).
 Shapes: V views, B samples on this rank, G kinds of group.
 """
 
@@ -33,7 +34,7 @@ from pretrain.optim import build_optimizer
 
 Work = NDArray[np.float64]
 """(floating-point operations, bytes of memory traffic, kernels)."""
-COUNTED_AT = ((8, 2), (16, 2), (16, 4))
+COUNTED_AT = ((8, 2), (16, 2), (8, 4), (16, 4), (32, 4))
 """(samples of a rank, ranks) of the steps that are counted."""
 BUCKET_BYTES = (1 << 20, 25 << 20)
 """The first and the other buckets in which DistributedDataParallel averages gradients, by its defaults."""
@@ -116,13 +117,9 @@ class StepTracer:
         return StepTrace(collectives, backward, total, self._record(share, num_ranks, total))
 
     def _at(self, counted: list[Any], share: int, num_ranks: int) -> Any:
-        """A quantity at a size: a + b·samples + c·samples·samples of all ranks."""
-        first, second, third = (np.asarray(one, dtype=float) for one in counted)
-        (small, few), (large, _), (_, many) = COUNTED_AT
-        together = (third - second) / (large * large * (many - few))
-        alone = (second - first - together * few * (large * large - small * small)) / (large - small)
-        constant = first - alone * small - together * small * small * few
-        return constant + alone * share + together * share * share * num_ranks
+        """A quantity at a size, from those that were counted."""
+        parts = np.linalg.solve(np.array([_parts(*size) for size in COUNTED_AT]), np.array(counted, dtype=float))
+        return _parts(share, num_ranks) @ parts
 
     def _record(self, share: int, num_ranks: int, total: Work) -> list[Collective]:
         """What saving, the meter, the health of features and Ray's report exchange once every tracking.every_steps."""
@@ -139,6 +136,11 @@ class StepTracer:
             ("broadcast", SMALL_OBJECT_BYTES),
         ]
         return [Collective(METRICS, operation, size, num_ranks, total) for operation, size in exchanged]
+
+
+def _parts(share: int, num_ranks: int) -> Work:
+    """What the parts of a quantity grow with."""
+    return np.array([1, share, num_ranks, share * num_ranks, share**2 * num_ranks], dtype=float)
 
 
 class _Recorder(Ledger):

@@ -24,6 +24,7 @@ from tests.fault_runs import wait_for
 
 ROOT = Path(__file__).parents[1]
 OPEN, GUARDED, SLOW, OTHER = "open", "guarded", "slow", "other"
+TOKEN = "0" * 64
 
 
 class ControlStore(grpc.GenericRpcHandler):
@@ -39,7 +40,7 @@ class ControlStore(grpc.GenericRpcHandler):
                 time.sleep(3)
             elif self._kind == OTHER:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-            elif self._kind == GUARDED:
+            elif self._kind == GUARDED and ("authorization", f"Bearer {TOKEN}") not in context.invocation_metadata():
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
             return b""
 
@@ -76,7 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Token mode, with a token file as it should be."""
     path = tmp_path / "auth_token"
-    path.write_text("0" * 64)
+    path.write_text(TOKEN + "\n")
     path.chmod(0o600)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
@@ -114,8 +115,45 @@ def test_the_token_is_there_and_its_owner_s_alone(cluster: int, token: Path, mon
     token.unlink()
     with pytest.raises(InputError, match=r"no token for the Ray at .*; copy the cluster's there"):
         security.guard(address)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 40)  # as KubeRay gives it to containers
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)  # as KubeRay gives it to containers
     security.guard(address)
+
+
+@pytest.mark.parametrize("cluster", [GUARDED], indirect=True)
+def test_another_cluster_s_token_is_told_and_not_tried_for_ever(
+    cluster: int, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token.write_text("1" * 64)
+    for address in (f"{own_address()}:{cluster}", f"127.0.0.1:{cluster}"):
+        with pytest.raises(InputError, match=rf"^{token}: not the token of the Ray at {address}; copy"):
+            security.guard(address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
+    with pytest.raises(InputError, match=r"^RAY_AUTH_TOKEN: not the token"):
+        security.guard(f"127.0.0.1:{cluster}")
+
+
+def test_where_nothing_listens_a_head_has_time_to_start(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "STARTS_S", 0.1)
+    with pytest.raises(InputError, match=r"nothing listens at 127\.0\.0\.1:9; start the Ray there, or give its head's"):
+        security.guard("127.0.0.1:9")
+    monkeypatch.setattr(security, "STARTS_S", 30.0)
+    answers = iter([security.NOBODY, security.NOBODY, security.GUARDED, "fine"])
+    monkeypatch.setattr(security, "_answer", lambda *_: next(answers))
+    security.guard("127.0.0.1:9")
+    assert next(answers, None) is None
+
+
+@pytest.mark.parametrize(("host", "stays"), [("127.0.0.1", "0"), ("0.0.0.0", None)])
+def test_a_ray_that_names_itself_by_the_loopback_address_is_joined_by_it(
+    host: str, stays: str | None, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would put the machine's own address in its place, at which it does not listen."""
+    monkeypatch.delenv(security.REACHABLE, raising=False)
+    with serving(GUARDED, host) as port:
+        security.guard(f"127.0.0.1:{port}")
+        assert os.environ.get(security.REACHABLE) == stays
+        security.guard("nowhere")
+    assert security.REACHABLE not in os.environ
 
 
 @pytest.mark.parametrize("cluster", [OPEN], indirect=True)
@@ -144,7 +182,9 @@ def test_what_does_not_tell_whether_it_wants_a_token_is_not_joined(
     monkeypatch.setattr(security, "ANSWER_S", 1.0)
     with pytest.raises(InputError, match=rf"does not tell whether it asks for a token \({told}\); give the address"):
         security.guard(f"{own_address()}:{cluster}")
-    security.guard(f"{own_address()}:9")  # nobody is there, as joining it will tell
+    monkeypatch.setattr(security, "STARTS_S", 0.1)
+    with pytest.raises(InputError, match="nothing listens at"):
+        security.guard(f"{own_address()}:9")
 
 
 def test_what_listens_and_hangs_up_is_not_taken_for_nobody(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,9 +372,11 @@ def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkey
     assert "RAY_AUTH_MODE" not in os.environ  # where it is not set, Ray turns tokens on
     assert path.read_text() == first
     assert path.stat().st_mode & 0o777 == 0o600
-    # A local Ray names itself by 127.0.0.1, and one that is joined afterwards does not.
+    # A local Ray names itself by 127.0.0.1, and one that others reach, joined afterwards, does not.
     assert os.environ[security.REACHABLE] == "0"
-    with serving(GUARDED, "127.0.0.1") as port:
+    path.write_text(TOKEN)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with serving(GUARDED, "0.0.0.0") as port:
         security.guard(f"127.0.0.1:{port}")
     assert security.REACHABLE not in os.environ
 
