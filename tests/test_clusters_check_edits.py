@@ -22,6 +22,7 @@ CLUSTER, JOB = "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"
 SPOT, MACHINE, FROM = "InstanceMarketOptions", "machineType: g2", "FROM python:3.11.14-slim-bookworm"
 NO_TOKEN, PINNED = "          automountServiceAccountToken: false\n", "python:3.11.14-slim@sha256:" + "0" * 64
 IMAGE, DROP = "              image: YOUR-REGISTRY/manyview:0.1.0\n", "{drop: [ALL]}"
+TOKEN_ON, STRICT = "export RAY_AUTH_MODE=token\n", "set -euo pipefail\n"
 SHARED, REQUEUE, WORKDIR = "mountPath: /shared", "#SBATCH --requeue\n", "WORKDIR /opt"
 CLAIM = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: shared}\n---\n"
 FROM_FOLDER, UNPINNED, UNSEEN = "takes whatever lies in the folder", "is not pinned", "what is downloaded is run unseen"
@@ -54,6 +55,18 @@ RIGHT = [
     ),
     (CLUSTER, SHARED, f"{SHARED}, mountPropagation: HostToContainer"),
     (CLUSTER, SHARED, f"{SHARED}, subPathExpr: $(POD)"),
+    *(
+        ("slurm.sh", TOKEN_ON, written)
+        for written in (
+            *('export RAY_AUTH_MODE="token"\n', "export RAY_AUTH_MODE='token'\n", "export A=0 RAY_AUTH_MODE=token\n"),
+            *('export A="b c" B RAY_AUTH_MODE=token C=1\n', "declare -x RAY_AUTH_MODE=token\n"),
+            *("typeset -x RAY_AUTH_MODE=token\n", "RAY_AUTH_MODE=token; export RAY_AUTH_MODE\n"),
+            *("RAY_AUTH_MODE=token\nA=1\nexport A RAY_AUTH_MODE\n", "export RAY_AUTH_MODE=token; A=1\n"),
+        )
+    ),
+    ("slurm.sh", STRICT, "set -e -u -o pipefail\n"),
+    ("slurm.sh", STRICT, "set -o errexit -o nounset -o pipefail\n"),
+    ("slurm.sh", STRICT, "set -eu\nset -o pipefail\n"),
     *(
         ("slurm.sh", REQUEUE, f"{REQUEUE}#SBATCH --{option}\n")
         for option in (
@@ -115,6 +128,13 @@ WRONG = [
     ("Dockerfile", FROM, "ARG BASE=python:latest\nFROM ${BASE}", f"python:latest {UNPINNED}", "FROM"),
     ("Dockerfile", FROM, "ARG BASE\nFROM ${BASE}", UNPINNED, "FROM"),
     ("Dockerfile", WORKDIR, f"{PIP} -r /x.lock\n{WORKDIR}", "without --require-hashes", "RUN pip"),
+    ("slurm.sh", STRICT, "set -eo pipefail\n", "a name that is not set would stand for nothing", "#!"),
+    ("slurm.sh", STRICT, "set -eu\n", "a failing command would be passed over", "#!"),
+    ("slurm.sh", TOKEN_ON, "RAY_AUTH_MODE=token\n", "token authentication is not on", "#!"),
+    ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=tokens\n", "token authentication is not on", "#!"),
+    ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=token-\n", "token authentication is not on", "#!"),
+    ("slurm.sh", TOKEN_ON, "false && export RAY_AUTH_MODE=token\n", "token authentication is not on", "#!"),
+    ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=token A=1\nexport RAY_AUTH_MODE=\n", "turned off", "MODE="),
     ("slurm.sh", "umask 077\n", "umask 077\nexport APPTAINER_CLEANENV=1\n", "gets no RAY_AUTH_MODE", "CLEANENV"),
 ]
 

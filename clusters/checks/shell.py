@@ -36,20 +36,33 @@ SBATCH = [
 # fmt: on
 
 
+_OTHERS = r"""(?:\w+(?:=(?:"[^"\n]*"|'[^'\n]*'|[^\s;"']*))?[ \t]+)*"""
+_TOKEN = r"""RAY_AUTH_MODE=(?P<{0}>["']?)token(?P={0})(?=[ \t]*(?:$|[;&])|[ \t]+\w+(?:=|[ \t]|$))"""
+_EXPORT = r"(?:export|declare -x|typeset -x)[ \t]+"
+EXPORTED = re.compile(
+    rf"(?m)^{_EXPORT}{_OTHERS}{_TOKEN.format('at_once')}"
+    rf"|^{_TOKEN.format('later')}[\s\S]*?(?:^|;[ \t]*){_EXPORT}{_OTHERS}RAY_AUTH_MODE(?=[ \t;]|$)"
+)
+"""Token authentication turned on for what is started afterwards, in one command or first set and then exported."""
+FLAGS = {"e": "errexit", "u": "nounset"}
+
+
 def check_shell(text: str) -> Iterator[Mistake]:
     """What is wrong with a bash script that starts Ray."""
     yield from _check_syntax(text)
     code = re.sub(
         r"(?m)^[ \t]*#.*$|(?<=\s)#[ \t].*$", "", text
     )  # comments leave their lines behind, so that lines keep count
-    required = {
-        r"(?m)^export RAY_AUTH_MODE=token$": ("token authentication is not on", "add `export RAY_AUTH_MODE=token`"),
-        r"(?m)^umask 0?77$": ("logs and tokens would be readable by others", "add `umask 077`"),
-        r"(?m)^set -euo pipefail$": ("a failing command would be passed over", "add `set -euo pipefail`"),
-    }
-    for pattern, (what, mend) in required.items():
-        if not re.search(pattern, code):
-            yield Mistake(1, what, mend)
+    exported = EXPORTED.search(code)
+    if exported is None:
+        yield Mistake(1, "token authentication is not on", "add `export RAY_AUTH_MODE=token`")
+    if not re.search(r"(?m)^umask 0?77$", code):
+        yield Mistake(1, "logs and tokens would be readable by others", "add `umask 077`")
+    flags = _flags(code)
+    if not {"errexit", "pipefail"} <= flags:
+        yield Mistake(1, "a failing command would be passed over", "add `set -euo pipefail`")
+    elif "nounset" not in flags:
+        yield Mistake(1, "a name that is not set would stand for nothing", "write `set -euo pipefail`")
     forbidden = {
         r"(?:^|[\s;])umask\s+(?!0?77\b|-)": ("files are opened to others again", "leave `umask 077` as it is"),
         r"\bSLURM_EXPORT_ENV=(?![\"']?ALL\b)": (
@@ -63,8 +76,7 @@ def check_shell(text: str) -> Iterator[Mistake]:
         r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
         r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),
     }
-    exported = re.search(r"(?m)^export RAY_AUTH_MODE=token$", code)
-    exported_at = 0 if exported is None else line_at(code, exported.start())  # that it is missing is said above
+    exported_at = 0 if exported is None else line_at(code, exported.end())  # that it is missing is said above
     loaded: set[str] = set()
     for number, command in _commands(code):
         for pattern, (what, mend) in forbidden.items():
@@ -80,6 +92,17 @@ def check_shell(text: str) -> Iterator[Mistake]:
         for what, mend in (*wrong_options(command), *starts, *wrong_docker_runs(command)):
             yield Mistake(number, what, mend)
     yield from _check_sbatch(text, code)
+
+
+def _flags(code: str) -> set[str]:
+    """Names of the options of `set` that a script turns on in commands of their own."""
+    found: set[str] = set()
+    for words in (options.split() for options in re.findall(r"(?m)^set[ \t]+(-.*)$", code)):
+        for word, following in zip(words, [*words[1:], ""]):
+            if word.startswith("-"):
+                found |= {FLAGS.get(letter, "") for letter in word}
+                found |= {following} if word.endswith("o") else set()
+    return found
 
 
 def _check_syntax(text: str) -> Iterator[Mistake]:
