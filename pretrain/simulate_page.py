@@ -68,6 +68,11 @@ def _assumed(config: SimulateConfig, stage: Stage) -> Iterator[str]:
         f"  loader: {stage.loaded_per_core:,.0f} samples/s a core ({stage.loaded_from}), {machine.cores_per_gpu:g} "
         "cores a GPU; loading and reading go on beside the step"
     )
+    if config.num_images is not None:
+        yield (
+            f"  dataset, as told: {config.num_images:,} images of {config.kb_per_image:g} kB, "
+            f"{config.images_per_shard:,} a shard, {'a file system' if config.remote is False else 'over a network'}"
+        )
     yield (
         f"  storage: {machine.storage_gb_per_s:g} GB/s a node, {machine.storage_total_gb_per_s:g} GB/s in all; "
         f"{one.steps_replayed:,} steps replayed at {one.gpus} GPUs, from empty caches"

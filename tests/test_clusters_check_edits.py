@@ -23,6 +23,7 @@ SPOT, MACHINE, FROM = "InstanceMarketOptions", "machineType: g2", "FROM python:3
 NO_TOKEN, PINNED = "          automountServiceAccountToken: false\n", "python:3.11.14-slim@sha256:" + "0" * 64
 IMAGE, DROP = "              image: YOUR-REGISTRY/manyview:0.1.0\n", "{drop: [ALL]}"
 TOKEN_ON, STRICT = "export RAY_AUTH_MODE=token\n", "set -euo pipefail\n"
+GPUS_ALIKE = "Kubernetes wants both alike"
 SHARED, REQUEUE, WORKDIR = "mountPath: /shared", "#SBATCH --requeue\n", "WORKDIR /opt"
 CLAIM = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: shared}\n---\n"
 FROM_FOLDER, UNPINNED, UNSEEN = "takes whatever lies in the folder", "is not pinned", "what is downloaded is run unseen"
@@ -89,6 +90,9 @@ WRONG = [
     ("aws.yaml", SPOT, f"SubnetIds: subnet-1\n      {SPOT}", "no list of names", "SubnetIds"),
     ("aws.yaml", SPOT, f"SubnetId: subnet-1\n      {SPOT}", "write `SubnetIds: [subnet-…]`", "SubnetId"),
     ("aws.yaml", SPOT, f"7: x\n      {SPOT}", "the key 7 is no text", "7: x"),
+    ("aws.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8, gpu: 1}", "no cores or GPUs by 'gpu'; write GPU", "gpu: 1"),
+    (CLUSTER, '                limits: {cpu: "8", memory: 32Gi, nvidia.com/gpu: "1"}\n', "", GPUS_ALIKE, "resources"),
+    (CLUSTER, '32Gi, nvidia.com/gpu: "1"}', '32Gi, nvidia.com/gpu: "2"}', GPUS_ALIKE, "resources"),
     ("aws.yaml", "{CPU: 8,", "{8: 8,", "the key 8 is no text", "8: 8"),
     ("gcp.yaml", "# Manyview on", "a: b\n---\n# Manyview on", "reads one document a file", "cluster_name"),
     (CLUSTER, "name: manyview\n", "name: {{ .Values.name }}\n", "stands where a key should", ".Values"),

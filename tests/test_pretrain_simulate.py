@@ -394,6 +394,7 @@ def test_the_page_says_all_that_was_assumed(capsys: pytest.CaptureFixture[str], 
         "by the benchmark",
         "empty caches",
         "cold fill: the first step reads",
+        "4,096 images of 100 kB, 64 a shard, over a network",
     ):
         assert word in said
     for value in MachineConfig().model_dump().values():

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Quantity = str | int | float
 Anything = dict[str, Any]
@@ -38,6 +38,15 @@ class Resources(Fields):
     requests: dict[str, Quantity] | None = None
     limits: dict[str, Quantity] | None = None
     claims: list[Anything] | None = None
+
+    @model_validator(mode="after")
+    def _devices_alike(self) -> "Resources":
+        """Of what a device plugin offers, as GPUs are, Kubernetes takes no request but the limit."""
+        for name, asked in (self.requests or {}).items():
+            most = (self.limits or {}).get(name)
+            if "/" in name and str(most) != str(asked):
+                raise ValueError(f"{name}: requests {asked} and limits {most}; Kubernetes wants both alike")
+        return self
 
 
 class Mount(Fields):

@@ -31,6 +31,16 @@ def check_ray_up(document: Document) -> Iterator[Mistake]:
     yield from _check_openings(document, config)
     yield from _check_pins(document, config)
     yield from check_nodes(document, config)
+    yield from _check_resources(document, config)
+
+
+def _check_resources(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
+    """Names that Ray takes for a resource of one's own, so that nothing finds the cores or GPUs."""
+    for node_type, node in (config.get("available_node_types") or {}).items():
+        for name in node.get("resources") or {}:  # of types that Ray's schema has looked at
+            if name not in ("CPU", "GPU") and str(name).upper() in ("CPU", "GPU"):
+                where = document.line(["available_node_types", node_type, "resources", name])
+                yield Mistake(where, f"Ray knows no cores or GPUs by '{name}'", f"write {str(name).upper()}")
 
 
 def _check_schema(document: Document) -> Iterator[Mistake]:
