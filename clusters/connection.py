@@ -144,7 +144,7 @@ def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) 
         )
     use_gpu = gpus >= fewest if cluster.use_gpu is None else cluster.use_gpu
     if 0 < gpus < fewest and cluster.use_gpu is None:
-        print(f"{fewest} workers compute on CPUs, since there is no GPU for each; cluster.num_workers={gpus:g} takes GPUs")
+        print(f"there is no GPU for each of {fewest} workers: they use CPUs; cluster.num_workers={gpus:g} takes GPUs")
     if cluster.elastic:
         room = min(cpus / cluster.cpus_per_worker, gpus if use_gpu else math.inf)
         print(f"there is room for {scaling.largest(sizes, int(room))} workers now", flush=True)

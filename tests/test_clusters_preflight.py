@@ -12,8 +12,10 @@ import torch
 from clusters import preflight
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
+from clusters.connection import check_resources
 from clusters.preflight import Needs
 from clusters.storage import Folder
+from clusters.workers import ClusterConfig
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.fits import needs_of
@@ -149,3 +151,15 @@ def test_looking_needs_no_ray_and_no_torch() -> None:
     script = "import sys, clusters.preflight; print([m for m in ('ray', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_gpus_that_are_too_few_for_the_workers_are_said_to_be_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    assert check_resources(ClusterConfig(num_workers=1))
+    assert capsys.readouterr().out == ""
+    assert not check_resources(ClusterConfig(num_workers=2))
+    assert "no GPU for each of 2 workers: they use CPUs; cluster.num_workers=1 takes GPUs" in capsys.readouterr().out
