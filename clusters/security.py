@@ -227,7 +227,7 @@ def _answer(host: str, port: int, token: str = "") -> str:
             "/ray.rpc.NodeInfoGcsService/CheckAlive", request_serializer=bytes, response_deserializer=bytes
         )
         try:
-            ask(b"", timeout=ANSWER_S, metadata=[("authorization", f"Bearer {token}")] if token else None)
+            ask(b"", timeout=ANSWER_S, metadata=(("authorization", f"Bearer {token}"),) if token else None)
         except grpc.RpcError as error:
             code = error.code()
             if code == grpc.StatusCode.UNAUTHENTICATED:
