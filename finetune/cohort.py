@@ -15,7 +15,15 @@ from data.dataset import Dataset
 from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
 from finetune.study import study_of
-from finetune.study_checks import check_classes, check_fraction, class_members, classified, notes_on, notes_on_left_out
+from finetune.study_checks import (
+    check_classes,
+    check_fraction,
+    class_members,
+    classified,
+    notes_on,
+    notes_on_left_out,
+    notes_on_ties,
+)
 from finetune.tasks import Task, pool_cases
 from finetune.two_heads import TwoHeads
 from pretrain.encoder_folder import encoder_folder, read_card, read_seen
@@ -24,6 +32,8 @@ from pretrain.leakage import seen_of
 
 Rows = NDArray[np.int64]
 SPLITS = ("train", "val", "test")
+LEAKAGE, COPIES = "LEAKAGE: ", "LEAKAGE between splits: "
+"""How a warning begins where a network has met those of test, and where a study's own splits share images."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,9 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         all_train=dataset.rows(["train"]),
         patient_of=np.unique(patients, return_inverse=True)[1],
         notes=(
+            *notes_on_copies(dataset, {"train": train, "val": by_split["val"], "test": by_split["test"]}),
             *notes_on(task, truth, patients, {**by_split, "train": train}),
+            *notes_on_ties(task, truth, dataset.case_of, by_split["test"]),
             *notes_on_left_out(task, truth, dataset.case_of, {name: dataset.rows([name]) for name in ("val", "test")}),
         ),
     )
@@ -202,7 +214,7 @@ def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
                 f"pretrain again with held_out=[{dataset.location}] on_leak=exclude, which leaves them out "
                 "(on_leak=warn goes on here and says so)"
             )
-        warnings.append(f"LEAKAGE: {name} {found}; the test figures do not show how it does on new patients")
+        warnings.append(f"{LEAKAGE}{name} {found}; the test figures do not show how it does on new patients")
     patients, images = seen_of(dataset, dataset.rows(["val"]), seen)
     if patients or images:
         warnings.append(
@@ -210,6 +222,22 @@ def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
             "on validation may favour it"
         )
     return warnings
+
+
+def notes_on_copies(dataset: Dataset, rows_of: dict[str, Rows]) -> tuple[str, ...]:
+    """A sentence where images of one split are those of another pixel for pixel, as an import can be told to keep."""
+    pixels = dataset.column("pixel_sha256")
+    images = {split: set(pixels[rows]) for split, rows in rows_of.items()}
+    names, found = {"train": "training", "val": "validation", "test": "test"}, []
+    for split, other in (("test", "train"), ("test", "val"), ("val", "train")):
+        if copies := sum(image in images[other] for image in pixels[rows_of[split]]):
+            found.append(f"{copies} of {len(rows_of[split])} {names[split]} images in {names[other]}")
+    if not found:
+        return ()
+    return (
+        f"{COPIES}there stand, pixel for pixel the same, {', and '.join(found)}; the figures of such images are not "
+        "those of new ones (an import with duplicates=refuse names them)",
+    )
 
 
 def _check_patients(dataset: Dataset, patients: NDArray[Any]) -> None:

@@ -18,7 +18,7 @@ from finetune.evaluate import report_figures, resample, scored
 from finetune.metrics import ScoredCases
 from finetune.regression import ScoredNumbers, score_numbers
 from finetune.report.evidence import read_columns
-from finetune.report.words import NAMES, shown
+from finetune.report.words import NAMES, in_words, shown
 from finetune.reported import Reported
 from finetune.results import PREDICTIONS
 from finetune.tasks import pool_cases
@@ -125,9 +125,11 @@ def markdown(rows: list[dict[str, Any]], reported: dict[str, Reported]) -> str:
     confidence = f"{100 * next(iter(reported.values())).confidence:g} %"
     header = ["figure", "first", "other", "other's", f"difference ({confidence} interval)", "p", "p after Holm"]
     lines = [header, ["---"] * len(header)]
+    cases = next(iter(reported.values())).cases
+    yes_or_no = bool(cases.class_names) and not cases.exclusive
     for row in rows:
         key = (row["figure"],) if row["label"] is None else (row["figure"], row["label"])
-        figure = NAMES[row["figure"]] + (f", {row['label']}" if row["label"] else "")
+        figure = NAMES[in_words(row["figure"], yes_or_no)] + (f", {row['label']}" if row["label"] else "")
         values = [reported[row[side]].plain[key] for side in ("model", "baseline")]
         first, theirs = ("undefined" if not np.isfinite(value) else f"{value:.3f}" for value in values)
         lines.append([figure, first, row["baseline"], theirs, shown(row, signed=True), _p(row["p"]), _p(row["p_holm"])])

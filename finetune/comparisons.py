@@ -23,8 +23,8 @@ def comparisons(models: dict[str, Reported], uncalibrated: Collection[str] = ())
 
     Of Brier score, MAE and RMSE a difference below 0 is for the first model, of all others one above. Holm's
     correction is of `p`, which belongs to the interval, over all rows of a figure; the rows of labels' AUROC, and those
-    of each figure of numbers, are families of their own. `p_delong` stands beside it. Models that are `uncalibrated`
-    are compared in no figure of probabilities.
+    of each figure of numbers, are families of their own. `p_delong` stands beside it. Two that do not differ on any
+    resample have a p of 1 and no interval. Models that are `uncalibrated` are compared in no figure of probabilities.
     """
     (name, one), *others = models.items()
     labels = one.cases.label_names if len(one.cases.label_names) > 1 else ()
@@ -55,6 +55,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def _difference(name: str, one: Reported, baseline: str, other: Reported, key: Key) -> dict[str, Any]:
     """The paired difference of one figure: both models are resampled together."""
     found, differences_R = one.intervals.of_difference(key, (one.plain, one.values), (other.plain, other.values))
+    alike = one.plain[key] == other.plain[key] and not differences_R[np.isfinite(differences_R)].any()
     return {
         "model": name,
         "baseline": baseline,
@@ -64,7 +65,7 @@ def _difference(name: str, one: Reported, baseline: str, other: Reported, key: K
         "low": found.interval.low if found else None,
         "high": found.interval.high if found else None,
         "undefined_resamples": int((~np.isfinite(differences_R)).sum()),
-        "p": found.p if found else None,
+        "p": found.p if found else 1.0 if alike else None,
         "p_delong": _delong_p(one.cases, other.cases, key),
         "p_holm": None,
         "detectable": found.detectable if found else None,

@@ -2,7 +2,7 @@
 
 Shares of the training patients, smaller ones within larger ones, drawn several times; a model for each encoder, share
 and draw, chosen on validation and evaluated on test once; and the figure of REMEDIS (Azizi et al., 2023): the share of
-the labels with which an encoder is as good as the baseline with all of them.
+the labels with which an encoder reaches the figure of the baseline with all of them.
 """
 
 import time
@@ -33,6 +33,7 @@ from finetune.linear import fit_linear
 from finetune.patients import unknown_patients
 from finetune.results import LEDGER
 from finetune.run import finetune, numbers_of, work
+from finetune.sealed import sealed
 from finetune.tasks import AUROC
 
 RESULTS = "efficiency.json"
@@ -101,7 +102,7 @@ def efficiency(config: EfficiencyConfig) -> None:
         results["test_evaluations"] = _evaluations(out, config)
         results["seconds"] = round(time.time() - started, 1)
         write_outputs(out, results)
-        out.write_json(RESULTS, results)
+        out.write_json(RESULTS, sealed(results))
     print(summary(results))
     print(f"page: {out.file('efficiency.html')}")
 
@@ -213,8 +214,8 @@ def _results(
         curves[entrant.name] = {**entrant.describe(), "points": rows}
     place = config.encoders.index(config.baseline) if config.baseline else len(entrants) - 1
     baseline = entrants[place].name
-    figure = whole.task.score_name
-    if figure == AUROC and len(whole.task.label_names) > 1:
+    figure = AUROC if config.head == "full" else whole.task.score_name  # as `_train_all` and `fit_point` take it
+    if figure == AUROC and len(whole.task.parts[0].label_names) > 1:
         figure = f"macro {AUROC}"
     manifest = whole.dataset.manifest
     return {

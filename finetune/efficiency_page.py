@@ -9,7 +9,7 @@ from typing import Any
 from clusters.storage import Folder
 from data.page import Html, Section, figure, folded, join, note, page, pairs, paragraph, table, tag
 from finetune.cells import safe
-from finetune.labels_saved import in_words, percent, share_of, told, why_not_as_asked
+from finetune.labels_saved import UNTESTED, in_words, percent, sentence, share_of, why_not_as_asked
 
 FILES = ("efficiency.html", "efficiency.svg", "efficiency.png", "efficiency.csv")
 COLOURS = ("#0b6e75", "#9a5b13", "#6b4fa0", "#4d6b1f", "#b0346d", "#1f5fae", "#7a3b1e", "#3d4650")
@@ -103,8 +103,8 @@ def _result(results: dict[str, Any], names: dict[str, str], picture: bytes) -> H
     parts = [note(warning, kind="warning") for warning in results["warnings"]]
     baseline = names[results["baseline"]]
     for name, saved in results["labels_saved"].items():
-        text = f"{names[name]} is as good as {baseline} with all labels ({results['figure']} {saved['target']:.3f})"
-        parts.append(paragraph(f"{text}: {told(saved)}."))
+        parts.append(paragraph(sentence(names[name], baseline, results["figure"], saved)))
+    parts += [paragraph(UNTESTED)] if results["labels_saved"] else []
     source = f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
     shown = Html(f'<img src="{source}" alt="Curves; the numbers stand in the table below" style="max-width:100%">')
     box = tag("div", shown, {"style": "background:#fff;max-width:46rem"})

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from clusters.command import describe
 from clusters.config import Config, InputError, absolute, load_config
@@ -30,9 +30,11 @@ from finetune.label_map import LabelMap, Matched, match_labels
 from finetune.own_test import own_test_again
 from finetune.patients import unknown_patients
 from finetune.report.evidence import HASH, hash_of, why_not_theirs
+from finetune.report.headline import where_trained
 from finetune.report.page import Beside, write_report
 from finetune.report.words import value_of
 from finetune.results import PREDICTIONS, REPORT, RESULTS, SCHEMA_VERSION, versions
+from finetune.sealed import is_altered, sealed
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import began_elsewhere, seen_in_file
 from pretrain.export import ids_scheme
@@ -45,7 +47,7 @@ class EvaluateConfig(Config):
     """A finished fine-tuning, and what it is evaluated on."""
 
     results: str = Field(description="results folder of a finished fine-tuning")
-    data: list[str] = Field(min_length=1, description="dataset folders, paths or URLs")
+    data: str | list[str] = Field(description="dataset folder, path or URL, or several: [a,b]")
     out: str = Field(description="folder that gets one results folder for each dataset")
     label_map: LabelMap = Field(
         default={},
@@ -70,6 +72,18 @@ class EvaluateConfig(Config):
     loader: LoaderConfig = Field(default=LoaderConfig(), description="reading")
     tracking: TrackingConfig = Field(default=TrackingConfig(wandb="disabled"), description="progress")
 
+    @field_validator("data")
+    @classmethod
+    def _some(cls, given: str | list[str]) -> str | list[str]:
+        if not given:
+            raise ValueError("give at least one dataset folder")
+        return given
+
+    @property
+    def locations(self) -> list[str]:
+        """The dataset folders."""
+        return [self.data] if isinstance(self.data, str) else self.data
+
 
 def usage() -> str:
     """What `--help` says."""
@@ -89,7 +103,7 @@ def run(argv: Sequence[str]) -> None:
     words = [f"results={argv[0]}", *argv[1:]] if argv and "=" not in argv[0] else list(argv)
     config = load_config(EvaluateConfig, words)
     config.tracking.apply_privacy()
-    data = [absolute(location) for location in config.data]
+    data = [absolute(location) for location in config.locations]
     config = config.model_copy(update={"results": absolute(config.results), "out": absolute(config.out), "data": data})
     trained = open_trained(config.results)
     if config.training_data is not None:
@@ -97,7 +111,7 @@ def run(argv: Sequence[str]) -> None:
     if config.foreign:
         open_training_data(trained, config)
     chosen = []
-    datasets = [open_dataset(location, config.loader.place) for location in config.data]
+    datasets = [open_dataset(location, config.loader.place) for location in config.locations]
     theirs = [label for dataset in datasets for label in dataset.label_names]
     for dataset in datasets:
         matched = truth_of(dataset, trained, config.label_map, theirs)
@@ -212,21 +226,22 @@ def _evaluate(
         "seconds": round(time.time() - started, 1),
     }
     write_report(out, told, dataset, Beside(trained.model, trained.model.card.size_px))
-    out.write_json(RESULTS, told)
+    out.write_json(RESULTS, sealed(told))
     test = results["models"][trained.name]["test"]["auroc"]
-    before = trained.entry["test"]["auroc"]["value"]
+    before = where_trained("auroc", told)
     say(
         f"{dataset.manifest.name}: AUROC {value_of(test)}"
-        + ("" if before is None else f", on its own test split {before:.3f}")
+        + ("" if before is None else f", on its own test split {before:.3f} (over the same labels)")
     )
     print(f"report: {out.file(REPORT)}")
 
 
 def _is_whole(out: Folder) -> bool:
-    """Whether all that an evaluation leaves is there, and its predictions are its own."""
+    """Whether all that an evaluation leaves is there and unaltered, and its predictions are its own."""
     if not all(out.exists(name) for name in (RESULTS, PREDICTIONS, REPORT)):
         return False
-    return why_not_theirs(out.read(PREDICTIONS), out.read_json(RESULTS)) is None
+    results = out.read_json(RESULTS)
+    return not is_altered(results) and why_not_theirs(out.read(PREDICTIONS), results) is None
 
 
 def _absent(matched: Matched) -> list[str]:

@@ -50,6 +50,10 @@ def results_of(
         "dataset": told_of(dataset),
         "trained_on": trained.results["dataset"],
         "trained_on_test": {name: entry["test"][name] for name in OVERALL if name in entry["test"]},
+        "trained_on_per_class": {
+            label: {name: row[name]["value"] for name in ("auroc", "sensitivity", "specificity")}
+            for label, row in entry["test"]["per_class"].items()
+        },
         "cohort": {"external": {
             "images": int(known.sum()), "cases": len(cases.patient_N), "patients": len(np.unique(cases.patient_N)),
             "cases_per_class": {label: int((cases.truth_NK[:, k] == 1).sum())

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import nctdtrinc
+from scipy.stats import chi2, norm
 from scipy.stats import t as student
 
 POWER = 0.8
+FAR = 1e4
+"""Quantile of Student's beyond which a figure's own scatter is nothing beside that of its standard error."""
 LARGEST_EXPONENT = 300.0
 """Of e, for a factor that leaves room for any error of a number."""
 
@@ -44,12 +47,20 @@ class Spread:
 def student_difference(difference: float, spread: Spread, confidence: float, num_undefined: int) -> Difference:
     """Interval, p and smallest detectable difference of a difference with this spread."""
     error = float(np.sqrt(spread.variance))
-    half = float(student.ppf((1 + confidence) / 2, spread.degrees)) * error
+    reach = float(student.ppf((1 + confidence) / 2, spread.degrees))
+    half = reach * error
     p = 1.0 if abs(difference) < 1e-12 else None
     if error > 0:
         p = float(2 * student.sf(abs(difference) / error, spread.degrees))
-    smallest = float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER)) * error
+    smallest = _detectable(reach, spread.degrees) * error
     return Difference(Interval(difference - half, difference + half, num_undefined), p, smallest)
+
+
+def _detectable(reach: float, degrees: float) -> float:
+    """How many standard errors a difference must be to lie beyond `reach` estimated ones with probability POWER."""
+    if reach > FAR:
+        return reach * float(np.sqrt(chi2.ppf(POWER, degrees) / degrees))
+    return float(nctdtrinc(degrees, 1 - POWER, reach))
 
 
 def hanley_variance(auroc: float, num_positive: int, num_negative: int) -> float:

@@ -12,9 +12,11 @@ quantile stands where Student's belongs (Hesterberg, 2015, Am. Stat. 69:371): bo
   McNeil, 1982), times the design effect: by how much the bootstrap's variance is larger than that formula's;
 - of other figures between bounds: Student's on the logit scale. Of a mean over labels it reaches no further than the
   mean of its parts' intervals, which is that of labels that go up and down as one: near a bound the logit scale would
-  make far more of their variance. At a bound, where nothing shows how they vary together, it is that mean;
+  make far more of their variance. At a bound, where nothing shows how they vary together, it is that mean, and where a
+  label rests on one patient, whose figure may lie anywhere in other studies;
 - of mean errors of numbers, which have no largest value: Student's on the log scale;
-- of differences: Student's.
+- of differences: Student's; none of a mean where a label rests on one patient, and none where two models never differ
+  on a resample, which does not show how often they would on other patients.
 Shapes: R resamples.
 """
 
@@ -43,13 +45,16 @@ Resamples: TypeAlias = Mapping[Key, Floats]
 HOW = (
     "Student's intervals from the standard deviation over the resamples: of AUROC and of shares in the form of Wilson "
     "and Newcombe with a design effect, of other figures between bounds on the logit scale (of a mean over labels no "
-    "wider than the mean of their intervals), of mean errors of numbers on the log scale"
+    "wider than the mean of their intervals, and that mean where a label rests on one patient, whose figure may lie "
+    "anywhere), of mean errors of numbers on the log scale"
 )
 ON_POSITIVES, ON_NEGATIVES = ("sensitivity", "confusion", "bin"), ("specificity",)
 ON_ALL = ("brier", "top1", "top3", "mae", "rmse", "pearson", "spearman")
 SHARES = (*ON_POSITIVES, *ON_NEGATIVES, "precision", "top1", "top3")
 WITHOUT_INTERVAL = ("ece",)
 BOUNDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "mae": (0.0, np.inf), "rmse": (0.0, np.inf)}
+ROUNDING = 1e-12
+"""Of the variance of two models' figures; their difference varies no more than this where they decide alike."""
 HALF_A_PATIENT = 0.5
 """How many patients' variance the design effect is drawn towards 1 by, so that it is known where nobody errs."""
 
@@ -103,7 +108,9 @@ class Intervals:
         """Of the difference between two models on the same draws, each with its figures and their resamples.
 
         Also the difference on each resample, (R,). Where the two figures vary more than resampling shows, as their
-        own intervals know, so does their difference; where resampling shows nothing, as if they were independent.
+        own intervals know, so does their difference; where resampling shows nothing, as if they were independent. None
+        where both vary and their difference does not: that nobody was decided differently says nothing of how far
+        other patients would be.
         """
         (plain, values), (plain_other, values_other) = one, other
         differences = {k: values[k] - values_other[k] for k in {key, *self._parts(key)} & values.keys()}
@@ -113,17 +120,19 @@ class Intervals:
             wider = self._corrected(part, plain[part], values[part]) + self._corrected(
                 part, plain_other[part], values_other[part]
             )
-            return variance * wider / raw if raw > 0 else wider
+            if raw == 0:
+                return wider
+            return variance * wider / raw if variance > ROUNDING * raw else 0.0
 
         values_R, difference = differences[key], plain[key] - plain_other[key]
         defined = values_R[np.isfinite(values_R)]
         spread = self._spread(key, differences, corrected)
-        if not np.isfinite(difference) or len(defined) * 2 <= len(values_R) or spread is None:
+        if not np.isfinite(difference) or len(defined) * 2 <= len(values_R) or spread is None or spread.variance <= 0:
             return None, values_R
         return student_difference(difference, spread, self.confidence, len(values_R) - len(defined)), values_R
 
     def spread_of(self, key: Key, plain: Plain, values: Resamples) -> Spread | None:
-        """Variance of a figure between studies."""
+        """Variance of a figure between studies; None where one patient is all that it rests on, or a label of it."""
         return self._spread(key, values, lambda part, variance: self._corrected(part, plain[part], values[part]))
 
     def _is_scored(self, key: Key) -> bool:
@@ -151,26 +160,32 @@ class Intervals:
     def _student_interval(self, key: Key, value: float, plain: Plain, values: Resamples) -> tuple[float, float] | None:
         spread = self._spread(key, values, lambda part, variance: self._corrected(part, plain[part], values[part]))
         if spread is None:
-            return None
+            return self._mean_of_ends(key, plain, values) if self._parts(key) != [key] else None
         half = float(student.ppf((1 + self.confidence) / 2, spread.degrees) * np.sqrt(spread.variance))
         bounds = bounds_of(key, self._exclusive)
         ends = within(bounds, value, half, spread, self.confidence)
         if ends is None or self._parts(key) == [key]:
             return ends
-        low, high = self._mean_of_ends(key, plain, values)
-        return (low, high) if at_bound(bounds, value) else (max(ends[0], low), min(ends[1], high))
+        means = self._mean_of_ends(key, plain, values)
+        if means is None or at_bound(bounds, value):
+            return means
+        return max(ends[0], means[0]), min(ends[1], means[1])
 
-    def _mean_of_ends(self, key: Key, plain: Plain, values: Resamples) -> tuple[float, float]:
+    def _mean_of_ends(self, key: Key, plain: Plain, values: Resamples) -> tuple[float, float] | None:
         """Means of the low and of the high ends of the parts of a figure, taken as the figure's own mean is.
 
-        A part that rests on one patient may lie anywhere.
+        A part that rests on one patient may lie anywhere; None where all do.
         """
         by_name: dict[str, list[tuple[float, float]]] = {}
+        some_found = False
         for part in self._parts(key):
             if part in values and np.isfinite(plain[part]):
                 found = self.of(part, plain, values)
                 ends = (found.low, found.high) if found else bounds_of(part, self._exclusive)
                 by_name.setdefault(part[0], []).append(ends)
+                some_found |= found is not None
+        if not some_found:
+            return None
         low, high = np.mean([np.mean(ends, axis=0) for ends in by_name.values()], axis=0)
         return float(low), float(high)
 
@@ -187,17 +202,18 @@ class Intervals:
         return max(variance, ((ends[1] - ends[0]) / 2 / reach) ** 2 * (num - 1) / num)
 
     def _spread(self, key: Key, values: Resamples, corrected: Callable[[Key, float], float]) -> Spread | None:
-        parts = [(part, self._patients(part)) for part in self._parts(key) if part in values]
-        told = [(part, _variance(values[part]), num) for part, num in parts if num > 1]
-        told = [(part, variance, num) for part, variance, num in told if np.isfinite(variance)]
-        if not told:
+        """Of a mean it is that of all its parts: one that rests on one patient would look as if it did not vary."""
+        parts = [(part, _variance(values[part]), self._patients(part)) for part in self._parts(key) if part in values]
+        told = [(part, variance, num) for part, variance, num in parts if np.isfinite(variance)]
+        fewest, before = min((num for _, _, num in told), default=0), sum(variance for _, variance, _ in told)
+        if fewest < 2:
             return None
-        fewest, before = min(num for _, _, num in told), sum(variance for _, variance, _ in told)
         after = [(corrected(part, variance) * num / (num - 1), num) for part, variance, num in told]
         total = sum(variance for variance, _ in after)
         if total <= 0:
             return Spread(0.0, fewest - 1, fewest)
-        degrees = total**2 / sum(variance**2 / (num - 1) for variance, num in after)
+        # Two patients who are decided alike seem not to vary, and Welch's degrees would be those of the other parts.
+        degrees = total**2 / sum(variance**2 / (num - 1) for variance, num in after) if fewest > 2 else 1.0
         # The mean's own resamples know how its parts vary together; where they do not vary, its parts stand apart.
         whole = _variance(values[key]) * total / before if before > 0 else total / len(told) ** 2
         return Spread(whole, degrees, fewest)

@@ -1,4 +1,4 @@
-"""The figure of REMEDIS: with which share of the labels an encoder is as good as the baseline with all of them."""
+"""The figure of REMEDIS: with which share of the labels an encoder reaches what the baseline does with all."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -109,6 +109,17 @@ def told(saved: dict[str, Any]) -> str:
     return reached
 
 
+UNTESTED = "The figures alone: whether the two differ on other patients was not tested."
+
+
+def sentence(name: str, baseline: str, figure: str, saved: dict[str, Any]) -> str:
+    """What an encoder saves, without a word on whether that is chance."""
+    theirs = f"the figure of {baseline} with all labels ({figure} {saved['target']:.3f})"
+    if saved["fraction"] is None:
+        return f"{name} does not reach {theirs}."
+    return f"{name} reaches {theirs} at {told(saved)}."
+
+
 def summary(results: dict[str, Any]) -> str:
     """The table for a terminal, and a line an encoder on the labels that it saves."""
     curves = results["curves"]
@@ -126,5 +137,6 @@ def summary(results: dict[str, Any]) -> str:
     lines += filter(None, [why_not_as_asked(results["training"])])
     baseline = results["baseline"]
     for name, saved in results["labels_saved"].items():
-        lines.append(f"{name} reaches {baseline}'s {saved['target']:.3f} with all labels at: {told(saved)}")
+        lines.append(sentence(name, baseline, results["figure"], saved))
+    lines += [UNTESTED] if results["labels_saved"] else []
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from finetune.linear import Choice
 from finetune.model_folder import MODEL_FILES, write_model
 from finetune.patients import unknown_patients
 from finetune.report.evidence import HASH, hash_of, why_not_theirs
+from finetune.sealed import is_altered, sealed
 from pretrain.encoder_folder import SEEN, Seen, read_seen
 from pretrain.export import ids_scheme, seen_in, seen_table
 
@@ -73,18 +74,21 @@ def write_results(
     write_model(out / MODEL, first, choice, cohort, config, out)
     measure_latency(out / MODEL)
     write_report(out, results, cohort.dataset, Beside(*model_of(out)))
-    out.write_json(RESULTS, results)
+    out.write_json(RESULTS, sealed(results))
     for name, model in results["models"].items():
         say(f"{name}: test AUROC {shown(model['test']['auroc'])}")
     print(f"report: {out.file(REPORT)}")
 
 
 def is_whole(out: Folder) -> bool:
-    """Whether a folder has every file of finished results, and the predictions of these. Says what it lacks."""
+    """Whether a folder has every file of finished results, unaltered, and their predictions. Says what it lacks."""
     if not out.exists(RESULTS):
         return False
+    results = out.read_json(RESULTS)
     lack = next((f"{out.file(name)} is missing" for name in OUTPUTS if not out.exists(name)), None)
-    if lack is None and (why := why_not_theirs(out.read(PREDICTIONS), out.read_json(RESULTS))):
+    if lack is None and is_altered(results):
+        lack = f"{out.file(RESULTS)} was altered (its own hash differs)"
+    if lack is None and (why := why_not_theirs(out.read(PREDICTIONS), results)):
         lack = f"{out.file(PREDICTIONS)} is not that of these results ({why})"
     if lack is not None:
         say(f"{lack}; the results are made again from what was trained")

@@ -6,7 +6,7 @@ from typing import Any
 from data.page import Html, Section, folded, join, note, page, paragraph, table, tag, text, tiles
 
 NAMES = {
-    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "top1": "accuracy (top 1)",
+    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "top1": "accuracy",
     "top3": "top 3", "f1": "F1", "brier": "Brier score", "ece": "calibration error",
     "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson", "spearman": "Spearman",
 }  # fmt: skip

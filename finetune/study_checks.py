@@ -88,7 +88,7 @@ def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[s
     meaning = {
         "train": "what is learned of it rests on that patient",
         "val": "what is chosen by it rests on that patient",
-        "test": "its figures say nothing of other patients, and their intervals do not show it",
+        "test": "its figures say nothing of other patients and have no interval, nor have differences of means over it",
     }
     without = {
         "val": "nothing is chosen by it",
@@ -122,6 +122,26 @@ def notes_on_left_out(task: Task, truth: Floats, case_of: NDArray[Any], rows_of:
                 f"{_quoted(missing)}"
             )
     return tuple(notes)
+
+
+def notes_on_ties(task: Task, truth: Floats, case_of: NDArray[Any], rows: Rows) -> tuple[str, ...]:
+    """Of test cases whose soft labels leave open which class is the true one."""
+    labels = task.parts[0]
+    if not labels.class_names:
+        return ()
+    truth_NK = truth[rows, : len(labels.label_names)]
+    if len(labels.label_names) == 1:
+        truth_NK = np.concatenate([1 - truth_NK, truth_NK], axis=1)
+    largest_N1 = truth_NK.max(axis=1, keepdims=True)
+    tied_N = np.isclose(truth_NK, largest_N1, rtol=0, atol=1e-6).sum(axis=1) > 1
+    if not tied_N.any():
+        return ()
+    tied, whole = (len(np.unique(case_of[some])) for some in (rows[tied_N], rows))
+    counted = f"as '{labels.label_names[0]}'" if len(labels.label_names) == 1 else "as the first of these columns"
+    return (
+        f"{tied} of {whole} cases of the test split are as likely of one class as of another by their labels: each "
+        f"counts {counted}, of {_quoted(list(labels.class_names))}",
+    )
 
 
 def _quoted(names: list[str]) -> str:

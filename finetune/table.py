@@ -5,6 +5,8 @@ from typing import Any
 
 from clusters.config import InputError
 from clusters.storage import Folder
+from finetune.report.words import with_own_titles
+from finetune.sealed import read_sealed
 
 FIGURES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 
@@ -22,7 +24,9 @@ measured.
 
 def run(argv: Sequence[str]) -> None:
     """Print the table."""
-    print(markdown([_results(location) for location in argv]))
+    found = {location: _results(location) for location in argv}
+    _check_alike(found)
+    print(markdown(list(found.values())))
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -30,15 +34,15 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     cells: dict[tuple[str, str], dict[float, dict[str, Any]]] = {}
     for results in found:
         share = float(results["identity"]["recipe"]["label_fraction"])
-        for model in results["models"].values():
+        for model in with_own_titles(results)["models"].values():
             row = cells.setdefault((model["head"], model["title"]), {})
             if row.setdefault(share, model["test"]) != model["test"]:
                 raise InputError(
-                    f"{model['title']}, {model['head']} head, {share:.0%} of the labels: two results folders differ in "
-                    "its figures; give one of them"
+                    f"{model['title']}, {model['head']} head, {100 * share:g} % of the labels: two results folders "
+                    "differ in its figures; give one of them"
                 )
     shares = sorted({share for row in cells.values() for share in row})
-    titles = [f"{name}, {share:.0%} of labels" for share in shares for name in FIGURES.values()]
+    titles = [f"{name}, {100 * share:g} % of labels" for share in shares for name in FIGURES.values()]
     lines = [_line(["head", "model", *titles]), _line(["---"] * (2 + len(titles)))]
     for (head, title), row in cells.items():
         figures = [_cell(row.get(share, {}).get(name)) for share in shares for name in FIGURES]
@@ -46,14 +50,28 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _check_alike(found: dict[str, dict[str, Any]]) -> None:
+    """Raise InputError where figures of two folders cannot stand in one table."""
+    (name, one), *others = found.items()
+    told = {
+        "dataset": lambda results: f"{results['dataset']['name']} ({results['dataset']['fingerprint'][:8]})",
+        "labels": lambda results: ", ".join(results["labels"]),
+        "confidence of the intervals": lambda results: f"{100 * results['bootstrap']['confidence']:g} %",
+    }
+    for other_name, other in others:
+        for what, of in told.items():
+            if of(one) != of(other):
+                raise InputError(
+                    f"{what}: {of(one)} in {name} and {of(other)} in {other_name}; give results folders of the same"
+                )
+
+
 def _results(location: str) -> dict[str, Any]:
     folder = Folder(location)
     try:
-        found = folder.read_json("results.json")
+        found = read_sealed(folder, "results.json")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{location} has no results.json: not a results folder, or its run has not ended") from None
-    except ValueError:
-        raise InputError(f"{folder.file('results.json')} is damaged; run the command that made it again") from None
     if found.get("kind") != "finetune":
         raise InputError(f"{location} is of another command; give results folders of fine-tuning itself")
     return found

@@ -66,27 +66,43 @@ def two_sided(truth_N: Floats) -> bool:
 
 
 def youden_threshold(truth_N: Floats, scores_N: Floats) -> float:
-    """The score from which on to say positive: largest sensitivity + specificity (Youden, 1950).
+    """The threshold from which on to say positive: largest sensitivity + specificity (Youden, 1950).
 
-    Of equally good ones the lowest, which misses fewest. 0.5 where only one class is there.
+    Of equally good ones the lowest, which misses fewest, and halfway to the next lower score. 0.5 where only one class
+    is there.
     """
     if not two_sided(truth_N):
         return 0.5
     false, true, scores = roc_curve(truth_N, scores_N)
     gain = np.round((true - false)[1:], 12)
-    return float(scores[1:][np.flatnonzero(gain == gain.max())[-1]])
+    return _below(scores, int(np.flatnonzero(gain == gain.max())[-1]) + 1)
 
 
 def threshold_at_specificity(truth_N: Floats, scores_N: Floats, target: float) -> float:
-    """The lowest score, so the most sensitive, from which on to say positive and keep at least this specificity.
+    """The lowest threshold, so the most sensitive, from which on to say positive and keep at least this specificity.
 
-    Infinite, so that nobody is positive, where even the highest score has too many negatives.
+    Halfway between two scores; infinite, so that nobody is positive, where even the highest has too many negatives.
     """
     false, _, scores = roc_curve(truth_N, scores_N)
-    return float(scores[np.flatnonzero(1 - false >= target - 1e-12)[-1]])
+    return _below(scores, int(np.flatnonzero(1 - false >= target - 1e-12)[-1]))
 
 
 def threshold_at_sensitivity(truth_N: Floats, scores_N: Floats, target: float) -> float:
-    """The highest score, so the most specific, from which on to say positive and have at least this sensitivity."""
+    """The highest threshold, so the most specific, from which on to say positive and have at least this sensitivity.
+
+    Halfway between two scores.
+    """
     _, true, scores = roc_curve(truth_N, scores_N)
-    return float(scores[np.flatnonzero(true >= target - 1e-12)[0]])
+    return _below(scores, int(np.flatnonzero(true >= target - 1e-12)[0]))
+
+
+def _below(scores: Floats, place: int) -> float:
+    """Halfway from a score to the next lower one, which decides validation as the score itself does.
+
+    At the score itself the case that has it would be decided the other way where its probability comes out lower in
+    the last digit, as on another machine. Below the lowest is 0, the least that a probability can be.
+    """
+    score = float(scores[place])
+    lower = float(scores[place + 1]) if place + 1 < len(scores) else min(0.0, score)
+    halfway = lower + (score - lower) / 2
+    return halfway if halfway > lower else score

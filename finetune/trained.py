@@ -9,6 +9,7 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from finetune.bootstrap import Floats
 from finetune.results import RESULTS, SCHEMA_VERSION
+from finetune.sealed import read_sealed
 from finetune.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ class Trained:
 
 
 def open_trained(location: str) -> Trained:
-    """A finished results folder. Raises InputError where it is none, or cannot be used."""
+    """A finished results folder. Raises InputError where it is none, was altered, or cannot be used."""
     from finetune.model_folder import load_model
 
     folder = Folder(location)
     if not folder.exists(RESULTS):
         raise InputError(f"{location}: no {RESULTS} here; give the results folder of a finished fine-tuning")
-    results = folder.read_json(RESULTS)
+    results = read_sealed(folder, RESULTS)
     if results.get("kind") == "external":
         raise InputError(f"{location}: made by `evaluate`; give the results folder of the fine-tuning itself")
     if results.get("schema_version") != SCHEMA_VERSION or results.get("kind") != "finetune":

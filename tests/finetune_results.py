@@ -70,6 +70,10 @@ def external(results: dict[str, Any]) -> dict[str, Any]:
     model["validation"] = {}
     counts = found["cohort"].pop("test")
     trained_on, on_test = found["dataset"], {"auroc": model["test"]["auroc"]}
+    found["trained_on_per_class"] = {
+        label: {name: row[name]["value"] for name in ("auroc", "sensitivity", "specificity")}
+        for label, row in model["test"]["per_class"].items()
+    }
     found |= {"kind": "external", "models": {name: model}, "comparisons": [], "cohort": {"external": counts}}
     settings = {"splits": ["val", "test"], "seed": 3}
     found["identity"] = {"model": "f" * 64, "dataset": found["dataset"]["fingerprint"],

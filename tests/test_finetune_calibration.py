@@ -25,11 +25,13 @@ from finetune.compare import run as compare
 from finetune.metrics import ScoredCases
 from finetune.report.comparison import comparison
 from finetune.run import finetune
+from finetune.sealed import sealed
 from finetune.thresholds import (
     OperatingConfig,
     choose_thresholds,
     threshold_at_sensitivity,
     threshold_at_specificity,
+    youden_threshold,
 )
 from tests.test_finetune_metrics import multiclass
 
@@ -197,7 +199,7 @@ def test_a_model_with_its_temperature_at_its_bound_is_compared_in_no_figure_of_p
 
     told = json.loads((out / "results.json").read_text())
     told["models"]["pretrained"]["temperature"] = 0.05
-    (out / "results.json").write_text(json.dumps(told))
+    (out / "results.json").write_text(json.dumps(sealed(told)))
     capsys.readouterr()
     compare([finetuned.out, str(out)])
     shown = capsys.readouterr().out
@@ -227,10 +229,11 @@ def test_operating_points_by_hand():
     truth = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1.0])
     scores = np.array([0.1, 0.2, 0.3, 0.5, 0.8, 0.2, 0.5, 0.6, 0.7, 0.9])
     # From 0.6 on one of five negatives is called positive; from 0.5 on two are.
-    assert threshold_at_specificity(truth, scores, 0.8) == 0.6
-    assert threshold_at_specificity(truth, scores, 0.9) == 0.9
-    assert threshold_at_sensitivity(truth, scores, 0.8) == 0.5
-    assert threshold_at_sensitivity(truth, scores, 0.9) == 0.2
+    # Thresholds lie halfway to the next lower score.
+    assert threshold_at_specificity(truth, scores, 0.8) == pytest.approx(0.55)
+    assert threshold_at_specificity(truth, scores, 0.9) == pytest.approx(0.85)
+    assert threshold_at_sensitivity(truth, scores, 0.8) == pytest.approx(0.4)
+    assert threshold_at_sensitivity(truth, scores, 0.9) == pytest.approx(0.15)
     assert threshold_at_specificity(np.array([0, 1.0]), np.array([0.9, 0.1]), 0.9) == np.inf
 
 
@@ -259,6 +262,29 @@ def test_a_label_without_positives_in_validation_is_decided_at_a_half_and_named(
     scores = np.array([[0.1, 0.2], [0.3, 0.9], [0.2, 0.95], [0.9, 0.8]])
     found = choose_thresholds(truth, scores, ("none", "some"), OperatingConfig())
     assert found.one_sided == ("none",)
-    assert found.decision_K.tolist() == [0.5, 0.8]
+    assert found.decision_K.tolist() == [0.5, 0.5]
     assert np.isnan(found.at_specificity_K[0])
-    assert found.at_sensitivity_K[1] == 0.8
+    assert found.at_sensitivity_K[1] == 0.5
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=2, max_size=50), st.integers(0, 1000))
+@settings(max_examples=200, deadline=None)
+def test_validation_is_decided_alike_where_its_scores_come_out_a_little_differently(data, seed):
+    truth, scores = np.array([float(row[0]) for row in data]), np.array([(row[1] + 1) / 10 for row in data])
+    if truth.min() == truth.max():
+        return
+    again = scores + np.random.default_rng(seed).choice([-1e-6, 1e-6], len(scores))
+    for threshold in (
+        youden_threshold(truth, scores),
+        threshold_at_specificity(truth, scores, 0.8),
+        threshold_at_sensitivity(truth, scores, 0.8),
+    ):
+        assert threshold > 0
+        np.testing.assert_array_equal(again >= threshold, scores >= threshold)
+
+
+def test_thresholds_stay_where_nothing_lies_between_two_scores():
+    truth, close = np.array([0.0, 1.0]), np.array([np.nextafter(0.5, 0), 0.5])
+    assert youden_threshold(truth, close) == 0.5
+    assert youden_threshold(np.array([0.0, 1.0]), np.zeros(2)) == 0
+    assert youden_threshold(np.array([0.0, 1.0]), np.array([-2.0, -2.0])) == -2

@@ -417,7 +417,23 @@ def test_a_class_of_one_patient_is_told(synthetic_dataset: Dataset):
     assert len(set(patients[cohort.train[cohort.class_of(cohort.train) == place]])) == 1
     told = {note.split(" has one patient of ")[0]: note for note in cohort.notes if "'melanoma'" in note}
     assert "what is learned of it rests on that patient" in told["the train split"]
-    assert "its figures say nothing of other patients" in told["the test split"]
+    assert "its figures say nothing of other patients and have no interval" in told["the test split"]
+
+
+def test_ties_of_soft_labels_are_told(synthetic_dataset: Dataset):
+    tied = []
+
+    def two_experts(dataset: Dataset, labels: np.ndarray) -> None:
+        rows = dataset.rows(["test"])
+        tied.extend(dataset.case_of[rows[:5]])
+        labels[np.isin(dataset.case_of, tied), :] = [0.5, 0.5, 0, 0, 0]
+
+    cohort = choose_cohort(with_labels(synthetic_dataset, two_experts), config(synthetic_dataset))
+    (told,) = [note for note in cohort.notes if "as likely of one class as of another" in note]
+    assert told.startswith(f"{len(set(tied))} of {len(set(cohort.dataset.case_of[cohort.test]))} cases of the test ")
+    first = ", ".join(f"'{name}'" for name in cohort.task.class_names)
+    assert told.endswith(f"counts as the first of these columns, of {first}")
+    assert not any("as likely" in note for note in choose_cohort(synthetic_dataset, config(synthetic_dataset)).notes)
 
 
 def test_a_dataset_without_labels_is_no_study(tmp_path: Path):
@@ -490,3 +506,28 @@ def test_a_number_with_the_name_of_a_label_is_refused(heart: Dataset, tmp_path: 
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="numbers: 'EF' stands there twice"):
         choose_cohort(heart, config(heart, numbers=["EF", "EDV", "EF"]))
+
+
+def test_copies_that_an_import_kept_across_splits_are_told_with_their_numbers(synthetic_dataset):
+    """duplicates=keep keeps them, under other patients, so that no comparison of ids finds them."""
+    rows = {split: synthetic_dataset.rows([split]) for split in ("train", "val", "test")}
+    pixels = synthetic_dataset.column("pixel_sha256").copy()
+    pixels[rows["test"][:3]] = pixels[rows["train"][0]]
+    pixels[rows["test"][3]] = pixels[rows["val"][0]]
+    pixels[rows["val"][1]] = pixels[rows["train"][1]]
+
+    class WithCopies(Dataset):
+        """The dataset with images that stand in two splits."""
+
+        def column(self, name):
+            return pixels if name == "pixel_sha256" else super().column(name)
+
+    sizes = {split: len(some) for split, some in rows.items()}
+    copied = WithCopies(synthetic_dataset.location, synthetic_dataset.manifest)
+    notes = choose_cohort(copied, config(synthetic_dataset)).notes
+    (note,) = set(notes) - set(choose_cohort(synthetic_dataset, config(synthetic_dataset)).notes)
+    assert note.startswith("LEAKAGE between splits: there stand, pixel for pixel the same, ")
+    assert (
+        f"3 of {sizes['test']} test images in training, and 1 of {sizes['test']} test images in validation, and "
+        f"1 of {sizes['val']} validation images in training; the figures of such images are not" in note
+    )

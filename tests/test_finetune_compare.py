@@ -11,7 +11,7 @@ import pytest
 from clusters.config import InputError
 from data.dataset import Dataset
 from finetune.__main__ import _main
-from finetune.compare import differences, run
+from finetune.compare import differences, markdown, run
 from finetune.config import FinetuneConfig
 from finetune.run import finetune
 from finetune.trained import open_trained
@@ -50,6 +50,7 @@ def test_the_table_has_a_row_a_figure(runs: list[str], capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     header = "| figure | first | other | other's | difference (95 % interval) | p | p after Holm |"
     assert lines[0] == header and lines[1].count("---") == 7
+    assert any(line.startswith("| top-1 accuracy |") for line in lines)
     test = json.loads((Path(runs[0]) / "results.json").read_text())["models"]["pretrained"]["test"]
     (auroc,) = (line for line in lines if line.startswith("| AUROC |"))
     assert auroc.startswith(f"| AUROC | {test['auroc']['value']:.3f} | {runs[1]} | ")
@@ -63,7 +64,8 @@ def test_numbers_beside_labels_are_compared_too(tmp_path: Path) -> None:
         changed = {"head": "linear", "label": "reduced_ef", "numbers": ["EF"]}
         finetune(recipe(dataset, encoder, tmp_path / f"out-{seed}", **changed))
         out.append(str(tmp_path / f"out-{seed}"))
-    rows, _ = differences([open_trained(location) for location in out], ["one", "two"])
+    rows, reported = differences([open_trained(location) for location in out], ["one", "two"])
+    assert "| accuracy |" in markdown(rows, reported) and "top-1" not in markdown(rows, reported)
     (mae,) = (row for row in rows if (row["figure"], row["label"]) == ("mae", "EF"))
     results = [json.loads((Path(location) / "results.json").read_text()) for location in out]
     values = [found["models"]["pretrained"]["test"]["numbers"]["EF"]["mae"]["value"] for found in results]
@@ -90,7 +92,7 @@ def test_predictions_of_others_are_told_in_one_line(
     shutil.copytree(runs[1], out)
     results = json.loads((out / "results.json").read_text())
     if told == "no hash":
-        del results["predictions_sha256"]
+        del results["predictions_sha256"], results["sha256"]
         (out / "results.json").write_text(json.dumps(results))
         assert len(differences([open_trained(one) for one in (runs[0], str(out))], ["one", "two"])[0]) > 6
     foreign = pa.table({"image": ["a.png"], **{f"probability.{label}": [0.2] for label in results["labels"]}})

@@ -11,11 +11,14 @@ from clusters.config import InputError, load_config
 from data.dataset import Dataset
 from finetune.cohort import choose_cohort
 from finetune.efficiency import EfficiencyConfig, draw_cohorts, efficiency
-from finetune.labels_saved import labels_saved, matching_fraction, percent, told
+from finetune.labels_saved import UNTESTED, labels_saved, matching_fraction, percent, sentence, told
 from finetune.report.groups import label_efficiency
 from finetune.run import finetune
+from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.importers import imported
 from tests.test_data_page import Outline
+from tests.test_finetune_recipes import ECHO
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +81,10 @@ def test_files_for_people_hold_the_numbers(swept):
     first = results["curves"]["pretrained"]["points"][0]
     assert [float(row["test"]) for row in rows[:2]] == [model["test"] for model in first["draws"]]
     outline = Outline((out / "efficiency.html").read_text())
-    words = " ".join(outline.words)
+    words, saved = " ".join(outline.words), results["labels_saved"]["pretrained"]
     assert f"{first['mean']:.3f} ({first['low']:.3f} to {first['high']:.3f})" in words
-    assert told(results["labels_saved"]["pretrained"]) in words
+    assert sentence("test_resnet, simclr", "test_resnet, untrained", "macro AUROC", saved) in words
+    assert UNTESTED in words
     assert (out / "efficiency.svg").read_text().count("<path") > 5
     assert (out / "efficiency.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -191,6 +195,23 @@ def test_whole_trainings_are_runs_of_the_plain_command(swept, synthetic_dataset,
     assert results["test_evaluations"] == 2
 
 
+def test_whole_trainings_with_a_number_are_called_what_is_measured_of_them(swept, tmp_path):
+    """AUROC of the label; their score on validation is the mean of that and of R²."""
+    dataset = imported("table", miniatures.echo_table(tmp_path / "raw"), tmp_path / "dataset", *ECHO)
+    full = swept.full.model_copy(update={"epochs": 1, "batch_size": 8})
+    changed = {
+        "head": "full", "full": full, "data": dataset.location, "out": str(tmp_path / "out"), "fractions": [1.0],
+        "encoders": [write_encoder(tmp_path / "encoder", dataset)], "draws": 1, "baseline": None, "on_leak": "warn",
+        "label": "reduced_ef", "numbers": ["EF"],
+    }  # fmt: skip
+    config = EfficiencyConfig.model_validate({**swept.model_dump(exclude={"encoder"}), **changed})
+    efficiency(config)
+    results = results_of(config)
+    run = json.loads((tmp_path / "out/runs/1-0/results.json").read_text())["models"]["pretrained"]["test"]
+    assert results["curves"]["pretrained"]["points"][-1]["mean"] == run["auroc"]["value"]
+    assert results["figure"] == "AUROC"
+
+
 def test_the_matching_share_lies_on_the_line_over_the_logarithm():
     shares = [0.01, 0.1, 1.0]
     assert matching_fraction(shares, [0.6, 0.8, 0.9], 0.7) == pytest.approx(10**-1.5)
@@ -223,4 +244,8 @@ def test_labels_saved_are_those_of_the_mean_and_of_each_draw():
     assert saved["fraction"] == pytest.approx(0.2 ** (2 / 3))
     assert (percent(0.997, 2), percent(0.01055), percent(1.0)) == ("100 %", "1.05 %", "100 %")
     curves["worse"] = curve([0.5, 0.5], [0.5, 0.5], [0.7])
-    assert told(labels_saved(curves, "base")["worse"]) == "not reached"
+    worse = labels_saved(curves, "base")["worse"]
+    assert told(worse) == "not reached"
+    assert sentence("A", "B", "AUROC", worse) == "A does not reach the figure of B with all labels (AUROC 0.800)."
+    told_of_it = sentence("A", "B", "AUROC", {**saved, "by_draw": []})
+    assert told_of_it == "A reaches the figure of B with all labels (AUROC 0.800) at 34 % of the labels."

@@ -73,6 +73,13 @@ def test_another_hospital_s_dataset_is_evaluated_without_training(trained, elsew
     report = next((tmp_path / "out").glob("*/report.html")).read_text().replace("&#x27;", "'")
     assert "A case's answer: mean of the probabilities of a case's images. " in report
     model, before = results["models"]["pretrained"], ours["models"]["pretrained"]
+    # They lack our second class, so that ours is the mean over the others.
+    over = [label for label, row in model["test"]["per_class"].items() if row["auroc"]["value"] is not None]
+    assert second not in over and len(over) == len(ours["labels"]) - 1
+    there = np.mean([before["test"]["per_class"][label]["auroc"]["value"] for label in over])
+    assert there != pytest.approx(before["test"]["auroc"]["value"], abs=1e-3)
+    assert f"here, {there:.3f} on the test patients of synthetic (both over what is known here: " in report
+    assert f"on its own test split {there:.3f} (over the same labels)" in capsys.readouterr().out
     assert model["temperature"] == before["temperature"]
     for label, row in model["test"]["per_class"].items():
         told = before["test"]["per_class"][label]["at_specificity"]
@@ -290,6 +297,8 @@ def test_bad_input_is_said_in_one_line(trained, synthetic_dataset, elsewhere, tm
         assert "\n" not in str(caught.value)
 
     refused("do not match the model's. Wanted: ", trained, f"data=[{elsewhere}]")
+    refused("'data' in the command line: give at least one dataset folder", trained, "data=[]")
+    refused("do not match the model's. Wanted: ", trained, f"data={elsewhere}")
     refused("no results.json here", str(tmp_path), f"data=[{elsewhere}]")
     refused("label_map: 'nothing' is not known", trained, f"data=[{elsewhere}]", "label_map={nothing: unseen}")
     test_twice = f"data=[{synthetic_dataset.location},{synthetic_dataset.location}]"
@@ -298,3 +307,31 @@ def test_bad_input_is_said_in_one_line(trained, synthetic_dataset, elsewhere, tm
     label_map = f"label_map={{their {labels[0]}: {labels[0]}, their {labels[1]}: {labels[1]}}}"
     refused("not what .* was trained on", trained, f"data=[{elsewhere}]", label_map, f"training_data={elsewhere}")
     assert not (tmp_path / "out").exists()
+
+
+def test_results_that_were_changed_are_not_evaluated_and_an_evaluation_that_was_is_made_again(
+    trained, elsewhere, tmp_path, capsys
+):
+    def changed(file: Path) -> None:
+        told = json.loads(file.read_text())
+        told["models"]["pretrained"]["test"]["auroc"]["value"] = 0.999
+        file.write_text(json.dumps(told))
+
+    labels = json.loads((Path(trained) / "results.json").read_text())["labels"]
+    label_map = f"label_map={{their {labels[0]}: {labels[0]}, their {labels[1]}: {labels[1]}}}"
+    words = [f"data={elsewhere}", f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false", label_map]
+    run([trained, *words])
+    (file,) = (tmp_path / "out").glob("*/results.json")
+    before = json.loads(file.read_text())["models"]
+    changed(file)
+    capsys.readouterr()
+    run([trained, *words])
+    assert "reused" not in capsys.readouterr().out
+    assert json.loads(file.read_text())["models"] == before
+    run([trained, *words])
+    assert "reused" in capsys.readouterr().out
+
+    shutil.copytree(trained, tmp_path / "altered")
+    changed(tmp_path / "altered/results.json")
+    with pytest.raises(InputError, match=r"results\.json was altered \(its own hash differs\); run the command that"):
+        run([str(tmp_path / "altered"), *words])

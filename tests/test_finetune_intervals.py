@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from finetune.bootstrap import bootstrap, patient_strata
 from finetune.comparisons import comparisons, holm
 from finetune.coverage import CoverageConfig, measure, run
-from finetune.interval_forms import hanley_variance
+from finetune.interval_forms import Spread, hanley_variance, student_difference
 from finetune.intervals import Intervals
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
 from finetune.regression import NumberFigures, ScoredNumbers
@@ -168,6 +168,59 @@ def test_one_patient_has_no_interval_and_nobody_no_figure():
     figure = reported.figure("auroc", "x")
     assert figure == {"value": None, "low": None, "high": None, "undefined_resamples": 400}
     assert reported.figure("specificity", "x")["low"] is not None
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_mean_over_a_label_of_one_or_two_patients_is_as_unsure_as_they_are(num):
+    """They held the truth in 1 of 13 studies of one patient, and in half of two: it seemed not to vary."""
+    held, truth = [], np.repeat([1.0, 0.0], [num, 14])
+    for number in range(60):
+        rng = np.random.default_rng([3, number])
+        scores = 1 / (1 + np.exp(-rng.normal(np.where(truth == 1, 0, -0.524), 1)))
+        cases = one_label(truth, scores)  # sensitivity 0.5, specificity 0.7
+        figure = Reported(cases, resampled(cases, 60), 0.95).figure("balanced_accuracy")
+        assert figure["high"] - figure["low"] > 0.4
+        held.append(figure["low"] <= 0.6 <= figure["high"])
+    assert np.mean(held) > 0.93
+
+
+def test_models_are_not_compared_in_a_mean_over_a_label_of_one_patient():
+    rng = np.random.default_rng(1)
+    true = np.repeat([0, 1, 2], [20, 20, 1])
+    models = []
+    for _ in range(2):
+        scores = rng.random((41, 3)) + 0.3 * np.eye(3)[true]
+        decided, names = scores.argmax(axis=1), ("a", "b", "c")
+        models.append(ScoredCases(np.eye(3)[true], scores, true, decided, np.arange(41), names, names))
+    (row,) = [row for row in compared(*models) if row["figure"] == "auroc" and row["label"] is None]
+    assert row["value"] is not None
+    assert row["low"] is row["high"] is row["p"] is row["p_holm"] is row["detectable"] is None
+    assert next(row for row in compared(*models) if row["label"] == "a")["low"] is not None
+
+
+def test_two_models_that_decide_alike_have_no_interval_of_their_difference():
+    """Of zero width it would say that they decide alike on everybody."""
+    rng = np.random.default_rng(4)
+    truth = np.repeat([1.0, 0.0], 30)
+    scores = rng.random(60) * 0.7 + truth * 0.3
+    models = one_label(truth, scores), one_label(truth, 0.5 + (scores - 0.5) * 0.9)
+    rows = {row["figure"]: row for row in compared(*models)}
+    for name in ("auroc", "balanced_accuracy", "top1", "f1"):
+        row = rows[name]
+        assert (row["value"], row["p"], row["p_holm"]) == (0, 1, 1), name
+        assert row["low"] is row["high"] is row["detectable"] is None, name
+    assert rows["brier"]["low"] < rows["brier"]["high"]
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 10, 200])
+def test_a_detectable_difference_is_found_four_times_in_five(degrees):
+    rng = np.random.default_rng(degrees)
+    errors = np.sqrt(rng.chisquare(degrees, 20_000) / degrees)
+    told = student_difference(0.0, Spread(1.0, degrees, degrees + 1), 0.95, 0)
+    found = abs(told.detectable + rng.normal(size=20_000)) > student.ppf(0.975, degrees) * errors
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    extreme = student_difference(0.0, Spread(1.0, 1, 2), 0.999999, 0).detectable
+    assert extreme == pytest.approx(student.ppf(0.9999995, 1) * norm.ppf(0.9))
 
 
 def test_undefined_resamples_are_left_out_and_counted():

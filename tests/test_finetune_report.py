@@ -1,7 +1,9 @@
 """A results folder's page in a real browser, and its figures as files, against the numbers that they show."""
 
+import copy
 import csv
 import dataclasses
+import html
 import json
 import re
 import shutil
@@ -20,17 +22,24 @@ from clusters.config import InputError, load_config
 from clusters.storage import Folder
 from data.dataset import Dataset
 from finetune.__main__ import COMMANDS
+from finetune.cohort import COPIES
 from finetune.config import FinetuneConfig
+from finetune.report.classes import calibration
 from finetune.report.command import run as make_page
+from finetune.report.comparison import comparison
 from finetune.report.drawings import curve_drawing, precision_recall_drawing, reliability_drawing, roc_drawing, slug
 from finetune.report.evidence import Evidence, decisions, read_evidence
 from finetune.report.figure_files import standalone
+from finetune.report.headline import headline, where_trained
+from finetune.report.model_card import model_card
 from finetune.report.page import Beside, write_report
 from finetune.report.pictures import mistakes, overlaid, pictures_of
 from finetune.report.reproduce import command
+from finetune.report.words import first_model, listed
 from finetune.run import finetune
+from finetune.sealed import sealed
 from tests.browser import DESKTOP, PHONE, contrast, opened
-from tests.finetune_results import EFFICIENCY, external, whole
+from tests.finetune_results import EFFICIENCY, external, figure, whole
 from tests.finetune_runs import recipe, write_encoder
 from tests.test_data_page import Outline
 
@@ -139,9 +148,10 @@ def test_the_first_screen_says_what_it_does_on_how_many_and_how_sure(
     assert f"{100 * top1['value']:.1f} % ({100 * top1['low']:.1f} to {100 * top1['high']:.1f})" in lead
     assert shown.texts("#part-1 .tiles strong")[0] == f"{test['auroc']['value']:.3f}"
     assert (
-        "is as good as resnet18, untrained with all labels (0.800) at 16 % of the labels (draws: 9 % to not reached)"
-        in (shown.page.content())
+        "reaches the figure of resnet18, untrained with all labels (macro AUROC 0.800) at 16 % of the labels "
+        "(draws: 9 % to not reached)" in shown.page.content()
     )
+    assert "whether the two differ on other patients was not tested" in shown.page.content()
     assert "the whole validation split chooses the model, and its labels are not counted" in shown.page.content()
     assert shown.page.locator(".tiles").bounding_box()["y"] < 700  # type: ignore[index]
     shown.page.close()
@@ -310,6 +320,57 @@ def test_where_nobody_says_who_is_who_no_patient_is_claimed(
     assert f"{number} patients" not in page
 
 
+def test_figures_elsewhere_stand_beside_those_over_the_same_labels(finished: Made) -> None:
+    """The mean over all labels, one of which the other dataset lacks, may be above that where it is below."""
+    _, results, evidence = finished
+    told = external(whole(results, evidence))
+    model, there = first_model(told), told["trained_on_per_class"]
+    lacking, *others = told["labels"]
+    for label, value in zip(told["labels"], (0.2, 0.9, 0.9, 0.9, 0.9)):
+        there[label] = {"auroc": value, "sensitivity": value, "specificity": 0.5}
+    model["test"]["per_class"][lacking] |= {"auroc": figure(None), "sensitivity": figure(None)}
+    model["test"] |= {"auroc": figure(0.8), "balanced_accuracy": figure(0.7)}
+    words = str(headline(told))
+    assert where_trained("auroc", told) == where_trained("balanced_accuracy", told) == pytest.approx(0.9)
+    over = f"(both over what is known here: {listed(others)})"
+    assert f"Macro AUROC 0.800 here, 0.900 on the test patients of synthetic {over}." in words
+    assert f"Balanced accuracy 0.700 here, 0.900 on the test patients of synthetic {over}." in words
+    there[others[0]]["auroc"] = None  # undefined where it was trained
+    assert where_trained("auroc", told) is None
+    assert "Macro AUROC 0.800 here" not in str(headline(told))
+    del told["trained_on_per_class"]  # results of before
+    assert " here, " not in str(headline(told))
+
+
+def test_differences_are_told_with_what_would_be_found_and_where_there_is_none(finished: Made) -> None:
+    _, results, evidence = finished
+    told = whole(results, evidence)
+    found = told["comparisons"][0] | {"p_holm": 0.3, "detectable": 0.05, "value": 0.01, "low": -0.02, "high": 0.04}
+    alike = {**found, "value": 0.0, "low": None, "high": None, "p": 1.0, "p_holm": 1.0, "detectable": None}
+    told["comparisons"] = [found, alike]
+    words = str(headline(told))
+    assert "the smallest difference found four times in five before the correction is 0.050." in words
+    assert "the two never differ on these patients, which gives no interval." in words
+    table, _ = comparison(told)
+    assert "+0.000 (no interval)" in str(table) and "p = 1.000" in str(table)
+    assert "found four times in five with as many such patients, before Holm&#x27;s correction." in str(table)
+
+
+def test_the_accuracy_of_a_yes_or_no_label_is_that_at_its_threshold(finished: Made) -> None:
+    _, results, evidence = finished
+    told = whole(results, evidence)
+    classes = (str(headline(told)), str(comparison(told)[0]))
+    assert all("Top-1 accuracy" in words for words in classes) and "likeliest class is the true one" in classes[0]
+    labels = results["labels"][:1]
+    told |= {"task": "binary", "labels": labels, "classes": ["not it", *labels]}
+    told["comparisons"].append({**told["comparisons"][0], "figure": "top1", "label": None})
+    page, drawings = comparison(told)
+    words = str(headline(told)) + str(page)
+    assert [words[m.start() - 80 : m.end() + 40] for m in re.finditer("op-1|likeliest class", words)] == []
+    assert "Accuracy: share decided rightly at the threshold chosen on validation." in words
+    assert next(drawing for drawing in drawings if drawing.name == "models-top1").title == "Accuracy"
+
+
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
     task: str, finished: Made, synthetic_dataset: Dataset, tmp_path: Path
@@ -334,6 +395,10 @@ def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
         assert f"{label}: {missed.sum()} of {int(cases[:, 0].sum())} case" in words
         assert f"{label}: {alarms.sum()} false alarms in {int((cases[:, 0] == 0).sum())} case" in words
     assert "Attention rollout" in words and "whatever the class" in words and "Youden" in words
+    write_report(Folder(tmp_path), told, synthetic_dataset, Beside(Looking("test_resnet", len(labels)), SIZE_PX))
+    words = " ".join(Outline((tmp_path / "report.html").read_text()).words)
+    assert "Grad-CAM" in words and "speaks for the label named below it, whatever was decided" in words
+    assert "the class that was decided" not in words
 
 
 def test_a_map_covers_only_what_it_is_bright_on() -> None:
@@ -366,18 +431,35 @@ def test_the_page_is_made_again_by_a_command(
     model = json.loads((folder / "model/model.json").read_text())["fingerprint"]
     told = json.loads((folder / "results.json").read_text())
     first = next(iter(told["models"].values()))["fingerprint"]
-    sweep = {**EFFICIENCY, "identity": {"dataset": told["dataset"]["fingerprint"], "models": {"pretrained": first}}}
+    recipe_of_sweep = {**told["identity"]["recipe"], "seed": 5, "label_fraction": 1.0}
+    same = {"dataset": told["dataset"]["fingerprint"], "models": {"pretrained": first}, "recipe": recipe_of_sweep}
+    sweep = {**EFFICIENCY, "identity": same}
 
     def made(model: str, **identity: Any) -> str:
         of = {**other, "identity": {**other["identity"], "model": model}}
-        (tmp_path / "on/elsewhere-1/results.json").write_text(json.dumps(of))
+        (tmp_path / "on/elsewhere-1/results.json").write_text(json.dumps(sealed(of)))
         (tmp_path / "sweep/efficiency.json").write_text(
             json.dumps({**sweep, "identity": {**sweep["identity"], **identity}})
         )
-        make_page([str(folder), f"external=[{tmp_path / 'on'}]", f"efficiency={tmp_path / 'sweep'}"])
+        make_page([str(folder), f"external={tmp_path / 'on'}", f"efficiency={tmp_path / 'sweep'}"])
         return (folder / "report.html").read_text()
 
-    assert "Other hospitals" in made(model)
+    labels = listed(told["labels"])
+    page = made(model)
+    assert "Other hospitals" in page and f"Learned with fewer labels: {labels}, with head=linear.</p>" in page
+    page = html.unescape(made(model, recipe={**recipe_of_sweep, "class_weighting": "none"}))
+    assert "The sweep has other settings than this model: class_weighting: balanced -> none." in page
+    for key, theirs, ours in (
+        ("label", "nevus", None), ("labels", ["nevus"], None), ("label_map", {"a": "nevus"}, {}),
+        ("numbers", ["age"], []), ("uncertain", "ones", "ignore"), ("head", "full", "linear"),
+    ):  # fmt: skip
+        told_of = re.escape(f"of another study, with {key}={theirs} where these results have {key}={ours}; give")
+        with pytest.raises(InputError, match=f"sweep is a sweep {told_of} a sweep of the same"):
+            made(model, recipe={**recipe_of_sweep, key: theirs})
+    broken = json.loads((tmp_path / "sweep/efficiency.json").read_text())
+    (tmp_path / "sweep/efficiency.json").write_text(json.dumps(sealed(broken) | {"draws": 7}))
+    with pytest.raises(InputError, match=r"efficiency\.json was altered"):
+        make_page([str(folder), f"efficiency={tmp_path / 'sweep'}"])
     with pytest.raises(
         InputError, match=r"external: .*elsewhere-1 is no evaluation of the model of this results folder"
     ):
@@ -390,6 +472,9 @@ def test_the_page_is_made_again_by_a_command(
         made(model, models={"pretrained": "0" * 64})
     other["dataset"]["fingerprint"] = "0" * 64
     (folder / "results.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"results\.json was altered \(its own hash differs\); run the command"):
+        make_page([str(folder)])
+    (folder / "results.json").write_text(json.dumps(sealed(other)))
     with pytest.raises(InputError, match=r"data: .* is not the dataset of .* give that one"):
         make_page([str(folder), f"data={synthetic_dataset.location}"])
 
@@ -406,3 +491,72 @@ def test_a_model_that_cannot_be_seen_into_costs_no_page(
         write_report(Folder(tmp_path), results, synthetic_dataset, Beside(model, SIZE_PX))
         assert "neither maps nor attention that can be shown" in (tmp_path / "report.html").read_text()
         assert told in capsys.readouterr().out
+
+
+def card_of(results: dict[str, Any], model: dict[str, Any] | None = None) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", str(model_card(results, model))))
+
+
+def test_the_card_says_what_is_known_and_no_more(finished: Made) -> None:
+    _, results, evidence = finished
+    told = whole(results, evidence)
+    first = first_model(told)
+    first["test"]["ece"] = {"value": 0.058, "low": None, "high": None, "by_chance": 0.031}
+    words = card_of(told)
+    assert "0.058, by chance alone 0.031" in words and "no interval" not in words
+    assert "0.610 (0.570 to 0.650), 95 % interval" in words
+    assert "by id and exact pixels, encoders that saw those of test are refused" in words
+    assert "seed" not in words, "a linear head does not depend on it"
+    for changed in ({"linear": {"sgd": {"lr": 0.1}}}, {"label_fraction": 0.1}, {"uncertain": {"nevus": "smooth"}}):
+        recipe_of = {**told["identity"]["recipe"], **changed}
+        words = card_of({**told, "identity": {**told["identity"], "recipe": recipe_of}})
+        assert "the intervals do not hold what another seed of the training would change." in words
+    first["head"] = "full"
+    assert "another seed of the training would change" in card_of(told)
+    told["warnings"] = ["LEAKAGE: encoder 0123 was pretrained on 3 test patients and 4 test images; the figures …"]
+    words = card_of(told)
+    assert "by id and exact pixels, what was used here saw some of test, see Result" in words
+    assert "are refused" not in words and "Found:" not in words
+    told["warnings"] = [f"{COPIES}there stand, pixel for pixel the same, 43 of 210 test images in training"]
+    words = card_of(told)
+    assert "Found: there stand, pixel for pixel the same, 43 of 210 test images in training." in words
+    assert "are refused" in words, "of encoders nothing was found"
+
+
+def test_the_card_of_an_evaluation_names_the_model_and_not_its_encoder(finished: Made) -> None:
+    _, results, evidence = finished
+    told = external(whole(results, evidence))
+    encoder = first_model(told)["fingerprint"]
+    assert "f" * 64 in card_of(told) and encoder not in card_of(told)
+
+
+def test_datasets_of_one_name_are_told_apart(finished: Made, tmp_path: Path) -> None:
+    _, results, evidence = finished
+    told = whole(results, evidence)
+    there = external(told)
+    there["dataset"] |= {"name": told["dataset"]["name"], "fingerprint": "0123456789" * 6}
+    there["trained_on"] = told["dataset"]
+    name, ours = told["dataset"]["name"], told["dataset"]["fingerprint"][:8]
+    before = copy.deepcopy(told)
+    write_report(Folder(tmp_path / "own"), told, None, Beside(external=[there]))
+    write_report(Folder(tmp_path / "there"), there, None)
+    pages = [(tmp_path / folder / "report.html").read_text() for folder in ("own", "there")]
+    assert all(f"{name} (01234567)" in page and f"{name} ({ours})" in page for page in pages)
+    assert told == before
+    write_report(Folder(tmp_path / "own"), told, None, Beside(external=[external(told)]))
+    assert f"{name} (" not in (tmp_path / "own/report.html").read_text()
+
+
+def test_what_is_above_the_line_is_more_common_than_said(finished: Made) -> None:
+    _, results, evidence = finished
+    words = str(calibration(whole(results, evidence))[0])
+    assert "Above the line it is more common than said, below it rarer." in words
+    assert "Each point holds as equal a share of the cases as ties allow" in words
+
+
+def test_a_command_is_told_in_the_script_of_its_names(finished: Made) -> None:
+    _, results, _ = finished
+    told = {**results["identity"]["recipe"], "numbers": ["Größe (mm)", "年齢"]}
+    words = command({**results, "identity": {**results["identity"], "recipe": told}}, None)[0]
+    assert "numbers=[Größe (mm), 年齢]" in words
+    assert load_config(FinetuneConfig, words[3:]).numbers == told["numbers"]

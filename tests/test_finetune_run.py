@@ -156,6 +156,22 @@ def test_results_with_a_file_removed_are_made_again(linear, tmp_path, name, caps
     assert "reused" in capsys.readouterr().out
 
 
+def test_results_with_a_changed_figure_are_made_again(linear, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(linear.out, out)
+    config = linear.model_copy(update={"out": str(out)})
+    expected = results_of(config)
+    told = {**expected, "cohort": {**expected["cohort"], "test": {**expected["cohort"]["test"], "patients": 999}}}
+    (out / "results.json").write_text(json.dumps(told))
+    finetune(config)
+    assert "results.json was altered (its own hash differs)" in capsys.readouterr().out
+    assert results_of(config)["cohort"] == expected["cohort"]
+    del told["sha256"]  # results of before carry none
+    (out / "results.json").write_text(json.dumps(told))
+    finetune(config)
+    assert "reused" in capsys.readouterr().out
+
+
 def test_full_fine_tuning_leaves_the_same_files(linear, synthetic_dataset, tmp_path):
     config = recipe(
         synthetic_dataset, linear.encoder, tmp_path / "out", baselines=["untrained", "pca"],

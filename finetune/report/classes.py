@@ -60,8 +60,9 @@ def calibration(results: Results) -> tuple[Html, list[Drawing]]:
         return EMPTY, []
     temperature, mark = model.get("temperature", 1.0), calibration_mark("ece", model)
     parts = [paragraph(
-        "On the dashed line, a probability is what it says: of the cases given 30 %, 30 % have it. Above the line the "
-        "model is too careful, below it too sure. Each point is a tenth of the cases, with its interval."
+        "On the dashed line, a probability is what it says: of the cases given 30 %, 30 % have it. Above the line it "
+        "is more common than said, below it rarer. Each point holds as equal a share of the cases as ties allow, with "
+        "its interval."
     )]  # fmt: skip
     if compared := test.get("calibration"):
         rows = [[name, *(compared[side].get(key) for side in ("before", "after"))] for name, key in

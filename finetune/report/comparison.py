@@ -14,6 +14,7 @@ from finetune.report.words import (
     calibration_mark,
     first_model,
     listed,
+    name_of,
     p_of,
     shown,
     title_of,
@@ -40,7 +41,8 @@ def comparison(results: Results) -> tuple[Html, list[Drawing]]:
             title = title_of(name, results)
             smaller = " Smaller is better." if name in SMALLER_IS_BETTER else ""
             place = parts if name in FIRST else more
-            place.append(figure(forest(rows, title), f"{title} on the evaluated patients, with intervals.{smaller}"))
+            measured = ", with intervals" if any(found.get("low") is not None for _, found, _ in rows) else ""
+            place.append(figure(forest(rows, title), f"{title} on the evaluated patients{measured}.{smaller}"))
             drawings.append(forest_drawing(f"models-{name}", title, [row[:2] for row in rows]))
     parts += [folded("More figures", join(more))] if more else []
     parts.append(_numbers(results))
@@ -94,7 +96,7 @@ def _differences(rows: list[dict[str, Any]], results: Results) -> Html:
     header += ["detectable"] if detectable else []
     body = []
     for row in rows:
-        name = NAMES[row["figure"]] + ("" if row.get("label") is None else f", {row['label']}")
+        name = name_of(row["figure"], results) + ("" if row.get("label") is None else f", {row['label']}")
         cells = [
             results["models"][row["baseline"]]["title"],
             f"{name} (smaller is better)" if row["figure"] in SMALLER_IS_BETTER else name,
@@ -108,8 +110,9 @@ def _differences(rows: list[dict[str, Any]], results: Results) -> Html:
     parts = [table(header, body, "Paired differences between the same patients, with interval and two-sided p.")]
     if corrected or detectable:
         texts = ["Holm: corrected for all comparisons in this figure." if corrected else ""]
-        texts.append("Detectable: the smallest difference that these patients would show four times of five."
-                     if detectable else "")  # fmt: skip
+        before = ", before Holm's correction" if corrected else ""
+        texts.append("Detectable: the smallest difference that is found four times in five with as many such patients"
+                     f"{before}." if detectable else "")  # fmt: skip
         parts.append(paragraph(" ".join(filter(None, texts))))
     return join(parts)
 

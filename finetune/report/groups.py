@@ -4,8 +4,7 @@ from typing import Any
 
 from data.charts import legend
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
-from finetune.labels_saved import in_words, share_of, why_not_as_asked
-from finetune.labels_saved import told as share_of_labels
+from finetune.labels_saved import UNTESTED, in_words, sentence, share_of, why_not_as_asked
 from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
 from finetune.report.tables import forest
 from finetune.report.words import (
@@ -113,12 +112,13 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
         return EMPTY, []
     baseline = models[efficiency["baseline"]]["title"]
     saved = (efficiency.get("labels_saved") or {}).items()
-    parts = [paragraph(_saved(models[model]["title"], baseline, found)) for model, found in saved]
-    if parts:
+    parts = [paragraph(efficiency["about"])] if efficiency.get("about") else []
+    parts += [paragraph(sentence(models[model]["title"], baseline, name, found)) for model, found in saved]
+    if saved:
         parts.append(
             paragraph(
-                "Of the labels to train on, that is: at every share the whole validation split chooses the model, and "
-                "its labels are not counted."
+                f"{UNTESTED} Of the labels to train on, that is: at every share the whole validation split chooses the "
+                "model, and its labels are not counted."
             )
         )
     caption = (
@@ -133,13 +133,6 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
     why = why_not_as_asked(models[efficiency["baseline"]]["points"])
     parts.append(folded("Numbers of the curves", table(["", name], rows, why)))
     return join(parts), [drawing]
-
-
-def _saved(title: str, baseline: str, found: dict[str, Any]) -> str:
-    """The figure of REMEDIS (Azizi et al., 2023) as a sentence."""
-    if found["fraction"] is None:
-        return f"{title} does not reach what {baseline} does with all labels ({found['target']:.3f})."
-    return f"{title} is as good as {baseline} with all labels ({found['target']:.3f}) at {share_of_labels(found)}."
 
 
 def _gaps(gaps: dict[str, Any], attribute: str) -> Html:

@@ -1,10 +1,10 @@
 """What stands first: what the model does, on how many patients it was tested, and how sure the answer is."""
 
+from statistics import fmean
 from typing import Any
 
 from data.page import Content, Html, join, note, paragraph, tag, text, tiles
 from finetune.report.words import (
-    MEANINGS,
     Figure,
     Results,
     calibration_mark,
@@ -16,6 +16,7 @@ from finetune.report.words import (
     label_kind,
     label_names,
     listed,
+    meaning_of,
     number_names,
     p_of,
     patient_unit,
@@ -72,7 +73,8 @@ def headline(results: Results) -> Html:
     if few:
         parts.append(note(f"Fewer than {FEW_PATIENTS} test patients have {listed(few)}: their intervals are wide, and "
                           "may be too narrow even so."))  # fmt: skip
-    meant = [f"{title_of(name, results)}: {MEANINGS[name]}." for name in TILES if name in test and name in MEANINGS]
+    meant = [f"{title_of(name, results)}: {meaning}." for name in TILES
+             if name in test and (meaning := meaning_of(name, results))]  # fmt: skip
     parts.append(tag("p", " ".join(meant), {"class": "lead small"}))
     return join(parts)
 
@@ -137,28 +139,57 @@ def _sentence(row: dict[str, Any], results: Results) -> Html:
     if row["value"] is None:
         return text(f"{name} against {other['title']}: undefined.")
     if row["low"] is None:
-        return text(f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']}; too few for an interval.")
+        why = "too few for an interval"
+        if row["value"] == 0 and row["p"] == 1:
+            why = "the two never differ on these patients, which gives no interval"
+        return text(f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']}; {why}.")
     p = row.get("p_holm") if row.get("p_holm") is not None else row["p"]
     corrected = " corrected" if row.get("p_holm") is not None else ""
     told = (
         f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']} ({confidence(results)} interval "
         f"{row['low']:+.3f} to {row['high']:+.3f}{f', {p_of(p)}{corrected}' if p is not None else ''})."
     )
-    if row.get("detectable") is not None and p is not None and p >= 0.05:
-        told += f" With these patients, a difference below {row['detectable']:.3f} would mostly go unseen."
+    if row.get("detectable") is not None and p is not None and p >= 1 - results["bootstrap"]["confidence"]:
+        before = " before the correction" if corrected else ""
+        told += f" With as many such patients the smallest difference found four times in five{before} is "
+        told += f"{row['detectable']:.3f}."
     return text(told)
 
 
 def _external(results: Results) -> Html:
     """How the model did where it was trained, beside how it does here."""
-    before, here = results.get("trained_on") or {}, first_model(results)["test"]
-    told = [
-        f"{title_of(name, results)} {value_of(here[name])} here, {value_of(figure)} on the test patients of "
-        f"{before.get('name', 'the training data')}."
-        for name, figure in (results.get("trained_on_test") or {}).items()
-        if name in ("auroc", "balanced_accuracy") and here.get(name)
-    ]
+    test, there = first_model(results)["test"], (results.get("trained_on") or {}).get("name", "the training data")
+    told = []
+    for name in ("auroc", "balanced_accuracy"):
+        before = where_trained(name, results)
+        if before is not None:
+            part = "sensitivity" if name == "balanced_accuracy" else name
+            over = [label for label, row in test["per_class"].items() if _defined(row[part])]
+            left_out = len(over) < len(test["per_class"])
+            which = f" (both over what is known here: {listed(over)})" if left_out else ""
+            told.append(f"{title_of(name, results)} {value_of(test[name])} here, {before:.3f} on the test patients of "
+                        f"{there}{which}.")  # fmt: skip
     return join(paragraph(sentence) for sentence in told)
+
+
+def where_trained(name: str, results: Results) -> float | None:
+    """AUROC or balanced accuracy on the test patients of the training data, over the labels that are defined here.
+
+    None where it is undefined, here or there, or not known of each label, as in results of earlier versions.
+    """
+    test, there = first_model(results)["test"], results.get("trained_on_per_class")
+    if there is None or not _defined(test.get(name)):
+        return None
+    parts = (name,)
+    if name == "balanced_accuracy":
+        parts = ("sensitivity",) if label_kind(results) == "multiclass" else ("sensitivity", "specificity")
+    means = []
+    for part in parts:
+        values = [there[label][part] for label, row in test["per_class"].items() if _defined(row[part])]
+        if None in values:
+            return None
+        means += [fmean(values)] if values else []
+    return fmean(means)
 
 
 def _counts(results: Results) -> dict[str, Any]:

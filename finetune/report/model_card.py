@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.page import Content, Html, folded, join, pairs, paragraph, table, tag
+from data.uncertain import SMOOTH
+from finetune.cohort import COPIES, LEAKAGE
 from finetune.report.words import (
+    Figure,
     Results,
     calibration_mark,
     confidence,
     counted,
     first_model,
+    interval_of,
     label_kind,
     label_names,
     listed,
@@ -21,6 +25,7 @@ from finetune.report.words import (
     patient_unit,
     shown,
     title_of,
+    value_of,
 )
 
 CHECKLISTS = "Reporting checklists: TRIPOD+AI (Collins et al., 2024) and CLAIM (Tejani et al., 2024)"
@@ -63,7 +68,8 @@ def _details(results: Results, model: Model | None) -> dict[str, Content]:
         told["speed, one image"] = _latency(model.get("latency"))
     licence = (results.get("trained_on") or results["dataset"]).get("licence")
     told["licence"] = f"what is made from the data is bound by theirs: {licence}" if licence else None
-    told["fingerprint"] = tag("code", (model or {}).get("fingerprint") or first["fingerprint"])
+    evaluated = results["identity"].get("model") if results.get("kind") == "external" else None
+    told["fingerprint"] = tag("code", (model or {}).get("fingerprint") or evaluated or first["fingerprint"])
     return {name: value for name, value in told.items() if value is not None}
 
 
@@ -109,11 +115,9 @@ def _known(results: Results) -> dict[str, Content]:
     }
     for name in ("auroc", "auprc", "balanced_accuracy", "ece"):
         if test.get(name):
-            told[title_of(name, results) + calibration_mark(name, model)] = (
-                f"{shown(test[name])}, {confidence(results)} interval"
-            )
+            told[title_of(name, results) + calibration_mark(name, model)] = _measured(test[name], results)
     for name, row in (test.get("numbers") or {}).items():
-        told[f"{name}: mean absolute error"] = f"{shown(row['mae'])}, {confidence(results)} interval"
+        told[f"{name}: mean absolute error"] = _measured(row["mae"], results)
     groups = list(test.get("subgroups") or {})
     told["groups judged"] = listed(groups) if groups else "none: who it fails for is not known"
     gaps = [f"{attribute} {shown(gap)}" for attribute, row in (test.get("subgroups") or {}).items()
@@ -126,15 +130,23 @@ def _known(results: Results) -> dict[str, Content]:
     return {name: value for name, value in told.items() if value is not None}
 
 
+def _measured(found: Figure, results: Results) -> str:
+    """A figure with its interval or, where it has none, with what chance alone gives if that is told."""
+    if found.get("low") is not None:
+        return f"{shown(found)}, {confidence(results)} interval"
+    return ", ".join(filter(None, [value_of(found), interval_of(found, results)]))
+
+
 def _limits(results: Results) -> list[str]:
+    seed = " One training is shown: the intervals do not hold what another seed of the training would change."
     texts = [
         "Figures hold for patients, devices and disease frequencies like those of the data they were measured on; "
         "predictive values change with how common a condition is. Classes with few patients have wide intervals that "
         "may still be too narrow.",
-        "Labels are those of the source, with their mistakes. One training is shown: another seed would differ by more "
-        "than the intervals say.",
+        "Labels are those of the source, with their mistakes." + (seed if _depends_on_seed(results) else ""),
         f"Leakage was looked for by comparing {patient_unit(results)}s by id (keyed, or as published) and images by "
         "exact pixels; a copy of an image that was encoded again or cropped, under another id, is not found.",
+        *(f"Found: {warning.removeprefix(COPIES)}." for warning in results["warnings"] if warning.startswith(COPIES)),
         "This page holds images of the dataset: its licence and the protection of its patients hold for the page too.",
     ]
     recipe = results["identity"].get("recipe", {})
@@ -147,6 +159,15 @@ def _limits(results: Results) -> list[str]:
     return texts
 
 
+def _depends_on_seed(results: Results) -> bool:
+    """Whether a training draws anything: a linear head that is solved on all labels does not."""
+    recipe = results["identity"].get("recipe", {})
+    linear, policy = recipe.get("linear") or {}, recipe.get("uncertain")
+    drawn = linear.get("sgd") or linear.get("pooling") == "attention" or recipe.get("label_fraction", 1) < 1
+    smoothed = any(one in SMOOTH for one in (policy.values() if isinstance(policy, dict) else [policy]))
+    return first_model(results).get("head") != "linear" or bool(drawn) or smoothed
+
+
 def _outcomes(results: Results) -> str:
     return listed([*label_names(results), *number_names(results)])
 
@@ -154,6 +175,8 @@ def _outcomes(results: Results) -> str:
 def _methods(results: Results) -> list[Item]:
     """TRIPOD+AI's items on question and methods, CLAIM's topics beside them, and where each is answered."""
     fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
+    leaked = any(warning.startswith(LEAKAGE) for warning in results["warnings"])
+    met = "what was used here saw some of test, see Result" if leaked else "encoders that saw those of test are refused"
     source = results["dataset"].get("source") or results["dataset"]["name"]
     return [
         ("1", "title: model, population, outcome", f"{OURS}, first line"),
@@ -169,8 +192,7 @@ def _methods(results: Results) -> list[Item]:
                               "the intervals say what it is enough for"),
         ("11", "missing data", "images without a label, or with a doubtful one in validation and test, are left out"),
         ("12a", "how data were split; CLAIM: level at which partitions are disjoint",
-         f"by {patient_unit(results)}, by a keyed hash or the official split; encoders that saw those of test, by id "
-         "or exact pixels, are refused"),
+         f"by {patient_unit(results)}, by a keyed hash or the official split; by id and exact pixels, {met}"),
         ("12c", "the model and its making; CLAIM: initialisation, training, selection", f"{OURS}: lineage, config"),
         ("12e", "measures of performance; CLAIM: uncertainty", f"{OURS}: how it was done"),
         ("12g", "how predictions are computed", "model/ in the results folder, by python -m finetune predict"),

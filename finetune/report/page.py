@@ -52,7 +52,7 @@ def write_report(out: Folder, results: Results, dataset: Dataset | None, beside:
 
 def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: Beside) -> tuple[str, list[Drawing]]:
     """The page, which loads nothing from anywhere, and the drawings on it."""
-    results = with_own_titles(results)
+    results, *external = _with_own_names([with_own_titles(results), *beside.external])
     where = out.file(PREDICTIONS)
     evidence = read_evidence(out.read(PREDICTIONS), results, where) if out.exists(PREDICTIONS) else None
     config = out.read_json(CONFIG).get("config") if out.exists(CONFIG) else None
@@ -63,7 +63,7 @@ def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: 
         ("Can the probabilities be believed?", calibration(results)),
         ("Compared with" if len(results["models"]) > 1 else "All figures", comparison(results)),
         ("Subgroups", subgroups(results)),
-        ("Other hospitals", other_hospitals(list(beside.external))),
+        ("Other hospitals", other_hospitals(external)),
         ("With fewer labels", label_efficiency(beside.efficiency)),
     ]
     errors, looked = _pictures(results, evidence, dataset, beside)
@@ -82,6 +82,22 @@ def report_page(out: Folder, results: Results, dataset: Dataset | None, beside: 
     sections = [Section(title, body) for title, body in parts if body]
     title = f"{results['dataset']['name']}: {first_model(results)['title']}"
     return page(title, sections, lead(results)), [drawing for _, (_, found) in drawn for drawing in found]
+
+
+def _with_own_names(all_results: list[Results]) -> list[Results]:
+    """The same results, different datasets of one name told apart by the first characters of their fingerprints."""
+    places = ("dataset", "trained_on")
+    datasets = [one[place] for one in all_results for place in places if one.get(place)]
+    fingerprints: dict[str, set[str]] = {}
+    for dataset in datasets:
+        fingerprints.setdefault(dataset["name"], set()).add(dataset.get("fingerprint", ""))
+
+    def named(dataset: dict[str, Any]) -> dict[str, Any]:
+        if len(fingerprints[dataset["name"]]) == 1:
+            return dataset
+        return {**dataset, "name": f"{dataset['name']} ({dataset.get('fingerprint', '')[:8]})"}
+
+    return [{**one, **{place: named(one[place]) for place in places if one.get(place)}} for one in all_results]
 
 
 def model_of(out: Folder) -> tuple[Any, int]:

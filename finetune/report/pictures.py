@@ -95,7 +95,7 @@ def looked_at(pictures: Pictures, model: Any, size_px: int) -> Html | None:
         start += count
     if found is None:
         return paragraph("No case to show.")
-    return join([paragraph(_method(found)), image_rows(groups), note(_caution(found))])
+    return join([paragraph(_method(found, pictures.exclusive)), image_rows(groups), note(_caution(found))])
 
 
 def overlaid(pixels_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -177,12 +177,13 @@ def _scores(pictures: Pictures, case: int, label: int = -1) -> str:
     return ", ".join(f"{pictures.evidence.labels[k]} {100 * scores_K[k]:.0f} %" for k in order)
 
 
-def _method(found: Saliency) -> str:
+def _method(found: Saliency, exclusive: bool) -> str:
     fields = "{} × {} fields".format(*found.maps_BHW.shape[1:])
     if found.of_class:
+        spoken_for = "the class that was decided" if exclusive else "the label named below it, whatever was decided"
         return (
             f"Grad-CAM (Selvaraju et al., 2017) of {found.layer}, {fields}: bright where the image speaks for "
-            "the class that was decided. Of each class a case decided rightly and its surest mistake."
+            f"{spoken_for}. Of each class a case decided rightly and its surest mistake."
         )
     return (
         f"Attention rollout (Abnar & Zuidema, 2020) over {found.layer}, {fields}: bright where what the head reads "

@@ -67,7 +67,7 @@ def _overrides(values: dict[str, Any], defaults: dict[str, Any], prefix: str = "
         if isinstance(value, dict) and isinstance(usual, dict) and usual:
             words += _overrides(value, usual, f"{prefix}{key}.")
         elif key not in defaults or value != usual:
-            shown = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+            shown = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
             words.append(f"{prefix}{key}={shown.removesuffix('...' + chr(10)).strip()}")
     return words
 

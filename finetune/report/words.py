@@ -14,6 +14,7 @@ NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
     "top1": "top-1 accuracy",
+    "accuracy": "accuracy",
     "top3": "top-3 accuracy",
     "brier": "Brier score",
     "ece": "ECE",
@@ -29,6 +30,7 @@ MEANINGS = {
     "auprc": "precision over all sensitivities; chance is the share of positives",
     "balanced_accuracy": "share decided rightly, every class weighing the same",
     "top1": "share whose likeliest class is the true one",
+    "accuracy": "share decided rightly at the threshold chosen on validation",
     "top3": "share whose true class is among the three likeliest",
     "f1": "harmonic mean of precision and sensitivity",
     "brier": "mean squared error of the probabilities; 0 is best",
@@ -65,11 +67,27 @@ def label_kind(results: Results) -> str:
     return "binary" if len(label_names(results)) == 1 else "multiclass"
 
 
+def in_words(name: str, yes_or_no: bool) -> str:
+    """The name of a figure under NAMES and MEANINGS: `top1` of one yes-or-no label is at its threshold."""
+    return "accuracy" if name == "top1" and yes_or_no else name
+
+
+def name_of(name: str, results: Results) -> str:
+    """A figure's name within a sentence or a table."""
+    return NAMES[in_words(name, label_kind(results) == "binary")]
+
+
+def meaning_of(name: str, results: Results) -> str | None:
+    """What a figure says, for who does not know it."""
+    return MEANINGS.get(in_words(name, label_kind(results) == "binary"))
+
+
 def title_of(name: str, results: Results) -> str:
     """A figure's name at the head of something."""
+    told = name_of(name, results)
     if name in MACRO and len(label_names(results)) > 1:
-        return f"Macro {NAMES[name]}"
-    return NAMES[name][0].upper() + NAMES[name][1:]
+        return f"Macro {told}"
+    return told[0].upper() + told[1:]
 
 
 def calibration_mark(name: str, model: dict[str, Any]) -> str:
