@@ -71,7 +71,8 @@ def guard(address: str) -> None:
     if found not in told:
         raise InputError(
             f"the Ray at {address} does not tell whether it asks for a token ({found}); give the address of its "
-            "control store, as HOST:6379, or submit a job there; where it is only slow, try again"
+            "control store, HOST:6379 where nothing else was chosen, not the dashboard's (8265, for `ray job submit`); "
+            + ("where it is only slow, try again" if found == "deadline exceeded" else "under TLS set RAY_USE_TLS=1")
         )
 
 

@@ -31,7 +31,12 @@ class SimulateConfig(PretrainConfig):
         default=1, ge=1, le=MOST_IMAGES, description="of that dataset; micle needs two or more"
     )
     images_per_shard: int = Field(default=8192, ge=1, le=MOST_IMAGES, description="of that dataset")
-    kb_per_image: float = Field(default=100.0, ge=0.001, le=MOST_KB, description="of that dataset, as stored")
+    kb_per_image: float = Field(
+        default=31.0,  # so that a shard of these defaults has the 256 MB that the import aims at, of 256 px
+        ge=0.001,
+        le=MOST_KB,
+        description="of that dataset, as stored; 31 at 256 px, and four times that at 512 px",
+    )
     remote: bool | None = Field(
         default=None,
         description="whether shards come over a network into the cache of each node (loader.cache_gb); none: as data "

@@ -63,11 +63,13 @@ RIGHT = [
             *('export A="b c" B RAY_AUTH_MODE=token C=1\n', "declare -x RAY_AUTH_MODE=token\n"),
             *("typeset -x RAY_AUTH_MODE=token\n", "RAY_AUTH_MODE=token; export RAY_AUTH_MODE\n"),
             *("RAY_AUTH_MODE=token\nA=1\nexport A RAY_AUTH_MODE\n", "export RAY_AUTH_MODE=token; A=1\n"),
+            *("export RAY_AUTH_MODE\nRAY_AUTH_MODE=token\n", "export A=$(date) RAY_AUTH_MODE=token\n"),
         )
     ),
     ("slurm.sh", STRICT, "set -e -u -o pipefail\n"),
     ("slurm.sh", STRICT, "set -o errexit -o nounset -o pipefail\n"),
     ("slurm.sh", STRICT, "set -eu\nset -o pipefail\n"),
+    ("slurm.sh", STRICT, "set -euo pipefail; shopt -s nullglob\n"),
     *(
         ("slurm.sh", REQUEUE, f"{REQUEUE}#SBATCH --{option}\n")
         for option in (
@@ -137,7 +139,16 @@ WRONG = [
     ("slurm.sh", TOKEN_ON, "RAY_AUTH_MODE=token\n", "token authentication is not on", "#!"),
     ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=tokens\n", "token authentication is not on", "#!"),
     ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=token-\n", "token authentication is not on", "#!"),
-    ("slurm.sh", TOKEN_ON, "false && export RAY_AUTH_MODE=token\n", "token authentication is not on", "#!"),
+    *(
+        ("slurm.sh", TOKEN_ON, written, "token authentication is not on", "#!")
+        for written in (
+            *("false && export RAY_AUTH_MODE=token\n", "RAY_AUTH_MODE=token\nfalse && export RAY_AUTH_MODE\n"),
+            *("export RAY_AUTH_MODE=token &\n", "export RAY_AUTH_MODE=token A=1 | cat\n"),
+            *("A=$(:; export RAY_AUTH_MODE=token; :)\n", "RAY_AUTH_MODE=token\necho '; export RAY_AUTH_MODE'\n"),
+            "RAY_AUTH_MODE=token\nif false; then\n    :; export RAY_AUTH_MODE\nfi\n",
+        )
+    ),
+    ("slurm.sh", TOKEN_ON, f"{TOKEN_ON}unset RAY_AUTH_MODE\n", "turned off", "unset"),
     ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=token A=1\nexport RAY_AUTH_MODE=\n", "turned off", "MODE="),
     ("slurm.sh", "umask 077\n", "umask 077\nexport APPTAINER_CLEANENV=1\n", "gets no RAY_AUTH_MODE", "CLEANENV"),
 ]

@@ -192,7 +192,8 @@ def test_what_listens_and_hangs_up_is_not_taken_for_nobody(token: Path, monkeypa
     with socketserver.TCPServer(("", 0), socketserver.BaseRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"{own_address()}:{server.server_address[1]}"
-        with pytest.raises(InputError, match=r"does not tell whether it asks for a token \(unavailable\)"):
+        told = r"does not tell whether it asks for a token \(unavailable\); .* not the dashboard's \(8265, .*=1$"
+        with pytest.raises(InputError, match=told):
             security.guard(address)
         monkeypatch.setenv("RAY_USE_TLS", "1")  # as a Ray does then to whoever shows no certificate
         security.guard(address)

@@ -315,8 +315,8 @@ def test_more_nodes_than_streams_read_shards_several_times(monkeypatch: pytest.M
 @pytest.mark.parametrize("words", [[], ["steps=1"], ["steps=200000"]])
 def test_what_fills_the_caches_at_first_is_no_steady_rate(words: Sequence[str]) -> None:
     """Epochs of 156, 19 and one step, of a dataset that every node's cache holds."""
-    asked = ("num_images=10000", "images_per_shard=8192", "gpus=[8,64,1024]", "samples_per_gpu=8", *words)
-    for one in outcomes(*asked):
+    told = ("num_images=10000", "images_per_shard=8192", "kb_per_image=100")
+    for one in outcomes(*told, "gpus=[8,64,1024]", "samples_per_gpu=8", *words):
         assert one.read_bytes == one.all_read_bytes == one.read_s == 0
         assert not one.bottleneck.startswith("storage")
         assert one.seconds == one.step.total
@@ -331,7 +331,8 @@ def test_what_fills_the_caches_at_first_is_no_steady_rate(words: Sequence[str]) 
 def test_a_later_epoch_finds_what_the_cache_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 64 shards, a third of which has room: what no shard leaves within a minute, so the rest comes in ranges."""
     monkeypatch.setattr("pretrain.batches.LOOK_AHEAD_SAMPLES", 16)
-    (one,) = outcomes("gpus=[2]", "samples_per_gpu=8", "loader.cache_gb=0.14", "machine.launch_us=1")
+    told = ("kb_per_image=100", "loader.cache_gb=0.14")
+    (one,) = outcomes("gpus=[2]", "samples_per_gpu=8", *told, "machine.launch_us=1")
     assert one.steps_replayed == 2 * 256
     assert 256 * one.read_bytes == pytest.approx(4096 * 100_000 * 2 / 3, rel=0.05)
     assert one.cached_share == pytest.approx(1 / 3, abs=0.05)
@@ -394,7 +395,7 @@ def test_the_page_says_all_that_was_assumed(capsys: pytest.CaptureFixture[str], 
         "by the benchmark",
         "empty caches",
         "cold fill: the first step reads",
-        "4,096 images of 100 kB, 64 a shard, over a network",
+        "4,096 images of 31 kB, 64 a shard, over a network",
     ):
         assert word in said
     for value in MachineConfig().model_dump().values():

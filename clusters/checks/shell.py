@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from clusters.checks.docker_options import wrong_docker_runs
 from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
-from clusters.checks.mistakes import Mistake, line_at
+from clusters.checks.mistakes import Mistake
 from clusters.checks.ray_options import wrong_options
-from clusters.checks.starts import wrong_starts
+from clusters.checks.starts import ASSIGNMENT, TOKEN_MODE, wrong_starts
 from clusters.checks.tokens import opens_the_token, turns_tokens_off
+from clusters.checks.words import separated
 from clusters.config import nearest
 
 # Options of sbatch (long form), and those that pyxis adds for containers.
@@ -34,16 +35,6 @@ SBATCH = [
     "container-readonly", "container-env",
 ]
 # fmt: on
-
-
-_OTHERS = r"""(?:\w+(?:=(?:"[^"\n]*"|'[^'\n]*'|[^\s;"']*))?[ \t]+)*"""
-_TOKEN = r"""RAY_AUTH_MODE=(?P<{0}>["']?)token(?P={0})(?=[ \t]*(?:$|[;&])|[ \t]+\w+(?:=|[ \t]|$))"""
-_EXPORT = r"(?:export|declare -x|typeset -x)[ \t]+"
-EXPORTED = re.compile(
-    rf"(?m)^{_EXPORT}{_OTHERS}{_TOKEN.format('at_once')}"
-    rf"|^{_TOKEN.format('later')}[\s\S]*?(?:^|;[ \t]*){_EXPORT}{_OTHERS}RAY_AUTH_MODE(?=[ \t;]|$)"
-)
-"""Token authentication turned on for what is started afterwards, in one command or first set and then exported."""
 FLAGS = {"e": "errexit", "u": "nounset"}
 
 
@@ -53,8 +44,8 @@ def check_shell(text: str) -> Iterator[Mistake]:
     code = re.sub(
         r"(?m)^[ \t]*#.*$|(?<=\s)#[ \t].*$", "", text
     )  # comments leave their lines behind, so that lines keep count
-    exported = EXPORTED.search(code)
-    if exported is None:
+    exported_at = _exported_at(code)
+    if not exported_at:
         yield Mistake(1, "token authentication is not on", "add `export RAY_AUTH_MODE=token`")
     if not re.search(r"(?m)^umask 0?77$", code):
         yield Mistake(1, "logs and tokens would be readable by others", "add `umask 077`")
@@ -76,7 +67,6 @@ def check_shell(text: str) -> Iterator[Mistake]:
         r"\bray stop\b": ("`ray stop` ends every Ray of this machine", "end by process id what was started here"),
         r"\b(?:pkill|killall)\b": ("this ends processes by name, whoever's they are", "end by process id"),
     }
-    exported_at = 0 if exported is None else line_at(code, exported.end())  # that it is missing is said above
     loaded: set[str] = set()
     for number, command in _commands(code):
         for pattern, (what, mend) in forbidden.items():
@@ -94,10 +84,32 @@ def check_shell(text: str) -> Iterator[Mistake]:
     yield from _check_sbatch(text, code)
 
 
+def _exported_at(code: str) -> int:
+    """The line by which token authentication is on for what is started afterwards; 0 where it never is.
+
+    Set and exported at once or one after the other. Only what surely runs, and in the script's own shell, counts:
+    assignments and exports that begin a line which is not indented, not within a pipe, a `$(…)` or the background.
+    """
+    stated = exported = False
+    for number, command in _commands(code):
+        for before, words, after in separated(command) if not command[:1].isspace() else ():
+            exports = words[:1] == ["export"] or words[:2] in (["declare", "-x"], ["typeset", "-x"])
+            given = words[2 if words[1:2] == ["-x"] else 1 :] if exports else words
+            plain = exports or all(ASSIGNMENT.match(word) for word in words)
+            within = "".join(words).count("(") != "".join(words).count(")") or "".join(words).count("`") % 2
+            if not plain or within or before not in ("", ";") or after in ("|", "|&", "&"):
+                break
+            stated = stated or TOKEN_MODE in given
+            exported = exported or (exports and any(word.partition("=")[0] == "RAY_AUTH_MODE" for word in given))
+        if stated and exported:
+            return number
+    return 0
+
+
 def _flags(code: str) -> set[str]:
     """Names of the options of `set` that a script turns on in commands of their own."""
     found: set[str] = set()
-    for words in (options.split() for options in re.findall(r"(?m)^set[ \t]+(-.*)$", code)):
+    for words in (options.split() for options in re.findall(r"(?m)^set[ \t]+(-[^\n;&|]*)", code)):
         for word, following in zip(words, [*words[1:], ""]):
             if word.startswith("-"):
                 found |= {FLAGS.get(letter, "") for letter in word}
