@@ -52,6 +52,8 @@ def guard(address: str) -> None:
     if not here or _mode() == "token":
         _check_token(address)
     found = _found(host, port) if port else GUARDED
+    if here and _others_reach(port):  # it has come only now, and on addresses of others too
+        return guard(address)
     if found == OPEN:
         if here:
             return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")

@@ -143,6 +143,16 @@ def test_where_nothing_listens_a_head_has_time_to_start(token: Path, monkeypatch
     assert next(answers, None) is None
 
 
+def test_a_head_that_comes_late_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it came nobody could reach it; then it answered on every address."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    reached = iter([False, True, True])
+    monkeypatch.setattr(security, "_others_reach", lambda _: next(reached))
+    monkeypatch.setattr(security, "_answer", lambda *_: security.OPEN)
+    with pytest.raises(InputError, match="can be reached by others and RAY_AUTH_MODE is ''"):
+        security.guard("127.0.0.1:9")
+
+
 @pytest.mark.parametrize(("host", "stays"), [("127.0.0.1", "0"), ("0.0.0.0", None)])
 def test_a_ray_that_names_itself_by_the_loopback_address_is_joined_by_it(
     host: str, stays: str | None, token: Path, monkeypatch: pytest.MonkeyPatch
