@@ -87,8 +87,9 @@ def check_shell(text: str) -> Iterator[Mistake]:
 def _exported_at(code: str) -> int:
     """The line by which token authentication is on for what is started afterwards; 0 where it never is.
 
-    Set and exported at once or one after the other. Only what surely runs, and in the script's own shell, counts:
-    assignments and exports that begin a line which is not indented, not within a pipe, a `$(…)` or the background.
+    Set and exported at once or one after the other, by assignments and exports that begin a line which is not indented,
+    not within a pipe, a `$(…)` or the background. That such a line stands within an `if`, a function or a heredoc is
+    not seen.
     """
     stated = exported = False
     for number, command in _commands(code):
