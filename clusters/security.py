@@ -6,6 +6,7 @@ local Ray listens on every address of the machine unless it is told otherwise.
 
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import stat
@@ -54,9 +55,16 @@ def guard(address: str) -> None:
     found = _found(host, port) if port else GUARDED
     if here and _others_reach(port):  # it has come only now, and on addresses of others too
         return guard(address)
+    if found == OPEN and here:
+        return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")
+    _refuse(address, found, slow_is_fine=here and _mode() == "token")
+    if found == GUARDED and port and (token := _token()) and _answer(host, port, token) == GUARDED:
+        raise InputError(f"{_token_place()}: not the token of the Ray at {address}; copy that of its head there")
+
+
+def _refuse(address: str, found: str, slow_is_fine: bool) -> None:
+    """Raise InputError where what a stranger was answered there is not that a token is asked for."""
     if found == OPEN:
-        if here:
-            return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")
         raise InputError(
             f"the Ray at {address} runs whatever anybody sends it: it answers without a token; restart every node of "
             "it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
@@ -66,11 +74,7 @@ def guard(address: str) -> None:
             f"nothing listens at {address}; start the Ray there, or give its head's address and port, HOST:6379 where "
             "nothing else was chosen"
         )
-    if found == GUARDED and port and (token := _token()) and _answer(host, port, token) == GUARDED:
-        where = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else token_path()
-        raise InputError(f"{where}: not the token of the Ray at {address}; copy that of its head there")
-    told = (GUARDED, NOBODY, *(("unimplemented", "deadline exceeded") if here and _mode() == "token" else ()))
-    if found not in told:
+    if found not in (GUARDED, NOBODY, *(("unimplemented", "deadline exceeded") if slow_is_fine else ())):
         raise InputError(
             f"the Ray at {address} does not tell whether it asks for a token ({found}); give the address of its "
             "control store, HOST:6379 where nothing else was chosen, not the dashboard's (8265, for `ray job submit`); "
@@ -134,6 +138,8 @@ def session_folder() -> str | None:
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `10.0.0.3:6379`, `ray://head:10001` or `[::1]:6379`; port 0 where none is given."""
     bare = address.rpartition("://")[2]
+    if bare.count(":") > 1 and not bare.startswith("["):  # an IPv6 address by itself
+        return bare, 0
     host, _, port = bare.rpartition(":")
     return (host.strip("[]"), int(port)) if host and port.isdigit() else (bare.strip("[]"), 0)
 
@@ -143,10 +149,18 @@ def _under_tls() -> bool:
 
 
 def _token() -> str:
-    """What this process would show; empty where it has none."""
-    with suppress(OSError):
-        return os.environ.get("RAY_AUTH_TOKEN") or token_path().read_text().strip()
-    return ""
+    """What this process would show; empty where it has none. Raises InputError where no request could hold it."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if not token:
+        with suppress(OSError):
+            token = token_path().read_text(errors="replace").strip()
+    if not re.fullmatch("[!-~]*", token):
+        raise InputError(f"{_token_place()}: no token, which is a line of letters and digits; copy the cluster's there")
+    return token
+
+
+def _token_place() -> str:
+    return "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(token_path())
 
 
 def _mode() -> str:
@@ -170,12 +184,12 @@ def _check_token(address: str) -> None:
             f"the Ray at {address} can be reached by others and RAY_AUTH_MODE is '{mode}'{hint}; set "
             "RAY_AUTH_MODE=token here and on every node of the cluster"
         )
-    if os.environ.get("RAY_AUTH_TOKEN"):  # the scheduler's secret
-        return
     path = token_path()
-    if not path.is_file():
+    if not os.environ.get("RAY_AUTH_TOKEN") and not path.is_file():  # the former is the scheduler's secret
         raise InputError(f"{path}: no token for the Ray at {address}; copy the cluster's there and chmod 600 it")
-    if _readable_by_others(path):
+    if not _token():
+        raise InputError(f"{path}: empty; copy the token of the Ray at {address} there")
+    if not os.environ.get("RAY_AUTH_TOKEN") and _readable_by_others(path):
         raise InputError(f"{path}: others on this machine can read the token; chmod 600 it, or make a new one")
 
 

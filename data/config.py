@@ -1,6 +1,5 @@
 """What an import is told: one frozen config; each source adds its own fields to it."""
 
-import os
 import re
 from typing import Literal
 
@@ -27,8 +26,10 @@ def local_keyring(values: object) -> object:
 
 
 def num_cores() -> int:
-    """Cores that this process may use; all of them where the system does not tell (macOS)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, as far as its container's quota goes."""
+    from joblib import cpu_count
+
+    return cpu_count()
 
 
 class SplitFractions(Config):

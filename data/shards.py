@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 
 from clusters.config import InputError, differences
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from data.cases import Case, RawDataset, RawFile
 from data.config import ImportConfig
@@ -27,6 +28,8 @@ from data.progress import Progress
 from data.records import ShardRecord, kept_records, row_of, rows_of, write_record
 from data.segments import ABSENT, ABSENT_MEND, Processing, Segment, tar_end
 from data.whois import write_whois
+
+PART = ".part"  # what a process that was killed had begun to write
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,22 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
     identities = load_identities(config)
     plan = plan_import(raw, config, identities)
     out = Folder(config.out)
-    there = _finished(out, plan)
-    write_whois(raw, plan, config, identities)
-    if there is not None:
+    if (there := _finished(out, plan)) is not None:
+        write_whois(raw, plan, config, identities)
         return Imported(there, reused=True)
+    _check_begun(out, plan)  # nothing is put into a folder that holds something else
+    with run_lock(out / WORK):
+        if not _check_begun(out, plan):
+            out.write_json(f"{WORK}/plan.json", {"plan": plan.fingerprint, "settings": plan.settings})
+        write_whois(raw, plan, config, identities)
+        manifest = _write(out, raw, plan, config, quiet)
+    for name in out.names():
+        if name == WORK or name.endswith(PART):
+            out.remove(name)
+    return Imported(manifest, reused=False)
 
+
+def _write(out: Folder, raw: RawDataset, plan: Plan, config: ImportConfig, quiet: bool) -> Manifest:
     # Shards, those of an interrupted import kept.
     if config.missing == "refuse":
         _refuse_absent(raw)
@@ -77,10 +91,7 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
     dropped = sum(record.dropped_cases for record in done)
     manifest = build_manifest(raw, config, plan, known, bad, dropped, duplicates, files)
     out.write(MANIFEST, manifest_bytes(manifest))
-    for name in out.names():
-        if name == WORK or name.endswith(".part"):  # `.part`: what a killed process was writing
-            out.remove(name)
-    return Imported(manifest, reused=False)
+    return manifest
 
 
 def write_shard(out: Folder, shard: int, parts: Iterable[Segment]) -> ShardRecord:
@@ -163,6 +174,11 @@ def _write_whole_shard(task: _ShardTask) -> ShardRecord:
     return write_shard(task.out, task.shard, segments(cut(task.cases), task.processing))
 
 
+def told_bad(bad: int, num_images: int) -> str:
+    """How many images are bad, as a message begins."""
+    return f"{bad:,} of {num_images:,} images {'is' if bad == 1 else 'are'} bad"
+
+
 class _Watch:
     """Counts images as they are done, and stops an import in which too many are bad."""
 
@@ -174,7 +190,7 @@ class _Watch:
         self.bad += [line for line in bad if not line.endswith((BURNED_IN, ABSENT))]  # left out on purpose
         if len(self.bad) > self.max_bad_fraction * self.num_images:
             raise InputError(
-                f"{len(self.bad)} of {self.num_images:,} images are bad, more than max_bad_fraction="
+                f"{told_bad(len(self.bad), self.num_images)}, more than max_bad_fraction="
                 f"{self.max_bad_fraction:g}; the first: {self.bad[0]}; mend them or raise max_bad_fraction"
             )
         self.progress.advance(num_images)
@@ -195,21 +211,26 @@ def _refuse_absent(raw: RawDataset) -> None:
 
 
 def _finished(out: Folder, plan: Plan) -> Manifest | None:
-    """The manifest of the same import if it is there; else make sure that `out` may be written to."""
+    """The manifest of the same import if it is there. Raises InputError where another dataset is."""
     names = out.names()
-    if MANIFEST in names:
-        manifest = read_manifest(out)
-        if manifest.plan == plan.fingerprint:
-            check_files(out, manifest)
-            if WORK in names:
-                out.remove(WORK)
-            return manifest
+    if MANIFEST not in names:
+        return None
+    manifest = read_manifest(out)
+    if manifest.plan != plan.fingerprint:
         changed = "; ".join(differences(manifest.settings, plan.settings)) or "other cases, images or ids"
         raise InputError(f"{out} already holds another dataset ({changed}); give another out= or remove it")
+    check_files(out, manifest)
+    if WORK in names:
+        out.remove(WORK)
+    return manifest
+
+
+def _check_begun(out: Folder, plan: Plan) -> bool:
+    """Whether this import was begun there. Raises InputError where something else lies in the folder."""
+    others = [name for name in out.names() if name != WORK and not name.endswith(PART)]
     # One that was stopped before its first shard has nothing to go on with: its table may be corrected meanwhile.
-    if not set(names) - {WORK} and not any(name.startswith("shard-") for name in (out / WORK).names()):
-        out.write_json(f"{WORK}/plan.json", {"plan": plan.fingerprint, "settings": plan.settings})
-        return None
+    if not others and not any(name.startswith("shard-") for name in (out / WORK).names()):
+        return False
     try:
         begun = out.read_json(f"{WORK}/plan.json")
     except (OSError, ValueError):
@@ -220,4 +241,4 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
             f"{out} holds an unfinished import with other settings ({changed}); "
             "repeat it with the old ones, give another out= or remove it"
         )
-    return None
+    return True

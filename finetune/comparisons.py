@@ -14,6 +14,7 @@ from finetune.metrics import OF_NUMBERS, ScoredCases
 from finetune.reported import Reported, finite, one_case_each
 
 COMPARED: tuple[Key, ...] = (("auroc",), ("auprc",), ("balanced_accuracy",), ("top1",), ("f1",), ("brier",))
+SAME = 1e-12  # figures that differ by less differ by rounding
 OF_PROBABILITIES = ("brier", "ece")
 """Figures that mean little of a model whose temperature is at its bound: they tell of the bound, not of the model."""
 
@@ -55,7 +56,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def _difference(name: str, one: Reported, baseline: str, other: Reported, key: Key) -> dict[str, Any]:
     """The paired difference of one figure: both models are resampled together."""
     found, differences_R = one.intervals.of_difference(key, (one.plain, one.values), (other.plain, other.values))
-    alike = one.plain[key] == other.plain[key] and not differences_R[np.isfinite(differences_R)].any()
+    defined_R = differences_R[np.isfinite(differences_R)]
+    constant = bool(len(defined_R)) and float(np.ptp(defined_R)) < SAME
+    alike = constant and abs(one.plain[key] - other.plain[key]) < SAME
     return {
         "model": name,
         "baseline": baseline,
@@ -64,7 +67,8 @@ def _difference(name: str, one: Reported, baseline: str, other: Reported, key: K
         "value": finite(one.plain[key] - other.plain[key]),
         "low": found.interval.low if found else None,
         "high": found.interval.high if found else None,
-        "undefined_resamples": int((~np.isfinite(differences_R)).sum()),
+        "undefined_resamples": len(differences_R) - len(defined_R),
+        "constant": constant,
         "p": found.p if found else 1.0 if alike else None,
         "p_delong": _delong_p(one.cases, other.cases, key),
         "p_holm": None,

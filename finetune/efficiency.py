@@ -79,7 +79,7 @@ def efficiency(config: EfficiencyConfig) -> None:
     entrants = contenders(config.plain())
     _check_encoders(entrants)
     cohorts = draw_cohorts(dataset, config)
-    warnings = unknown_patients(dataset.manifest)
+    warnings = [*unknown_patients(dataset.manifest), *cohorts[1.0, 0].notes]
     warnings += [
         warning
         for entrant in entrants

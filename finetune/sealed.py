@@ -16,9 +16,9 @@ def sealed(told: dict[str, Any]) -> dict[str, Any]:
     return {**told, SEAL: _sha256_of(told)}
 
 
-def is_altered(told: dict[str, Any]) -> bool:
-    """Whether something was changed since it was sealed; results of before carry no seal, and pass."""
-    return SEAL in told and told[SEAL] != _sha256_of(told)
+def is_altered(told: Any) -> bool:
+    """Whether something was changed since it was sealed; what carries no seal passes."""
+    return not isinstance(told, dict) or (SEAL in told and told[SEAL] != _sha256_of(told))
 
 
 def read_sealed(folder: Folder, name: str) -> dict[str, Any]:

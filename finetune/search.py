@@ -131,7 +131,7 @@ def search(config: SearchConfig) -> None:
     dataset, (entrant,) = open_dataset(config.data, config.loader.place), contenders(first)
     cohort = choose_cohort(dataset, config)
     check_full(first, cohort, [entrant])
-    warnings = find_leaks(cohort, entrant.location, config.on_leak)
+    warnings = [*cohort.notes, *find_leaks(cohort, entrant.location, config.on_leak)]
     with run_lock(out, config.tracking.privacy):
         # Searches of before drew other patients for each seed: said here, before a grid is trained for nothing.
         drawn = {"label_seed": config.seed_of_labels} if config.draws_labels and config.grid.seeds > 1 else {}

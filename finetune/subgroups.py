@@ -214,8 +214,9 @@ def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
         spread = _sum_of([s for s in spreads if s is not None])
         if len(np.intersect1d(one.cases.patient_N, other.cases.patient_N)):
             spread = _of_shared(spread, one.values[key], other.values[key])
-        interval = student_difference(told["value"], spread, one.confidence, 0).interval
-        told |= {"low": interval.low, "high": interval.high}
+        if spread.variance > 0:
+            interval = student_difference(told["value"], spread, one.confidence, 0).interval
+            told |= {"low": interval.low, "high": interval.high}
     return told
 
 

@@ -54,6 +54,7 @@ RIGHT = [
             *("tty: true", "resizePolicy: [{resourceName: cpu, restartPolicy: NotRequired}]"),
         )
     ),
+    (CLUSTER, '32Gi, nvidia.com/gpu: "1"}', "32Gi, nvidia.com/gpu: 1000m}"),
     (CLUSTER, SHARED, f"{SHARED}, mountPropagation: HostToContainer"),
     (CLUSTER, SHARED, f"{SHARED}, subPathExpr: $(POD)"),
     *(
@@ -70,6 +71,9 @@ RIGHT = [
     ("slurm.sh", STRICT, "set -o errexit -o nounset -o pipefail\n"),
     ("slurm.sh", STRICT, "set -eu\nset -o pipefail\n"),
     ("slurm.sh", STRICT, "set -euo pipefail; shopt -s nullglob\n"),
+    ("slurm.sh", STRICT, f"{STRICT}set +e\nfalse\nset -e\n"),
+    ("slurm.sh", STRICT, f"{STRICT}set -- -a b\n"),
+    ("slurm.sh", TOKEN_ON, f"if true; then\n    :\nfi\ncat <<EOF\nx\nEOF\n{TOKEN_ON}"),
     *(
         ("slurm.sh", REQUEUE, f"{REQUEUE}#SBATCH --{option}\n")
         for option in (
@@ -146,8 +150,13 @@ WRONG = [
             *("export RAY_AUTH_MODE=token &\n", "export RAY_AUTH_MODE=token A=1 | cat\n"),
             *("A=$(:; export RAY_AUTH_MODE=token; :)\n", "RAY_AUTH_MODE=token\necho '; export RAY_AUTH_MODE'\n"),
             "RAY_AUTH_MODE=token\nif false; then\n    :; export RAY_AUTH_MODE\nfi\n",
+            *(f"if false; then\n{TOKEN_ON}fi\n", f"never() {{\n{TOKEN_ON}}}\n", f"(\n{TOKEN_ON})\n"),
+            *(f"cat <<EOF\n{TOKEN_ON}EOF\n", f"false &&\n{TOKEN_ON}", f"echo '\n{TOKEN_ON}'\n"),
         )
     ),
+    ("slurm.sh", STRICT, f"{STRICT}set +e\n", "a failing command would be passed over", "#!"),
+    ("slurm.sh", STRICT, f"{STRICT}set +o pipefail\n", "a failing command would be passed over", "#!"),
+    ("slurm.sh", STRICT, "set -eo pipefail\nset -- -u\n", "a name that is not set would stand for nothing", "#!"),
     ("slurm.sh", TOKEN_ON, f"{TOKEN_ON}unset RAY_AUTH_MODE\n", "turned off", "unset"),
     ("slurm.sh", TOKEN_ON, "export RAY_AUTH_MODE=token A=1\nexport RAY_AUTH_MODE=\n", "turned off", "MODE="),
     ("slurm.sh", "umask 077\n", "umask 077\nexport APPTAINER_CLEANENV=1\n", "gets no RAY_AUTH_MODE", "CLEANENV"),

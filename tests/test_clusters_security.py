@@ -132,6 +132,23 @@ def test_another_cluster_s_token_is_told_and_not_tried_for_ever(
         security.guard(f"127.0.0.1:{cluster}")
 
 
+@pytest.mark.parametrize("cluster", [GUARDED], indirect=True)
+def test_what_is_no_token_is_told(cluster: int, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [f"{own_address()}:{cluster}", f"127.0.0.1:{cluster}"]
+    for written in (b"two\nlines", "schl\u00fcssel".encode(), b"\x00\xff"):
+        token.write_bytes(written)
+        for address in addresses:
+            with pytest.raises(InputError, match=f"^{token}: no token, which is a line"):
+                security.guard(address)
+    token.write_text("\n")
+    with pytest.raises(InputError, match=f"^{token}: empty; copy the token of the Ray at {addresses[0]} there"):
+        security.guard(addresses[0])
+    monkeypatch.setenv("RAY_AUTH_TOKEN", f"{TOKEN}\n")
+    for address in addresses:
+        with pytest.raises(InputError, match=r"^RAY_AUTH_TOKEN: no token"):
+            security.guard(address)
+
+
 def test_where_nothing_listens_a_head_has_time_to_start(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "STARTS_S", 0.1)
     with pytest.raises(InputError, match=r"nothing listens at 127\.0\.0\.1:9; start the Ray there, or give its head's"):
@@ -421,3 +438,4 @@ def test_addresses_are_taken_apart() -> None:
     assert split("ray://head:10001") == ("head", 10001)
     assert split("[::1]:6379") == ("::1", 6379)
     assert split("auto") == ("auto", 0)
+    assert split("::1") == split("[::1]") == ("::1", 0)

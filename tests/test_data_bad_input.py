@@ -95,7 +95,7 @@ IMAGES = {
     "absent": (None, r"1 of 3 images is not there; the first: row 3 \(b\.png\); fetch .* missing=skip"),
     "zero bytes": (
         b"",
-        r"1 of 3 images are bad, .*the first: row 3 \(b\.png\): zero bytes; mend them or raise max_bad",
+        r"1 of 3 images is bad, .*the first: row 3 \(b\.png\): zero bytes; mend them or raise max_bad",
     ),
     "HTML": (b"<!DOCTYPE html><html>404</html>", r"row 3 \(b\.png\): not an image; mend"),
     "corrupt DICOM": (dicom(frame())[:-100], r"row 3 \(b\.png\): truncated; mend"),

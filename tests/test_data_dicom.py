@@ -314,6 +314,8 @@ def test_an_enhanced_file_says_of_its_frame_how_it_is_shown() -> None:
     assert np.array_equal(shown(enhanced(values, group(), group(FrameVOILUTSequence=bone))), plain)
     # And what stands at the top before both.
     assert np.array_equal(shown(enhanced(values, shared, WindowCenter=4000, WindowWidth=2000)), of_bone)
+    # But for what says nothing by itself.
+    assert np.array_equal(shown(enhanced(values, shared, VOILUTFunction="SIGMOID", RescaleSlope=9)), of_soft)
     oblong = group(PixelMeasuresSequence=tagged(PixelSpacing=[1, 0.5], SliceThickness=3))
     assert decode(enhanced(values, oblong)).shape == (40, 30, 1)
 
@@ -740,7 +742,7 @@ def test_unreadable_files_count_as_bad_images(tmp_path: Path) -> None:
     (raw / "noise").write_bytes(bytes(128) + b"DICM" + np.random.default_rng(0).bytes(4000))
     (raw / "zeros").write_bytes(bytes(128) + b"DICM" + bytes(4000))
     words = ["source=dicom", f"raw={raw}", f"keyring={tmp_path / 'k.json'}", f"out={tmp_path / 'out'}"]
-    with pytest.raises(InputError, match=r"images are bad.*file \d+: "):
+    with pytest.raises(InputError, match=r"images? (is|are) bad.*file \d+: "):
         imported(*words)
     quarantined = imported(*words, "max_bad_fraction=0.9").manifest.quarantined
     assert quarantined.reasons == {"not an image": 1, "truncated": 3, "undecodable": 2, "zero bytes": 1}

@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from clusters.config import InputError
+from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from data.__main__ import main
 from data.cases import RawFile
 from data.dataset import open_dataset
+from data.plan import WORK
 from data.processing import in_processes
 from data.shards import write_dataset
 from tests.drawn_cases import Drawn, cases, config, files, interrupted
@@ -97,14 +99,30 @@ def test_an_unfinished_import_with_other_settings_is_not_continued(tmp_path: Pat
         write_dataset(raw, config(tmp_path / "out", jpeg_quality=80))
 
 
+def test_of_two_imports_into_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with run_lock(Folder(out) / WORK), pytest.raises(InputError, match="another run is at work in this folder"):
+        write_dataset(cases(9), config(out))
+    write_dataset(cases(9), config(out))
+
+
+def test_nothing_is_put_into_a_folder_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(InputError, match="not empty and not an unfinished import"):
+        write_dataset(cases(9), config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_after_a_refusal_the_corrected_table_is_imported(tmp_path: Path) -> None:
     """Nothing was written yet; a shard that is there is not written over by another import."""
     raw, out = cases(9), tmp_path / "out"
     lacks = cases(9, lambda seed: RawFile(Folder(tmp_path), "gone") if seed == 40 else Drawn(seed))
     with pytest.raises(InputError, match="1 of 18 images is not there"):
         write_dataset(lacks, config(out))
+    (out / ".shard-000000.tar.1234abcd.part").write_bytes(b"x")  # as of one that was killed within its first shard
     corrected = replace(raw, cases=raw.cases[:-1])
     assert write_dataset(corrected, config(out)).manifest.counts.cases == 8
+    assert not list(out.glob(".*"))
     with pytest.raises(InputError, match="already holds another dataset"):
         write_dataset(raw, config(out))
 

@@ -449,14 +449,14 @@ def test_too_many_bad_images_leave_the_command_line_with_exit_code_2(
     words = ("import", "source=ham10000", f"raw={raw}", f"out={tmp_path / 'out'}", "num_processes=1")
     code, _, errors = said(capsys, *words)
     assert code == 2
-    assert errors.startswith("error: 1 of 3 images are bad") and errors.count("\n") == 1
+    assert errors.startswith("error: 1 of 3 images is bad") and errors.count("\n") == 1
     assert "the first: row 2 (ISIC_0027419.jpg): zero bytes" in errors
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"the import stopped: .*file"):
+    with pytest.raises(InputError, match=r"file/out.*: a file is in the place of this folder; name another one"):
         main(["import", "source=synthetic", "num_cases=2", f"out={tmp_path / 'file' / 'out'}"])
 
 

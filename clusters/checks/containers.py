@@ -1,11 +1,18 @@
 """Containers of Kubernetes, as its core/v1 API has them: their fields and types; any other is refused."""
 
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Quantity = str | int | float
 Anything = dict[str, Any]
+LETTERS = "kMGTPE"
+SUFFIXES = {
+    **{f"{letter.upper()}i": Fraction(1024**power) for power, letter in enumerate(LETTERS, start=1)},
+    **{letter: Fraction(1000**power) for power, letter in enumerate(LETTERS, start=1)},
+    "m": Fraction(1, 1000),
+}
 
 
 class Fields(BaseModel):
@@ -44,9 +51,19 @@ class Resources(Fields):
         """Of what a device plugin offers, as GPUs are, Kubernetes takes no request but the limit."""
         for name, asked in (self.requests or {}).items():
             most = (self.limits or {}).get(name)
-            if "/" in name and str(most) != str(asked):
+            if "/" in name and _amount(most) != _amount(asked):
                 raise ValueError(f"{name}: requests {asked} and limits {most}; Kubernetes wants both alike")
         return self
+
+
+def _amount(quantity: Quantity | None) -> Fraction | str:
+    """A quantity of Kubernetes, whichever way it is spelled (1, 1.0, 1000m); what is none stays a text."""
+    text = str(quantity)
+    suffix = next((suffix for suffix in SUFFIXES if text.endswith(suffix)), "")
+    try:
+        return Fraction(text.removesuffix(suffix)) * SUFFIXES.get(suffix, 1)
+    except ValueError:
+        return text
 
 
 class Mount(Fields):

@@ -87,18 +87,19 @@ def check_shell(text: str) -> Iterator[Mistake]:
 def _exported_at(code: str) -> int:
     """The line by which token authentication is on for what is started afterwards; 0 where it never is.
 
-    Set and exported at once or one after the other, by assignments and exports that begin a line which is not indented,
-    not within a pipe, a `$(…)` or the background. That such a line stands within an `if`, a function or a heredoc is
-    not seen.
+    Set and exported at once or one after the other, by assignments and exports that begin a line, not within a pipe, a
+    `$(…)` or the background, nor within an `if`, a function, a `( )` or a heredoc.
     """
     stated = exported = False
+    lines = code.splitlines()
     for number, command in _commands(code):
-        for before, words, after in separated(command) if not command[:1].isspace() else ():
+        surely = "RAY_AUTH_MODE" in command and _complete(lines[: number - 1])
+        for before, words, after in separated(command) if surely else ():
             exports = words[:1] == ["export"] or words[:2] in (["declare", "-x"], ["typeset", "-x"])
             given = words[2 if words[1:2] == ["-x"] else 1 :] if exports else words
             plain = exports or all(ASSIGNMENT.match(word) for word in words)
             within = "".join(words).count("(") != "".join(words).count(")") or "".join(words).count("`") % 2
-            if not plain or within or before not in ("", ";") or after in ("|", "|&", "&"):
+            if not plain or words[1:2] == ["-n"] or within or before not in ("", ";") or after in ("|", "|&", "&"):
                 break
             stated = stated or TOKEN_MODE in given
             exported = exported or (exports and any(word.partition("=")[0] == "RAY_AUTH_MODE" for word in given))
@@ -107,14 +108,24 @@ def _exported_at(code: str) -> int:
     return 0
 
 
+def _complete(lines: list[str]) -> bool:
+    """Whether bash would run what follows these lines on its own: no compound command or heredoc is open."""
+    parsed = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True)
+    return not parsed.returncode and not parsed.stderr  # it only warns of a heredoc without an end
+
+
 def _flags(code: str) -> set[str]:
-    """Names of the options of `set` that a script turns on in commands of their own."""
+    """Names of the options of `set` that are on at a script's end, by commands of their own."""
     found: set[str] = set()
-    for words in (options.split() for options in re.findall(r"(?m)^set[ \t]+(-[^\n;&|]*)", code)):
+    for words in (options.split() for options in re.findall(r"(?m)^set[ \t]+([-+][^\n;&|]*)", code)):
         for word, following in zip(words, [*words[1:], ""]):
+            if word == "--":
+                break  # what follows are the script's own words
+            named = {FLAGS.get(letter, "") for letter in word} | ({following} if word.endswith("o") else set())
             if word.startswith("-"):
-                found |= {FLAGS.get(letter, "") for letter in word}
-                found |= {following} if word.endswith("o") else set()
+                found |= named
+            elif word.startswith("+"):
+                found -= named
     return found
 
 

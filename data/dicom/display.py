@@ -20,11 +20,15 @@ Pixels = NDArray[np.uint8]
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 GREYS = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
-# By sequence, what is said of the frame in enhanced files (PS3.3, C.7.6.16.2): the window, the rescale, the spacing.
+# By sequence, what is said of the frame in enhanced files (PS3.3, C.7.6.16.2): the window, the rescale, the spacing;
+# and of these tags, those of which one must stand there for it to be said.
 OF_FRAME = {
-    "FrameVOILUTSequence": ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
-    "PixelMeasuresSequence": ("PixelSpacing",),
+    "FrameVOILUTSequence": (
+        ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+        ("VOILUTSequence", "WindowCenter"),
+    ),
+    "PixelValueTransformationSequence": (("RescaleSlope", "RescaleIntercept"), ("RescaleIntercept",)),
+    "PixelMeasuresSequence": (("PixelSpacing",), ("PixelSpacing",)),
 }
 OF_FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 
@@ -32,14 +36,16 @@ OF_FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence
 def take_from_frame(dataset: "Dataset") -> None:
     """Put what an enhanced file says of its one frame where other files say it, and drop the rest of the groups.
 
-    What stands at the top already, of a sequence any tag that is not empty, is left as it is.
+    Where the top says it already, that is left as it is; a window's function or a slope alone says nothing.
     """
     groups = [item for name in OF_FRAMES for item in list(dataset.get(name) or ())[:1]]
-    for sequence, tags in OF_FRAME.items():
+    for sequence, (tags, needed) in OF_FRAME.items():
         found = [dataset, *(item for group in groups for item in list(group.get(sequence) or ())[:1])]
         for item in found:
             told = {tag: item[tag] for tag in tags if tag in item and not item[tag].is_empty}
-            if told:
+            if any(tag in told for tag in needed):
+                for tag in tags:
+                    dataset.pop(tag, None)
                 for element in told.values():
                     dataset[element.tag] = element
                 break

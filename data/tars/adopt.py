@@ -32,7 +32,7 @@ from data.manifest import (
 from data.plan import WORK, Plan, plan_import
 from data.processing import in_processes
 from data.progress import Progress
-from data.shards import Imported
+from data.shards import Imported, told_bad
 from data.sources.wds import NOT_DONE, Options, cases_of
 from data.tars.facts import Facts, read_facts
 from data.tars.members import hash_of_rest, local_copy
@@ -215,7 +215,7 @@ def _rows(
                 bad.append(f"{image.name}: {facts}")
                 if len(bad) > config.max_bad_fraction * len(images):
                     raise InputError(
-                        f"{len(bad)} of {len(images):,} images are bad, more than max_bad_fraction="
+                        f"{told_bad(len(bad), len(images))}, more than max_bad_fraction="
                         f"{config.max_bad_fraction:g}; the first: {bad[0]}; mend them or raise max_bad_fraction"
                     )
                 continue

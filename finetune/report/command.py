@@ -100,7 +100,8 @@ def _same_study(folder: Folder, results: dict[str, Any], swept: dict[str, Any]) 
                 f"efficiency: {folder} is a sweep of another study, with {key}={theirs} where these results have "
                 f"{key}={ours}; give a sweep of the same"
             )
-    told = f"Learned with fewer labels: {listed(results['labels'])}, with head={swept['head']}."
+    head = swept.get("head", defaults["head"].get_default())
+    told = f"Learned with fewer labels: {listed(results['labels'])}, with head={head}."
     away = (*STUDY, *DRAWN)
     ours, theirs = ({key: value for key, value in one.items() if key not in away} for one in (recipe, swept))
     others = differences(ours, theirs)

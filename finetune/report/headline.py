@@ -140,8 +140,10 @@ def _sentence(row: dict[str, Any], results: Results) -> Html:
         return text(f"{name} against {other['title']}: undefined.")
     if row["low"] is None:
         why = "too few for an interval"
-        if row["value"] == 0 and row["p"] == 1:
+        if row["p"] == 1:
             why = "the two never differ on these patients, which gives no interval"
+        elif row.get("constant"):
+            why = "the same whichever of these patients are drawn, which gives no interval"
         return text(f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']}; {why}.")
     p = row.get("p_holm") if row.get("p_holm") is not None else row["p"]
     corrected = " corrected" if row.get("p_holm") is not None else ""
