@@ -446,7 +446,14 @@ def test_the_page_is_made_again_by_a_command(
 
     labels = listed(told["labels"])
     page = made(model)
-    assert "Other hospitals" in page and f"Learned with fewer labels: {labels}, with head=linear.</p>" in page
+    assert (
+        "Other hospitals" in page
+        and "AUROC known of" not in page
+        and f"Learned with fewer labels: {labels}, with head=linear.</p>" in page
+    )
+    next(iter(other["models"].values()))["test"]["per_class"][told["labels"][0]]["auroc"]["value"] = None
+    page = made(model)
+    assert "AUROC known of" in page and "compare rows with the same ones alone" in page
     page = html.unescape(made(model, recipe={**recipe_of_sweep, "class_weighting": "none"}))
     assert "The sweep has other settings than this model: class_weighting: balanced -> none." in page
     for key, theirs, ours in (

@@ -60,19 +60,31 @@ def other_hospitals(external: list[Results]) -> tuple[Html, list[Drawing]]:
     if not external:
         return EMPTY, []
     rows, plotted = [], []
-    for found in external:
+    over = [_judged(found) for found in external]
+    for found, labels in zip(external, over):
         test, counts = first_model(found)["test"], next(iter(found["cohort"].values()))
         name = found["dataset"]["name"]
         ece = shown(test.get("ece")) + calibration_mark("ece", first_model(found))
         rows.append([name, counts["patients"], counts["cases"], shown(test.get("auroc")), shown(test.get("auprc")),
-                     shown(test.get("balanced_accuracy")), ece])  # fmt: skip
+                     shown(test.get("balanced_accuracy")), ece, listed(labels) if labels else "none"])  # fmt: skip
         if test.get("auroc"):
             plotted.append((name, test["auroc"], 0))
-    header = ["dataset", "patients", "cases", "AUROC", "AUPRC", "balanced accuracy", "ECE"]
+    header = ["dataset", "patients", "cases", "AUROC", "AUPRC", "balanced accuracy", "ECE", "AUROC known of"]
+    caption = "The same model, thresholds and temperature on patients of other datasets."
+    if all(labels == label_names(found) for found, labels in zip(external, over)):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    else:
+        caption += " Means are over the labels that a dataset has: compare rows with the same ones alone."
     parts = [figure(forest(plotted, "AUROC on other datasets"), "AUROC on other datasets, without training there.")]
-    parts.append(table(header, rows, "The same model, thresholds and temperature on patients of other datasets."))
+    parts.append(table(header, rows, caption))
     drawing = forest_drawing("external-auroc", "AUROC on other datasets", [row[:2] for row in plotted])
     return join(parts), [drawing] if drawing else []
+
+
+def _judged(found: Results) -> list[str]:
+    """The labels whose AUROC is known there, over which the means are."""
+    per_class = first_model(found)["test"]["per_class"]
+    return [name for name, row in per_class.items() if (row.get("auroc") or {}).get("value") is not None]
 
 
 def unseen(results: Results) -> Html:
