@@ -104,7 +104,7 @@ def _train(
     # As bytes: Ray's controller looks at these settings too, and would import all that the function needs
     work = ray.cloudpickle.dumps((function, config))
     settings = {"work": work, "run": run.location, "launch": name, "datasets": list(datasets)}
-    (run / ".ray").write(f"{name}-here", b"")
+    leaving.notes(run).write(f"{name}-here", b"")
     told: str | None = None
     try:
         with leaving.passing_on(run, name, heeds):
@@ -166,10 +166,11 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
 def _tidy(run: Folder, launch_name: str) -> None:
     """Remove what this launch left in the run folder, and nothing of another's."""
     notes = (f"{launch_name}-input-error", f"{launch_name}-here", leaving.note(launch_name), leaving.left(launch_name))
-    for name in (launch_name, *notes):
-        (run / ".ray").remove(name)
-    if not (run / ".ray").names():
-        run.remove(".ray")
+    for folder, names in ((leaving.notes(run), notes), (run / ".ray", (launch_name,))):
+        for name in names:
+            folder.remove(name)
+        if not folder.names():
+            folder.remove()
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     except InputError as error:
         # Bad input stays bad, and perhaps one rank alone has met it: raising ends the others, which wait
         # for this one, and the note makes the restart that follows end at once.
-        (run / ".ray").write(f"{settings['launch']}-input-error", str(error).encode())
+        leaving.notes(run).write(f"{settings['launch']}-input-error", str(error).encode())
         raise
 
 
@@ -206,7 +207,7 @@ def refuse_other_storage(run: Folder, settings: dict[str, Any]) -> None:
     No InputError: Ray may find another node, or this one again with all that it lacks.
     """
     here = f"on {socket.gethostname()}"
-    if not (run / ".ray").exists(f"{settings['launch']}-here"):
+    if not leaving.notes(run).exists(f"{settings['launch']}-here"):
         raise Passing(f"{here}: {run} is not the run folder that the driver sees; mount its storage there")
     for dataset in settings["datasets"]:
         if problem := preflight.unreadable(dataset):
@@ -215,7 +216,7 @@ def refuse_other_storage(run: Folder, settings: dict[str, Any]) -> None:
 
 def _input_error(run: Folder, launch_name: str) -> str | None:
     name = f"{launch_name}-input-error"
-    return (run / ".ray").read(name).decode() if (run / ".ray").exists(name) else None
+    return leaving.notes(run).read(name).decode() if leaving.notes(run).exists(name) else None
 
 
 def plain(error: Exception) -> Exception:

@@ -36,8 +36,13 @@ PATIENCE_S = 60.0
 """After this a worker ends itself that has saved and waits for Ray to end it."""
 
 
+def notes(run: Folder) -> Folder:
+    """Where a launch and its workers leave notes for each other: not with Ray's own files, on which nothing depends."""
+    return run / ".launch"
+
+
 def note(launch: str) -> str:
-    """The name of the note that tells the workers of a launch to leave, in the run's .ray folder."""
+    """The name of the note that tells the workers of a launch to leave."""
     return f"{launch}-leave"
 
 
@@ -61,7 +66,7 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
         if at_once:
             raise KeyboardInterrupt  # what Ray, which may be waiting in C++, knows to pass on
         # Not in the handler itself: the driver of an object store waits for other threads
-        writing = threading.Thread(target=(run / ".ray").write, args=(note(launch), told.encode()), daemon=True)
+        writing = threading.Thread(target=notes(run).write, args=(note(launch), told.encode()), daemon=True)
         writing.start()
 
     interrupts = signal.getsignal(signal.SIGINT) == signal.default_int_handler
@@ -82,7 +87,7 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
 
 def told_to_leave(run: Folder, launch: str) -> str | None:
     """By what the driver was told to leave, if it was."""
-    return (run / ".ray").read(note(launch)).decode() if (run / ".ray").exists(note(launch)) else None
+    return notes(run).read(note(launch)).decode() if notes(run).exists(note(launch)) else None
 
 
 def hearing_torch(backend: str, timeout_s: int) -> Any:
@@ -106,7 +111,7 @@ def start(run: Folder, launch: str) -> None:
     """Begin to look, beside the training, for the driver's note and for a node that is taken back."""
     if distributed.is_main():
         with suppress(OSError):  # of a second worker that left with the first: it must not excuse a failure to come
-            (run / ".ray").remove(left(launch))
+            notes(run).remove(left(launch))
     threading.Thread(target=_look, args=(run, launch, distributed.is_main()), daemon=True).start()
 
 
@@ -131,7 +136,7 @@ def _is_drained() -> bool:
 
 
 def left(launch: str) -> str:
-    """The name of the note by which a worker that has saved and leaves tells Ray's controller, in the .ray folder."""
+    """The name of the note by which a worker that has saved and leaves tells Ray's controller."""
     return f"{launch}-left"
 
 
@@ -151,8 +156,8 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
 
         def make_decision(self, training_failed_error: Any) -> Any:
             with suppress(OSError):  # storage out of reach: then it counts
-                if (run / ".ray").exists(left(launch)):
-                    (run / ".ray").remove(left(launch))
+                if notes(run).exists(left(launch)):
+                    notes(run).remove(left(launch))
                     return FailureDecision.RETRY
             decision = super().make_decision(training_failed_error)
             line = f"{what_failed(training_failed_error)}; the workers are started again"
@@ -201,7 +206,7 @@ def leave(run: Folder, launch: str) -> None:
         return
     if termination.notice() is not None:
         with suppress(OSError):
-            (run / ".ray").write(left(launch), b"")
+            notes(run).write(left(launch), b"")
         os._exit(termination.EXIT_CODE)
     # Ray ends this one with the other; an error of this rank could be a failure of its own
     time.sleep(PATIENCE_S)

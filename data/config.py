@@ -1,12 +1,17 @@
 """What an import is told: one frozen config; each source adds its own fields to it."""
 
+import math
+import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from clusters.config import Config, absolute
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f-\x9f]{0,100}")
 """A dataset's name, which folders are called by and terminals show: no path, and nothing that steers a terminal."""
 
@@ -27,9 +32,16 @@ def local_keyring(values: object) -> object:
 
 def num_cores() -> int:
     """Cores that this process may use: those it is bound to, as far as its container's quota goes."""
-    from joblib import cpu_count
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota() or cores))
 
-    return cpu_count()
+
+def _quota() -> int | None:
+    """Whole cores that a container's control group (version 2) grants; none where it sets no bound."""
+    with suppress(OSError, ValueError):
+        granted_us, period_us = map(int, QUOTA.read_text().split())  # "max" is no number
+        return math.ceil(granted_us / period_us)
+    return None
 
 
 class SplitFractions(Config):

@@ -53,6 +53,7 @@ class Cohort:
     all_train: Rows
     patient_of: Integers
     notes: tuple[str, ...] = ()
+    labelled_patients: int | None = None  # in the training split, of whom a share may be drawn
 
     def rows(self, split: str) -> Rows:
         """The labelled images of a split that are used."""
@@ -81,8 +82,10 @@ class Cohort:
         return weights
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Images, cases, patients and cases per class of each split, for the results."""
-        return {split: self._counts(self.rows(split)) for split in SPLITS}
+        """Images, cases, patients and cases per class of each split, for the results; of how many training is drawn."""
+        counts = {split: self._counts(self.rows(split)) for split in SPLITS}
+        counts["train"]["of_patients"] = self.labelled_patients
+        return counts
 
     def _counts(self, rows: Rows) -> dict[str, Any]:
         _, first = np.unique(self.dataset.case_of[rows], return_index=True)
@@ -141,6 +144,7 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         test=by_split["test"],
         all_train=dataset.rows(["train"]),
         patient_of=np.unique(patients, return_inverse=True)[1],
+        labelled_patients=len(np.unique(patients[by_split["train"]])),
         notes=(
             *notes_on_copies(dataset, {"train": train, "val": by_split["val"], "test": by_split["test"]}),
             *notes_on(task, truth, patients, {**by_split, "train": train}),

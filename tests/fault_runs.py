@@ -3,17 +3,21 @@
 The product knows nothing of this: what is launched here is its training function with steps and loaders that can fail.
 """
 
+import ctypes
 import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 
 from clusters import distributed
@@ -91,7 +95,7 @@ def _assert_same(ours: Any, theirs: Any, place: str) -> None:
 class Faults:
     """`faults.json`: a list of {kind, rank, step}, each of which happens the first time that rank comes to the step.
 
-    With `ray_folder` (removed, damaged) Ray's own folder of the run is spoilt just before.
+    With `ray_folder` (removed, damaged) Ray's own folder of the run is spoilt just before, and then it is marked.
     """
 
     def __init__(self, run: str) -> None:
@@ -116,14 +120,20 @@ class Faults:
         again = [float(now[0]) for before, now in pairwise(taken) if before[1] != now[1]]
         return [min(now for now in again if now > when) - when for when in self.fired() if when is not None]
 
+    def first_steps_after(self) -> list[int]:
+        """The step at which workers that were started after each fault went on."""
+        taken = [line.split() for line in (self.folder / "steps.txt").read_text().splitlines()]
+        again = [(float(now[0]), int(now[2])) for before, now in pairwise(taken) if before[1] != now[1]]
+        return [min(one for one in again if one[0] > when)[1] for when in self.fired() if when is not None]
+
     def meet(self, step: int, rank: int, inside: str) -> None:
         """Let happen what is planned for this step (from 0) on this rank, `inside` a step or a loader."""
         for number, fault in enumerate(self._planned()):
             due = (fault["step"], fault["rank"], fault["kind"].startswith("loader")) == (step, rank, inside == "loader")
             if due and not self._mark(number).exists():
-                self._mark(number).write_text(str(time.time()))
                 if "ray_folder" in fault:
                     self._spoil_ray_folder(fault["ray_folder"])
+                self._mark(number).write_text(str(time.time()))
                 self._happen(fault["kind"])
 
     def _planned(self) -> list[dict[str, Any]]:
@@ -142,17 +152,37 @@ class Faults:
             raise ReturnEarly
         elif kind == "stuck":
             time.sleep(3600)
+        elif kind == "holds_lock":  # no other thread of the process runs either
+            ctypes.PyDLL(None).sleep(3600)
+        elif kind == "cut_off":
+            _cut_off()
         else:
             raise RuntimeError(f"a planned {kind}")
 
     def _spoil_ray_folder(self, how: str) -> None:
-        for launched in (self.run / ".ray").glob("launch-*"):
-            if how == "removed":
-                shutil.rmtree(launched)
-            else:
-                for file in launched.rglob("*"):
-                    if file.is_file():
-                        os.truncate(file, file.stat().st_size // 2)
+        files = [file for file in (self.run / ".ray").rglob("*") if file.is_file()]
+        assert files, "Ray keeps nothing there"
+        if how == "removed":
+            shutil.rmtree(self.run / ".ray")
+        else:
+            for file in files:
+                file.write_bytes(b"\0" * (file.stat().st_size // 2))
+
+
+def _cut_off() -> None:
+    """End the connections of this worker with the others, as a network does that falls apart; those with Ray stay."""
+    others = {
+        connection.laddr.port
+        for connection in psutil.net_connections("tcp")
+        if connection.pid not in (None, os.getpid()) and "RayTrainWorker" in psutil.Process(connection.pid).cmdline()[0]
+    }
+    cut = 0
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.getpeername()[1] in others:
+                connection.shutdown(socket.SHUT_RDWR)
+                cut += 1
+    assert cut, "it has no connection with another worker"
 
 
 class ReturnEarly(Exception):

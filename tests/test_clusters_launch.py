@@ -23,7 +23,7 @@ import psutil
 import pytest
 import yaml
 
-from clusters import distributed
+from clusters import distributed, leaving
 from clusters.config import InputError
 from clusters.launch import ClusterConfig, Passing, launch, plain, refuse_other_storage
 from clusters.storage import Folder
@@ -180,7 +180,7 @@ def test_a_worker_that_sees_another_storage_than_the_driver_does_nothing_there(
     with pytest.raises(Passing, match=rf"on \S+: {tmp_path} is not the run folder that the driver sees; mount its"):
         refuse_other_storage(run, settings)
     assert not list(tmp_path.iterdir())
-    (run / ".ray").write("launch-1-here", b"")
+    leaving.notes(run).write("launch-1-here", b"")
     refuse_other_storage(run, settings)
     with pytest.raises(Passing, match=r"on \S+: the dataset /nothing cannot be read"):
         refuse_other_storage(run, {**settings, "datasets": ["/nothing"]})

@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 
 from clusters import checkpoint as checkpoints_module
-from clusters import checkpoint_writer, launch, notice, runs
+from clusters import checkpoint_writer, launch, leaving, notice, runs
 from clusters.attempt import Replaced, Superseded
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
@@ -141,7 +141,7 @@ def test_a_worker_that_was_replaced_does_not_end_its_replacement(
         monkeypatch.setenv(name, value)
     work = ray.cloudpickle.dumps((save_beside_another, None))
     settings = {"work": work, "run": f"memory://{tmp_path.name}", "datasets": []}
-    (Folder(settings["run"]) / ".ray").write("launch-1-here", b"")
+    leaving.notes(Folder(settings["run"])).write("launch-1-here", b"")
     with pytest.raises(error, match="has taken over") as caught:
         launch._worker({**settings, "launch": "launch-1"})
     assert isinstance(caught.value, Superseded) == (later == "launch-2")

@@ -32,12 +32,15 @@ from tests.rays import use_own_ray
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
 SEED = 20
+EVERY_STEPS = 5  # a checkpoint, as `recipe` has it
+PREFETCHED = 3  # batches by which a loader process is ahead
 LONG = 250
 """Steps of runs that are met in the middle from outside."""
 GRACE_S = 30.0
 """What a spot node may have left."""
 
-# Those that nobody notices by themselves (stopped, stuck, gone early) cost `cluster.timeout_s` each.
+# Those that nobody notices by themselves (stopped, stuck, gone early) cost `cluster.timeout_s` each; where no thread
+# of a process runs, Ray finds it.
 FAULTS: list[dict[str, Any]] = [
     {"kind": "SIGKILL", "rank": 1},
     {"kind": "exit", "rank": 0, "ray_folder": "damaged"},
@@ -47,7 +50,12 @@ FAULTS: list[dict[str, Any]] = [
     {"kind": "SIGSTOP", "rank": 1},
     {"kind": "stuck", "rank": 0},
     {"kind": "return", "rank": 1},
+    {"kind": "holds_lock", "rank": 1},
+    {"kind": "cut_off", "rank": 0},
 ]
+SAID = ("its process died or does not answer", "a planned loader_error", "a loader process was killed from outside")
+OF_OTHERS = ("/gloo/", "Timed out", "Connection", "DistBackendError", "DistNetworkError", "Broken pipe")
+"""What a rank says that misses another."""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,12 @@ def test_whatever_happens_to_workers_the_state_is_that_of_the_undisturbed_run(
     config = PretrainConfig.model_validate(values)
     answer = launch(faulty_train, config, config.cluster, Folder(run), heeds=True)
     assert None not in faults.fired()
+    # Each was what it was to be, and cost no more than what followed the newest checkpoint, or the one being written
+    said = [line for line in (run / "log.txt").read_text().splitlines() if line.startswith("failed on rank")]
+    assert all(any(reason in line for reason in (*SAID, *OF_OTHERS)) for line in said), said
+    assert all(any(reason in line for line in said) for reason in SAID), said
+    for fault, step, again in zip(FAULTS, steps, faults.first_steps_after()):
+        assert step - 2 * EVERY_STEPS - PREFETCHED <= again <= step, (fault, step, again)
     assert answer["encoder"]
     assert_same_state(run, undisturbed[60])
     assert json.loads((run / "1-simclr/attempt.json").read_text())["attempt"] > len(FAULTS)

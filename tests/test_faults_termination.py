@@ -167,9 +167,9 @@ def test_a_worker_that_left_as_it_was_told_is_no_failure(tmp_path: Path) -> None
     policy = leaving.failure_policy(run, "launch-1", FailureConfig(max_failures=1))
     gone = WorkerGroupError("gone", {1: RuntimeError("gone")})
     for _ in range(3):
-        (run / ".ray").write(leaving.left("launch-1"), b"")
+        leaving.notes(run).write(leaving.left("launch-1"), b"")
         assert policy.make_decision(gone) == FailureDecision.RETRY
-    (run / ".ray").write(leaving.left("launch-2"), b"")
+    leaving.notes(run).write(leaving.left("launch-2"), b"")
     assert [policy.make_decision(gone) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
     assert (tmp_path / "log.txt").read_text() == "failed on rank 1: gone; the workers are started again\n"
 

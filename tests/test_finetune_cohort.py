@@ -106,6 +106,8 @@ def test_a_share_of_the_labels_keeps_validation_and_test_whole(synthetic_dataset
     assert set(part.train) < set(whole.train)
     assert (part.val == whole.val).all() and (part.test == whole.test).all()
     assert set(part.class_of(part.train)) == set(whole.class_of(whole.train))
+    trained, all_of_them = part.counts()["train"], whole.counts()["train"]
+    assert trained["patients"] < trained["of_patients"] == all_of_them["patients"] == all_of_them["of_patients"]
 
 
 def test_a_seed_of_labels_fixes_the_share_whatever_else_is_seeded(synthetic_dataset):

@@ -518,6 +518,8 @@ def test_the_card_says_what_is_known_and_no_more(finished: Made) -> None:
         recipe_of = {**told["identity"]["recipe"], **changed}
         words = card_of({**told, "identity": {**told["identity"], "recipe": recipe_of}})
         assert "the intervals do not hold what another seed of the training would change." in words
+    few = {**told["cohort"], "train": {**told["cohort"]["train"], "patients": 12, "of_patients": 480}}
+    assert "to train on 12 of 480 patients (2.5 %);" in card_of({**told, "cohort": few}), "whatever was asked for"
     first["head"] = "full"
     assert "another seed of the training would change" in card_of(told)
     told["warnings"] = ["LEAKAGE: encoder 0123 was pretrained on 3 test patients and 4 test images; the figures …"]

@@ -16,7 +16,16 @@ from pretrain.run import pretrain
 from tests.finetune_runs import recipe, write_encoder
 
 STAGE = {"method": "simclr", "steps": 1, "batch_size": 4, "projection_hidden": 8, "projection_dim": 8}
-STARTED = (".lock", ".lease.json", ".ray/launch-1-here", "wandb.json", "wandb/run/a", "log.txt", "metrics.jsonl")
+STARTED = (
+    ".lock",
+    ".lease.json",
+    ".launch/launch-1-here",
+    ".ray/launch-1/x",
+    "wandb.json",
+    "wandb/run/a",
+    "log.txt",
+    "metrics.jsonl",
+)
 
 
 def pretraining(dataset: Dataset, run: Path) -> PretrainConfig:

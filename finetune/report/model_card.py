@@ -16,6 +16,7 @@ from finetune.report.words import (
     calibration_mark,
     confidence,
     counted,
+    drawn,
     first_model,
     interval_of,
     label_kind,
@@ -163,9 +164,9 @@ def _depends_on_seed(results: Results) -> bool:
     """Whether a training draws anything: a linear head that is solved on all labels does not."""
     recipe = results["identity"].get("recipe", {})
     linear, policy = recipe.get("linear") or {}, recipe.get("uncertain")
-    drawn = linear.get("sgd") or linear.get("pooling") == "attention" or recipe.get("label_fraction", 1) < 1
+    by_chance = linear.get("sgd") or linear.get("pooling") == "attention" or recipe.get("label_fraction", 1) < 1
     smoothed = any(one in SMOOTH for one in (policy.values() if isinstance(policy, dict) else [policy]))
-    return first_model(results).get("head") != "linear" or bool(drawn) or smoothed
+    return first_model(results).get("head") != "linear" or bool(by_chance) or smoothed
 
 
 def _outcomes(results: Results) -> str:
@@ -174,7 +175,7 @@ def _outcomes(results: Results) -> str:
 
 def _methods(results: Results) -> list[Item]:
     """TRIPOD+AI's items on question and methods, CLAIM's topics beside them, and where each is answered."""
-    fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
+    part = drawn(results)
     leaked = any(warning.startswith(LEAKAGE) for warning in results["warnings"])
     met = "what was used here saw some of test, see Result" if leaked else "encoders that saw those of test are refused"
     source = results["dataset"].get("source") or results["dataset"]["name"]
@@ -188,7 +189,7 @@ def _methods(results: Results) -> list[Item]:
         ("8", "outcome; CLAIM: reference standard, annotators, their agreement",
          f"{_outcomes(results)} as the source gives them; how they were made: {AUTHORS}"),
         ("9", "predictors", "pixels alone; no clinical field is read"),
-        ("10", "sample size", f"all labelled patients{'' if fraction == 1 else f', {fraction:g} to train on'}; "
+        ("10", "sample size", f"all labelled patients{part and f', to train on {part}'}; "
                               "the intervals say what it is enough for"),
         ("11", "missing data", "images without a label, or with a doubtful one in validation and test, are left out"),
         ("12a", "how data were split; CLAIM: level at which partitions are disjoint",

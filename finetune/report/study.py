@@ -5,7 +5,7 @@ from typing import Any
 
 from data.page import EMPTY, Html, folded, join, pairs, paragraph, table, tag
 from finetune.heads import POOLING
-from finetune.report.words import Results, confidence, patient_unit
+from finetune.report.words import Results, confidence, drawn, patient_unit
 
 SPLITS = {"train": "training", "val": "validation", "test": "test", "external": "evaluated"}
 
@@ -23,10 +23,8 @@ def cohort(results: Results) -> Html:
     for name in classes:
         counts = (split.get("cases_per_class", {}).get(name) for split in splits.values())
         rows.append([f"cases: {name}", *(None if count is None else f"{count:,}" for count in counts)])
-    fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
-    caption = "Labelled images used" + (
-        f"; {fraction:g} of the training {patient_unit(results)}s." if fraction < 1 else "."
-    )
+    part = drawn(results)
+    caption = f"Labelled images used; of those to train on, {part}." if part else "Labelled images used."
     return table(["", *(SPLITS.get(split, split) for split in splits)], rows, caption)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from finetune.calibration import is_uncalibrated
 from finetune.comparisons import OF_PROBABILITIES
+from finetune.labels_saved import percent
 
 Figure = dict[str, Any]
 Results = dict[str, Any]
@@ -156,6 +157,18 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def patient_unit(results: Results) -> str:
     """What counts as a patient: `lesion`, say, where the dataset does not tell who is who."""
     return str((results.get("dataset") or {}).get("patient_unit", "patient"))
+
+
+def drawn(results: Results) -> str:
+    """`12 of 480 patients (2.5 %)`: of those with labels, how many training drew; empty where all of them."""
+    train = results["cohort"].get("train", {})
+    patients, of_patients = train.get("patients"), train.get("of_patients")
+    if of_patients is None:  # results of earlier versions
+        fraction = results["identity"].get("recipe", {}).get("label_fraction", 1)
+        return f"{percent(fraction)} of the {patient_unit(results)}s, as asked for" if fraction < 1 else ""
+    if patients == of_patients:
+        return ""
+    return f"{patients:,} of {of_patients:,} {patient_unit(results)}s ({percent(patients / of_patients)})"
 
 
 def listed(words: list[str], most: int = 14) -> str:
