@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
@@ -14,10 +15,14 @@ from clusters.config import InputError
 EXTRAS = {"s3": "manyview[s3]", "s3a": "manyview[s3]"}
 
 KEYS = re.compile(
-    r"(?<=://)[^/@]*:[^/@]*(?=@)|(?<=[?&])(?:sig|(?:x-\w+-)?(?:signature|credential|security-token)|\w*token|password)=[^&]*",
-    re.IGNORECASE,
+    r"""
+      (?<=://) [^/?\#]* : [^/?\#]* (?=@[^/@?\#]*(?:[/?\#]|$))
+    | (?<=://) (?<=http://|ttps://) [^/?\#]+ (?=@[^/@?\#]*(?:[/?\#]|$))
+    | (?<=[?&;\#]) [\w%-]* (?:token|key|secret|pass\w*|pwd|sig|signature|credential) (?:id)? = [^&;]*
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-"""What a location may not hold, since it is written down and shown: `user:password@`, a signature."""
+"""What a location may not hold, since it is written down and shown: `user:password@`, a token, a signature."""
 
 CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 """What drivers call what changes with a file: S3, HTTP; GCS, Azure; SFTP; S3; Azure; GCS; memory."""
@@ -25,9 +30,10 @@ CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "update
 
 def open_driver(location: str) -> tuple[Any, str]:
     """The driver for a location, and the path that it knows it by. Raises InputError."""
-    if "://" in location and KEYS.search(location):
+    plain = unquote(location)
+    if "://" in location and KEYS.search(plain):
         raise InputError(
-            f"{KEYS.sub('***', location)}: a key stands in this location, and locations are written down; give it by "
+            f"{KEYS.sub('***', plain)}: a key stands in this location, and locations are written down; give it by "
             "the environment, or by the file that the driver of such places reads"
         )
     try:

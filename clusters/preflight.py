@@ -3,9 +3,7 @@
 `look` and `judge` need no Ray; `check_nodes` maps them over the nodes of the Ray that is connected.
 """
 
-import hashlib
 import math
-import platform
 import shutil
 import socket
 import tempfile
@@ -13,23 +11,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clusters.config import InputError
 from clusters.storage import Folder
+from clusters.versions import MANYVIEW, ROOT, source_hash, versions_here
 
 TAR_BLOCK = 512
-PACKAGES = (
-    *("torch", "torchvision", "timm", "lightly", "peft", "ray", "numpy", "safetensors", "pyarrow"),
-    *("opencv-python-headless", "pillow", "simplejpeg", "pydicom"),
-)
-"""Whose versions decide what a step computes, what pixels it sees, or whether processes understand each other."""
-MANYVIEW, ROOMS = "manyview", ("clusters", "data", "pretrain", "finetune")
-"""What our own sources are called among the versions, and the folders in which they lie."""
-ROOT = Path(__file__).parents[1]
-
 T = TypeVar("T")
 
 TIMEOUT_S = 180.0
@@ -172,13 +161,11 @@ def _places(resources: Mapping[str, float], worker: Mapping[str, float]) -> int:
 def look(run: str, datasets: Sequence[str]) -> NodeReport:
     """Write to, read from and tidy the run folder, read of each dataset, and tell versions and free space."""
     problems = [problem for problem in [_unwritable(run), *map(unreadable, datasets)] if problem]
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    versions[MANYVIEW] = source_hash(ROOT)
     path = Folder(run).path
     if path is None:
         temporary = shutil.disk_usage(tempfile.gettempdir()).free
-        return NodeReport(socket.gethostname(), problems, versions, temporary_bytes=temporary)
-    return NodeReport(socket.gethostname(), problems, versions, _free_bytes(path), _checkpoint_bytes(path))
+        return NodeReport(socket.gethostname(), problems, versions_here(), temporary_bytes=temporary)
+    return NodeReport(socket.gethostname(), problems, versions_here(), _free_bytes(path), _checkpoint_bytes(path))
 
 
 def judge(here: NodeReport, nodes: Sequence[NodeReport], needs: Needs) -> None:
@@ -243,23 +230,6 @@ def unreadable(location: str) -> str | None:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
         return f"the dataset {place} cannot be read ({told}); it must be on storage that every node may read"
     return None
-
-
-def source_hash(root: Path) -> str:
-    """A short hash of our sources as they lie below a folder: names and contents of *.py, nothing else."""
-    digest = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*")):
-        if path.suffix == ".py" and "__pycache__" not in path.parts and path.is_file():
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:8]
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _free_bytes(run: Path) -> int:

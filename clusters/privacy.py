@@ -32,6 +32,8 @@ STRICT_SETTINGS: dict[str, Any] = {
     "x_save_requirements": False,
 }
 
+PLACE = "(a place)"
+
 
 def go_offline() -> None:
     """Have no library of this process, or of those that it starts, make a call of its own over the network."""
@@ -61,13 +63,15 @@ def close_folder(run: Folder) -> None:
 
 
 def without_places(value: Any) -> Any:
-    """A plain config with every path and URL in it replaced: folders are often named after people and hospitals."""
+    """A plain config with every path, URL and address of a machine in it replaced: they are often named after people
+    and hospitals.
+    """
     if isinstance(value, dict):
-        return {key: without_places(item) for key, item in value.items()}
+        return {key: PLACE if key == "address" and item else without_places(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_places(item) for item in value]
     if isinstance(value, str) and any(mark in value for mark in ("/", "\\", "~")):
-        return "(a place)"
+        return PLACE
     return value
 
 

@@ -38,6 +38,11 @@ def guard(address: str) -> None:
     """
     if address == "local":
         _stay_on_this_machine(True)
+        if _mode() not in ("", "token", "disabled"):  # all else turns tokens off
+            raise InputError(
+                f"RAY_AUTH_MODE is '{os.environ['RAY_AUTH_MODE']}', by which Ray asks for no token; unset it, or set "
+                "it to token (or to disabled, where every user of this machine may run code as you)"
+            )
         if not _mode():  # set to nothing, it would keep Ray from turning tokens on
             os.environ.pop("RAY_AUTH_MODE", None)
         prepare_token()
@@ -46,6 +51,8 @@ def guard(address: str) -> None:
         return
     _stay_on_this_machine(False)
     host, port = split_address(address)
+    if re.search(r"\s|:[^\]:/]*[^\]:/0-9][^\]:/]*$", address):  # which Ray would take, and nothing here look at
+        raise InputError(f"{address!r} is no address of a Ray; give HOST:PORT, the port in digits, without spaces")
     if not port and address != "auto" and "://" not in address:
         return  # no address that Ray takes, as it will say
     here = _is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
@@ -58,7 +65,9 @@ def guard(address: str) -> None:
     if found == OPEN and here:
         return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")
     _refuse(address, found, slow_is_fine=here and _mode() == "token")
-    if found == GUARDED and port and (token := _token()) and _answer(host, port, token) == GUARDED:
+    # The token is shown where Ray itself would show it, and not in the clear under TLS.
+    shows = found == GUARDED and port and _mode() == "token" and not _under_tls()
+    if shows and (token := _token()) and _answer(host, port, token) == GUARDED:
         raise InputError(f"{_token_place()}: not the token of the Ray at {address}; copy that of its head there")
 
 
@@ -98,15 +107,16 @@ def token_path() -> Path:
 
 
 def prepare_token() -> None:
-    """Make the token file of a local Ray readable by its owner alone; Ray itself would leave it to the umask."""
+    """Make the token file of a local Ray readable by its owner alone; Ray itself would leave it to the umask.
+
+    One that others could read is replaced: they may have read it.
+    """
     if _mode() not in ("", "token") or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+        _write_token(path)
     if not _readable_by_others(path):
         return
     if path.stat().st_uid != os.getuid():
@@ -114,7 +124,15 @@ def prepare_token() -> None:
             f"{path}: another user's, and others on this machine can read the token; have it made 0600, or name a file "
             "of your own by RAY_AUTH_TOKEN_PATH"
         )
-    path.chmod(0o600)
+    print(f"{path}: others could read this token; a new one takes its place", file=sys.stderr, flush=True)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    _write_token(fresh)
+    fresh.replace(path)
+
+
+def _write_token(path: Path) -> None:
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def session_folder() -> str | None:

@@ -18,7 +18,8 @@ from clusters.storage import Folder
 from data.cases import RawFile, SourceImage
 from data.config import ImportConfig
 
-MAX_UNPACKED_BYTES = 2 << 30
+MAX_UNPACKED_BYTES, PIECE_BYTES = 2 << 30, 1 << 24
+ROWS_PER_BATCH, REFERENCE_BYTES = 1 << 16, 8
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,15 @@ def _nearly_same(one: str, other: str) -> bool:
 def _unpacked(content: bytes, where: str) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(MAX_UNPACKED_BYTES + 1)
+            pieces, size = [], 0
+            while piece := file.read(PIECE_BYTES):
+                size += len(piece)
+                if size > MAX_UNPACKED_BYTES:
+                    raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
+                pieces.append(piece)
+            return b"".join(pieces)
     except (OSError, EOFError, zlib.error):
         raise InputError(f"{where} is not a whole gzip file; fetch it again") from None
-    if len(unpacked) > MAX_UNPACKED_BYTES:
-        raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
-    return unpacked
 
 
 def _read_csv(content: bytes, where: str) -> Table:
@@ -188,15 +192,27 @@ def _read_parquet(content: bytes, where: str) -> Table:
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(io.BytesIO(content))
-        columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+        file = parquet.ParquetFile(io.BytesIO(content))
+        names = [name.strip() for name in file.schema_arrow.names]
+        columns: list[list[str]] = [[] for _ in names]
+        texts: dict[str, str] = {}
+        size = 0
+        for batch in file.iter_batches(ROWS_PER_BATCH):  # a few bytes may stand for any number of rows
+            for column, values in zip(columns, batch.columns):
+                cells = [_cell(value) for value in values.to_pylist()]
+                size += sum(map(len, cells)) + REFERENCE_BYTES * len(cells)
+                column += [texts.setdefault(text, text) for text in cells]
+            if size > MAX_UNPACKED_BYTES:
+                raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
+    except InputError:
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError):
         raise InputError(f"{where} is not a readable parquet file") from None
     for column in columns:
         for row, text in enumerate(column):
             if "\0" in text:
                 raise InputError(f"{where}, row {row + 2}: a NUL byte; write the table without")
-    return _table(where, [name.strip() for name in table.column_names], columns)
+    return _table(where, names, columns)
 
 
 def _cell(value: object) -> str:

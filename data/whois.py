@@ -106,6 +106,8 @@ def _write_whole(path: Path, rows: Iterator[tuple[str, str, str, str]], about: d
 
     schema = pa.schema([(name, pa.string()) for name in COLUMNS], {ABOUT: json.dumps(about).encode()})
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.parent.stat().st_mode & 0o077:
+        path.parent.chmod(0o700)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -115,7 +117,8 @@ def _write_whole(path: Path, rows: Iterator[tuple[str, str, str, str]], about: d
                     writer.write_batch(pa.record_batch(columns, schema=schema))
             file.flush()
             os.fsync(file.fileno())
-        if not path.exists() or not filecmp.cmp(temporary, path, shallow=False):
+        kept = path.exists() and not path.stat().st_mode & 0o077 and filecmp.cmp(temporary, path, shallow=False)
+        if not kept:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from clusters.storage import Folder
 from pretrain.config import PretrainConfig
 from pretrain.encoder_harm import foreign_encoder, harm_at_the_top, harm_of
 from pretrain.run import weights_that_are_gone, where_views_are_finished, with_absolute_locations
-from pretrain.stage_folder import finished, harm_of_heads, stages_on_disk, stored_config
+from pretrain.stage_folder import finished, harm_of_heads, other_code, stages_on_disk, stored_config
 
 FREE = "cluster, tracking, loader, checkpoint and probe may change"
 
@@ -106,6 +106,7 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
     whole = next((one for one in checkpoints if one.problem is None), None)
     if whole is not None:
         lines.append(f"{name}: would go on from {whole.name}{_passed_over(checkpoints, whole)}")
+        lines += [f"{name}: {said}"] if (said := other_code(folder)) else []
         return lines, None, False
     if any(one.committed for one in checkpoints):
         problem = f"none of the checkpoints of {name} is intact; restore one from a backup, or remove {folder}"

@@ -13,6 +13,7 @@ from clusters.occupied import refuse_occupied
 from clusters.run_lock import run_lock
 from clusters.storage import Folder
 from clusters.tracking import Tracker, recipe_name, say
+from clusters.versions import versions_here
 from clusters.wandb_run import Made
 from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
 from pretrain.compute import checkpoint_activations, in_one_order
@@ -30,7 +31,7 @@ from pretrain.monitor import probe_dataset
 from pretrain.patient_mask import check_patient_mask
 from pretrain.report import REPORT, write_report
 from pretrain.stage import Rows
-from pretrain.stage_folder import finished, stages_on_disk, stored_config
+from pretrain.stage_folder import finished, other_code, stages_on_disk, stored_config
 from pretrain.weights_source import NONE, find_weights, weights_fingerprint, with_absolute_weights
 from pretrain.workers import elastic_remarks, possible_workers
 
@@ -85,7 +86,10 @@ def train(config: PretrainConfig) -> dict[str, Any]:
             distributed.barrier()
             if distributed.is_main():
                 identity = config.stage_identity(number, dataset_identity(dataset, rows, config), fingerprint)
-                folder.write_json("config.json", {"identity": identity, "config": chosen.model_dump(mode="json")})
+                if said := other_code(folder):
+                    say(f"{folder.location.rsplit('/', 1)[-1]}: {said}")
+                made_with = {"config": chosen.model_dump(mode="json"), "versions": versions_here()}
+                folder.write_json("config.json", {"identity": identity, **made_with})
             run_stage(chosen, number, folder, previous, dataset, rows, tracker)
         previous, fingerprint = folder, distributed.broadcast_object(_encoder_of(folder))
     if distributed.is_main() and previous is not None:

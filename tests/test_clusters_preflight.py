@@ -15,6 +15,7 @@ from clusters.config import InputError
 from clusters.connection import check_resources
 from clusters.preflight import Needs
 from clusters.storage import Folder
+from clusters.versions import source_hash
 from clusters.workers import ClusterConfig
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
@@ -122,7 +123,7 @@ def test_what_makes_the_pixels_is_compared_too(tmp_path: Path) -> None:
 
 def test_sources_that_differ_are_named_with_both_hashes(tmp_path: Path) -> None:
     here = preflight.look(str(tmp_path / "run"), [])
-    assert here.versions["manyview"] == preflight.source_hash(ROOT)
+    assert here.versions["manyview"] == source_hash(ROOT)
     other = dataclasses.replace(here, host="node-2", versions={**here.versions, "manyview": "5e6f7a8b"})
     told = rf"on node-2: manyview is 5e6f7a8b and {here.versions['manyview']} on {here.host}; submit with --working-dir"
     with pytest.raises(InputError, match=told):
@@ -134,17 +135,17 @@ def test_the_sources_hash_is_of_code_alone(tmp_path: Path) -> None:
     for name in ("data/order.py", "clusters/checks/job.py", "finetune/run.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    first = preflight.source_hash(tmp_path)
+    first = source_hash(tmp_path)
     assert len(first) == 8
     for name in ("data/__pycache__/order.py", "data/order.pyc", "data/recipe.yaml", "runs/a.py", "setup.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "data/.#order.py").symlink_to("nobody@nowhere")
-    assert preflight.source_hash(tmp_path) == first
+    assert source_hash(tmp_path) == first
     (tmp_path / "clusters/checks/job.py").write_text("changed")
-    second = preflight.source_hash(tmp_path)
+    second = source_hash(tmp_path)
     (tmp_path / "data/order.py").rename(tmp_path / "data/other.py")
-    assert len({first, second, preflight.source_hash(tmp_path)}) == 3
+    assert len({first, second, source_hash(tmp_path)}) == 3
 
 
 def test_looking_needs_no_ray_and_no_torch() -> None:

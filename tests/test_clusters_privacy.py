@@ -155,7 +155,9 @@ def test_a_strict_run_under_ray_calls_nobody(synthetic_dataset: Dataset, tmp_pat
     more = {
         "GUARD_LOG": str(log),
         "PYTHONPATH": f"{site}:{ROOT}",
-        **dict.fromkeys(("HTTP_PROXY", "http_proxy"), trap.url),
+        **dict.fromkeys(
+            ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), trap.url
+        ),  # of W&B's own process, too
     }
     apart = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "RAY_ADDRESS")}
     command = [sys.executable, "-m", "pretrain", str(recipe), *words, "tracking.privacy=strict"]
@@ -214,3 +216,5 @@ def test_places_are_taken_out_of_a_config_and_the_rest_stays() -> None:
     assert json.dumps(without_places(config)) == json.dumps(
         {"data": ["(a place)", "(a place)"], "stages": [{"method": "simclr", "lr": 0.1}], "n": None}
     )
+    clusters = [{"cluster": {"address": address}} for address in ("gpu.hospital.example:6379", None)]
+    assert without_places(clusters) == [{"cluster": {"address": "(a place)"}}, clusters[1]]

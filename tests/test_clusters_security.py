@@ -398,8 +398,11 @@ def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkey
     monkeypatch.setenv("RAY_AUTH_MODE", "")
     security.guard("local")
     assert "RAY_AUTH_MODE" not in os.environ  # where it is not set, Ray turns tokens on
-    assert path.read_text() == first
-    assert path.stat().st_mode & 0o777 == 0o600
+    second = path.read_text()
+    assert len(second) == 64 and second != first, "others may have read the first"
+    assert path.stat().st_mode & 0o777 == 0o600 and len(list(path.parent.iterdir())) == 1
+    security.guard("local")
+    assert path.read_text() == second
     # A local Ray names itself by 127.0.0.1, and one that others reach, joined afterwards, does not.
     assert os.environ[security.REACHABLE] == "0"
     path.write_text(TOKEN)
@@ -407,6 +410,41 @@ def test_a_local_ray_gets_a_token_that_others_cannot_read(tmp_path: Path, monkey
     with serving(GUARDED, "0.0.0.0") as port:
         security.guard(f"127.0.0.1:{port}")
     assert security.REACHABLE not in os.environ
+
+
+@pytest.mark.parametrize("mode", ["off", "0", "tokn", " token"])
+def test_a_mode_by_which_ray_asks_for_no_token_is_not_taken_for_one(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(InputError, match=f"RAY_AUTH_MODE is '{mode}', by which Ray asks for no token"):
+        security.guard("local")
+
+
+@pytest.mark.parametrize("cluster", [OPEN], indirect=True)
+@pytest.mark.parametrize("spoilt", ["{} ", "{}\n", " {}", "{}:+{}", "{}: {}"])
+def test_an_address_that_ray_alone_would_take_is_refused(
+    cluster: int, spoilt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    whole = f"{own_address()}:{cluster}"
+    address = spoilt.format(*([own_address(), cluster] if spoilt.count("{") == 2 else [whole]))
+    with pytest.raises(InputError, match="is no address of a Ray; give HOST:PORT"):
+        security.guard(address)
+
+
+@pytest.mark.parametrize(("mode", "tls"), [("", "0"), ("disabled", "0"), ("token", "1")])
+def test_the_token_is_shown_to_nobody_to_whom_ray_would_not_show_it(
+    mode: str, tls: str, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_USE_TLS", tls)
+    shown: list[str] = []
+    answer = security._answer
+    monkeypatch.setattr(
+        security, "_answer", lambda host, port, token="": shown.append(token) or answer(host, port, token)
+    )
+    with serving(GUARDED, "127.0.0.1") as port:
+        security.guard(f"127.0.0.1:{port}")
+    assert shown == [""]
 
 
 def test_what_a_local_ray_keeps_is_its_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

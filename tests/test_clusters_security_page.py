@@ -12,7 +12,7 @@ def test_each_claim_of_the_threat_model_names_code_or_tests_that_exist() -> None
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     assert len(rows) > 10
     for _, _, held_by, shown_by in rows:
-        for path in re.findall(r"`((?:clusters|data|tests)/[^`]+|requirements\.lock)`", held_by):
+        for path in re.findall(r"`((?:clusters|data|tests|finetune|pretrain)/[^`]+|requirements\.lock)`", held_by):
             assert (ROOT / path).exists(), path
         named = re.findall(r"`(test_\w+)`", shown_by)
         assert named, shown_by

@@ -43,6 +43,15 @@ LASTING = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ENOENT, 
         ("simplecache::s3://AKIA:Se-cret@bucket/data", "simplecache::s3://***@bucket/data"),
         ("https://host/data?X-Amz-Signature=Se-cret&x=1", "https://host/data?***&x=1"),
         ("https://host/data?sv=2&sig=Se-cret", "https://host/data?sv=2&***"),
+        ("https://Se-cret@host/data", "https://***@host/data"),
+        ("ftp://user:p@Se-cret@host/data", "ftp://***@host/data"),
+        ("https://host/data;sig=Se-cret", "https://host/data;***"),
+        ("https://host/data#access_token=Se-cret", "https://host/data#***"),
+        ("https://host/data?%73ig=Se-cret&x=1", "https://host/data?***&x=1"),
+        *(
+            (f"https://host/data?x=1&{name}=Se-cret", "https://host/data?x=1&***")
+            for name in ("api_key", "key", "passwd", "pwd", "secret", "private-token", "X-Plex-Token", "AWSAccessKeyId")
+        ),
     ],
 )
 def test_a_location_with_a_key_is_refused_without_it(location: str, told: str) -> None:
@@ -51,7 +60,9 @@ def test_a_location_with_a_key_is_refused_without_it(location: str, told: str) -
     assert str(caught.value).startswith(told) and "Se-cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("location", ["memory://a/b:c@d", "/data/a:b@c", "memory://host/x?signed=1"])
+@pytest.mark.parametrize(
+    "location", ["memory://a/b:c@d", "/data/a:b@c", "memory://host/x?signed=1", "memory://a/key=1/b"]
+)
 def test_other_locations_are_taken_as_they_are(location: str) -> None:
     assert Folder(location).location == location
 

@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from clusters.command import run_main
 from clusters.config import InputError, load_config
+from data import whois
 from data.__main__ import help_text, main
 from data.cases import RawFile
 from data.config import ImportConfig
@@ -272,6 +273,15 @@ def test_the_way_back_lies_beside_the_keyring_for_its_owner_alone(
         assert capfd.readouterr().out.splitlines() == [f"{patient}: patient {who} {about}", case, image]
     assert main(["whois", "row 8", ring, f"data={imported / 'out'}"]) is None
     assert raw.rows[6][0] in capfd.readouterr().out
+
+
+def test_a_way_back_that_others_could_read_is_closed_again(tmp_path: Path) -> None:
+    table = tmp_path / "ring-whois/table.parquet"
+    for _ in range(2):
+        whois._write_whole(table, iter([("patient", "0123", "", "Erika")]), {})
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (table, table.parent)] == [0o600, 0o700]
+        table.chmod(0o644)
+        table.parent.chmod(0o755)
 
 
 def run(words: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -502,3 +503,17 @@ def test_paths_may_be_absolute_and_with_keyed_ids_none_is_told(tmp_path: Path) -
 def test_a_folder_in_the_place_of_a_table_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"^{tmp_path} is a folder; give the \.csv or \.parquet in it$"):
         read_table(Folder(tmp_path.parent), tmp_path.name)
+
+
+def test_a_small_parquet_file_of_many_rows_is_refused_before_they_are_all_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.tables.MAX_UNPACKED_BYTES", 20 << 20)
+    cells = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_000_000, dtype=np.int32)), ["x" * 200])
+    parquet.write_table(pa.table({"label": cells}), tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").stat().st_size < 50_000
+    taken = []
+    monkeypatch.setattr("data.tables._cell", lambda value: taken.append(value) or value)
+    content = (tmp_path / "t.parquet").read_bytes()
+    assert "t.parquet unpacks to more than" in refusal(tmp_path, content, "t.parquet")
+    assert len(taken) < 300_000

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,7 +250,10 @@ def test_a_url_in_somebody_s_results_is_not_gone_to(trained, elsewhere, tmp_path
     theirs = tmp_path / "theirs"
     shutil.copytree(trained, theirs)
     told = json.loads((theirs / "config.json").read_text())
-    told["config"]["data"] = "memory://beacon/dataset"
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    # The driver of such a place connects as it is made.
+    told["config"]["data"] = f"ftp://127.0.0.1:{listener.getsockname()[1]}/dataset"
     (theirs / "config.json").write_text(json.dumps(told))
     asked = []
     monkeypatch.setattr(foreign, "open_dataset", lambda location, place: asked.append(location) or 1 / 0)
@@ -257,6 +261,8 @@ def test_a_url_in_somebody_s_results_is_not_gone_to(trained, elsewhere, tmp_path
     label_map = f"label_map={{their {first}: {first}, their {second}: {second}}}"
     run([str(theirs), f"data=[{elsewhere}]", f"out={tmp_path / 'out'}", RESAMPLES, label_map])
     (results,) = results_in(tmp_path / "out")
+    with listener, pytest.raises(BlockingIOError):
+        listener.accept()
     assert asked == [] and any("was behind a URL (training_data=DIR names it)" in said for said in results["warnings"])
 
 

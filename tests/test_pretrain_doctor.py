@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from clusters.config import InputError, validate
 from clusters.lease import LEASE, lease, named
 from clusters.run_lock import LOCK, run_lock
 from clusters.storage import Folder
+from clusters.versions import versions_here
 from data.dataset import Dataset
 from pretrain.__main__ import _help, _run
 from pretrain.config import PretrainConfig
@@ -75,6 +77,17 @@ def test_the_newest_intact_checkpoint_is_what_would_be_continued(begun: Path) ->
     restored = Checkpoints(Folder(begun / "1-simclr"), CheckpointConfig()).restore()
     assert restored is not None and restored.step == 5
     assert "damaged-step-000000010-attempt-2" in said(str(begun))
+
+
+def test_other_code_than_the_stage_was_last_at_work_with_is_told(begun: Path) -> None:
+    config = begun / "1-simclr/config.json"
+    told = json.loads(config.read_text())
+    assert "other code" not in said(str(begun)), "what earlier versions wrote does not tell"
+    config.write_text(json.dumps({**told, "versions": versions_here()}))
+    assert "other code" not in said(str(begun))
+    config.write_text(json.dumps({**told, "versions": {**versions_here(), "torch": "2.11.0"}}))
+    expected = f"with other code than before, so that last bits may differ: torch: 2.11.0 -> {version('torch')}"
+    assert expected in said(str(begun))
 
 
 def test_a_run_without_an_intact_checkpoint_cannot_go_on(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,9 @@ from clusters import checkpoint_files
 from clusters.checkpoint_files import Name
 from clusters.config import InputError
 from clusters.storage import Folder
+from clusters.versions import versions_here
 from data.dataset import Dataset
+from pretrain import stage_folder
 from pretrain.config import PretrainConfig
 from pretrain.encoder_folder import hash64, load_encoder, read_seen
 from pretrain.run import pretrain, where_views_are_finished
@@ -76,13 +78,23 @@ def finished(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("killed_after_save", [1, 2, 4])
 def test_an_interrupted_run_ends_as_the_undisturbed_one(
-    synthetic_dataset: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after_save: int
+    synthetic_dataset: Dataset,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_after_save: int,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Bit for bit: weights, buffers, optimiser; killed in stage 1, at its end or in stage 2."""
     with killed_after_saves(monkeypatch, killed_after_save), pytest.raises(KeyboardInterrupt):
         run(synthetic_dataset, tmp_path / "run")
     assert not (tmp_path / "run/encoder").exists()
+    assert "other code" not in capfd.readouterr().out
+    monkeypatch.setattr(stage_folder, "versions_here", lambda: {**versions_here(), "torch": "3.0"})
     run(synthetic_dataset, tmp_path / "run")
+    begun = 2 if killed_after_save == 4 else 1
+    said = [line for line in capfd.readouterr().out.splitlines() if "other code" in line]
+    assert len(said) == 1 and said[0].startswith(f"{begun}-") and said[0].endswith("-> 3.0"), said
     for stage in ("1-simclr", "2-micle"):
         assert last_state(tmp_path / "run" / stage) == last_state(finished / stage)
         assert steps(tmp_path / "run" / stage) == steps(finished / stage)
