@@ -96,7 +96,7 @@ WRONG = [
     ("aws.yaml", SPOT, f"SubnetIds: subnet-1\n      {SPOT}", "no list of names", "SubnetIds"),
     ("aws.yaml", SPOT, f"SubnetId: subnet-1\n      {SPOT}", "write `SubnetIds: [subnet-…]`", "SubnetId"),
     ("aws.yaml", SPOT, f"7: x\n      {SPOT}", "the key 7 is no text", "7: x"),
-    ("aws.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8, gpu: 1}", "no cores or GPUs by 'gpu'; write GPU", "gpu: 1"),
+    ("aws.yaml", "{CPU: 8, GPU: 1}", "{CPU: 8, gpu: 1}", "Ray knows no GPUs by 'gpu'; write GPU", "gpu: 1"),
     (CLUSTER, '                limits: {cpu: "8", memory: 32Gi, nvidia.com/gpu: "1"}\n', "", GPUS_ALIKE, "resources"),
     (CLUSTER, '32Gi, nvidia.com/gpu: "1"}', '32Gi, nvidia.com/gpu: "2"}', GPUS_ALIKE, "resources"),
     ("aws.yaml", "{CPU: 8,", "{8: 8,", "the key 8 is no text", "8: 8"),

@@ -1,32 +1,14 @@
-"""Machines of a cluster: EC2's fields by botocore's own model, Compute Engine's by its reference; nobody is asked."""
+"""Machines of a cluster: EC2's fields by botocore's own model, Google's by its reference; nobody is asked."""
 
 import functools
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from clusters.checks.google_nodes import check_google_node
 from clusters.checks.mistakes import Mistake
 from clusters.checks.yaml_lines import Document
 from clusters.config import InputError, nearest
-
-# Instances of Compute Engine and their scheduling, as its REST reference has them; Ray passes them on unread.
-# fmt: off
-GCP_INSTANCE = [
-    "acceleratorType", "advancedMachineFeatures", "canIpForward", "confidentialInstanceConfig", "deletionProtection",
-    "description", "disks", "displayDevice", "guestAccelerators", "hostname", "instanceEncryptionKey",
-    "keyRevocationActionType", "labels", "localSsdEncryptionMode", "machineType", "metadata", "minCpuPlatform", "name",
-    "networkInterfaces", "networkPerformanceConfig", "params", "privateIpv6GoogleAccess", "reservationAffinity",
-    "resourcePolicies", "scheduling", "serviceAccounts", "shieldedInstanceConfig", "shieldedInstanceIntegrityPolicy",
-    "sourceInstanceTemplate", "sourceMachineImage", "sourceMachineImageEncryptionKey", "tags",
-    "workloadIdentityConfig",
-]
-GCP_SCHEDULING = [
-    "automaticRestart", "availabilityDomain", "exposeHostTopology", "gracefulShutdown", "hostErrorTimeoutSeconds",
-    "instanceTerminationAction", "localSsdRecoveryTimeout", "locationHint", "maxRunDuration", "minNodeCpus",
-    "nodeAffinities", "onHostMaintenance", "onInstanceStopAction", "preemptible", "preemptionNoticeDuration",
-    "protectionTier", "provisioningModel", "skipGuestOsShutdown", "terminationTime",
-]
-# fmt: on
 
 
 def check_nodes(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
@@ -37,7 +19,7 @@ def check_nodes(document: Document, config: dict[str, Any]) -> Iterator[Mistake]
         yield Mistake(line, "which machines there are is left to Ray, whose own no check sees", "name node types")
     for name, node_type in types.items():
         path = ("available_node_types", name, "node_config")
-        check_node = {"aws": _check_aws_node, "gcp": _check_gcp_node}.get(config["provider"]["type"])
+        check_node = {"aws": _check_aws_node, "gcp": check_google_node}.get(config["provider"]["type"])
         if config["provider"]["type"] == "aws" and name == config.get("head_node_type"):
             yield from _check_aws_head(document, path, node_type["node_config"])
         if check_node is not None:
@@ -104,14 +86,3 @@ def _run_instances() -> Any:
     import botocore.session
 
     return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-
-
-def _check_gcp_node(document: Document, path: tuple[str, ...], node: dict[str, Any]) -> Iterator[Mistake]:
-    for below, known in (((), GCP_INSTANCE), (("scheduling",), GCP_SCHEDULING)):
-        section = node.get(below[0], {}) if below else node
-        for name in section if isinstance(section, dict) else ():
-            if name not in known:
-                hint = nearest(name, known)
-                yield Mistake(
-                    document.line([*path, *below, name]), f"Compute Engine knows no '{name}'{hint}", "mend it"
-                )

@@ -1,6 +1,7 @@
 """Files for `ray up`: Ray's own schema and defaults, authentication, firewalls, and nothing unpinned."""
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ from clusters.checks.images import is_pinned
 from clusters.checks.machine_folders import holds_keys
 from clusters.checks.mistakes import Mistake
 from clusters.checks.node_commands import check_commands, check_containers
+from clusters.checks.providers import check_provider
+from clusters.checks.slips import RESOURCES, slip_of
 from clusters.checks.starts import TOKEN_MODE
 from clusters.checks.tokens import tokens_off
 from clusters.checks.yaml_lines import Document
@@ -25,6 +28,7 @@ def check_ray_up(document: Document) -> Iterator[Mistake]:
         return
     yield from _check_prepared(document)
     config = document.value
+    yield from check_provider(document, config["provider"], sorted(_schema()["properties"]["provider"]["properties"]))
     yield from _check_authentication(document, config)
     yield from check_commands(document, config)
     yield from check_containers(document, config)
@@ -35,23 +39,19 @@ def check_ray_up(document: Document) -> Iterator[Mistake]:
 
 
 def _check_resources(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
-    """Names that Ray takes for a resource of one's own, so that nothing finds the cores or GPUs."""
+    """Names that Ray takes for a resource of one's own, so that nothing finds the cores, GPUs or memory."""
     for node_type, node in (config.get("available_node_types") or {}).items():
         for name in node.get("resources") or {}:  # of types that Ray's schema has looked at
-            if name not in ("CPU", "GPU") and str(name).upper() in ("CPU", "GPU"):
+            meant = slip_of(str(name), RESOURCES)
+            if meant is not None:
                 where = document.line(["available_node_types", node_type, "resources", name])
-                yield Mistake(where, f"Ray knows no cores or GPUs by '{name}'", f"write {str(name).upper()}")
+                yield Mistake(where, f"Ray knows no {RESOURCES[meant]} by '{name}'", f"write {meant}")
 
 
 def _check_schema(document: Document) -> Iterator[Mistake]:
-    import json
-    from pathlib import Path
-
     import jsonschema
-    import ray.autoscaler
 
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    for error in jsonschema.Draft7Validator(schema).iter_errors(document.value):
+    for error in jsonschema.Draft7Validator(_schema()).iter_errors(document.value):
         path = list(error.absolute_path)
         where = ".".join(map(str, path)) or "the file"
         if error.validator == "additionalProperties" and isinstance(error.schema, dict):
@@ -62,6 +62,17 @@ def _check_schema(document: Document) -> Iterator[Mistake]:
         else:
             mend = "see Ray's cluster YAML reference"
             yield Mistake(document.line(path), f"{where}: {error.message.splitlines()[0]}", mend)
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    """Ray's own schema of a file for `ray up`."""
+    import json
+    from pathlib import Path
+
+    import ray.autoscaler
+
+    return json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 
 
 def _check_prepared(document: Document) -> Iterator[Mistake]:
