@@ -1,8 +1,10 @@
 """Names in recipes for clusters: whichever is misspelt is found in its line, and no name that is right is refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clusters.check import check
 
@@ -10,7 +12,15 @@ FOLDER = Path(__file__).parents[1] / "clusters"
 CACHED, CLOUD, MACHINE = "  cache_stopped_nodes: false\n", "  type: gcp\n", "machineType: g2"
 GOOGLE = (FOLDER / "gcp.yaml").read_text()
 GPU_NODE = GOOGLE[GOOGLE.index(MACHINE) : GOOGLE.index("\n# The token goes by file")]
+CLUSTER, JOB, NO_OPTIONS = "kuberay/raycluster.yaml", "kuberay/rayjob.yaml", "rayStartParams: {}"
 AMOUNTS = "{CPU: 8, GPU: 1}"
+PODS = (FOLDER / CLUSTER).read_text()
+AMOUNTS_OF_PODS = PODS[PODS.rindex("                requests:") : PODS.rindex("              volumeMounts:")]
+
+# Keys that are names of a person's own, by recipe: as good with two letters swapped.
+OWN = {"aws.yaml": {"gpu_worker"}, "gcp.yaml": {"gpu_worker"}, JOB: set[str](), CLUSTER: set[str]()}
+# Own names too, but asked for in another line, of which it is said that they are not there.
+ELSEWHERE = {"head", "~/.ray/auth_token"}
 
 # Recipe, what stands there, and what a person writes instead.
 RIGHT = [
@@ -36,12 +46,31 @@ RIGHT = [
     ("gcp.yaml", "{diskSizeGb", "{diskType: zones/z/diskTypes/pd-ssd, provisionedThroughput: 200, diskSizeGb"),
     ("gcp.yaml", CLOUD, f"{CLOUD}  gcp_credentials: {{type: service_account}}\n  cache_stopped_nodes: true\n"),
     ("gcp.yaml", GPU_NODE, "acceleratorConfig: {type: V4, topology: 2x2x1}\n      runtimeVersion: tpu-vm-v4-base\n"),
+    *(
+        (CLUSTER, NO_OPTIONS, f"rayStartParams: {{{option}}}")
+        for option in (
+            *("block: 'true'", "dashboard-host: 0.0.0.0", "object-store-memory: '1000000000'", "labels: a=b"),
+            *("metrics-export-port: '8080'", "resources: '{\"a\": 1}'", "node-ip-address: 10.0.0.1", "num-gpus: '1'"),
+        )
+    ),
+    (CLUSTER, NO_OPTIONS, f"{NO_OPTIONS}\n      resources: {{CPU: '8', GPU: '1', memory: 32Gi, TPU: '0', a100: '1'}}"),
+    *(
+        (CLUSTER, '{cpu: "4", memory: 8Gi}', f"{{cpu: '4', memory: 8Gi, {amount}}}")
+        for amount in ("ephemeral-storage: 1Gi", "hugepages-2Mi: 2Mi", "hugepages-64Ki: 1Mi")
+    ),
+    *(
+        (CLUSTER, AMOUNTS_OF_PODS, AMOUNTS_OF_PODS.replace("nvidia.com/gpu", device))
+        for device in ("nvidia.com/mig-1g.10gb", "nvidia.com/gpu.shared", "gpu.intel.com/i915", "amd.com/gpu")
+    ),
 ]
 
 # Recipe, what stands there, what is written instead, words of what must be said, and words of the line it is said of.
 WRONG = [
     ("aws.yaml", "region: eu", "regoin: eu", "no 'regoin' of a provider of type aws (nearest: region)", "regoin"),
     ("aws.yaml", "  region: eu-central-1\n", "", "needs a region of a provider of type aws", "provider:"),
+    ("aws.yaml", "  type: aws", "  tpye: aws", "provider takes no 'tpye' (nearest: type)", "tpye"),
+    (JOB, "kind: RayJob", "knid: RayJob", "reads no 'knid' (nearest: kind)", "knid"),
+    (CLUSTER, "kind: RayCluster\n", "", "kind is missing", "apiVersion"),
     ("aws.yaml", "security_group:", "security_gruop:", "(nearest: security_group)", "security_gruop"),
     ("gcp.yaml", "project_id: YOUR", "projet_id: YOUR", "(nearest: project_id)", "projet_id"),
     ("gcp.yaml", "project_id: YOUR-PROJECT", "project_id: null", "needs a project_id of a provider", "provider:"),
@@ -53,6 +82,15 @@ WRONG = [
         ("aws.yaml", AMOUNTS, f"{{CPU: 8, {written}: 1}}", f"by '{written}'; write {meant}", written)
         for written, meant in (("GUP", "GPU"), ("GPUs", "GPU"), ("memroy", "memory"), ("Memory", "memory"))
     ),
+    *(
+        (recipe, "num-cpus:", f"{written}:", f"ray start has no --{written} (nearest: num-cpus)", f"{written}:")
+        for recipe in (CLUSTER, JOB)
+        for written in ("num-cpsu", "num_cpus", "num-cpu")
+    ),
+    (CLUSTER, '{cpu: "2"', '{cpus: "2"', "knows no resource 'cpus' (nearest: cpu); mend the name", "cpus:"),
+    (JOB, 'cpu: "4", memory', 'cpu: "4", memori', "knows no resource 'memori' (nearest: memory)", "memori:"),
+    (CLUSTER, AMOUNTS_OF_PODS, AMOUNTS_OF_PODS.replace("a.com/gpu", "a.com/gpus"), "(nearest: nvidia.com/gpu)", "requ"),
+    (CLUSTER, NO_OPTIONS, f"{NO_OPTIONS}\n      resources: {{gpu: '1'}}", "GPUs by 'gpu' (nearest: GPU)", "gpu: '1'"),
 ]
 
 
@@ -71,3 +109,39 @@ def test_a_wrong_name_is_found_in_its_line(recipe: str, there: str, written: str
     found = [mistake for mistake in check(recipe, edited)[1] if said in str(mistake)]
     assert found, check(recipe, edited)[1]
     assert any(line in edited.split("\n")[mistake.line - 1] for mistake in found), found
+
+
+@pytest.mark.parametrize("recipe", OWN)
+def test_each_key_with_two_letters_swapped_is_found_in_its_line(recipe: str) -> None:
+    text = (FOLDER / recipe).read_text()
+    keys = [key for root in yaml.compose_all(text) for key in _keys(root)]
+    assert len(keys) > 50
+    for key in keys:
+        at, written = key.start_mark.index, _swapped(key.value)
+        found = check(recipe, text[:at] + written + text[at + len(key.value) :])[1]
+        assert bool(found) is (key.value not in OWN[recipe]), (written, found)
+        lines = {mistake.line for mistake in found}
+        assert key.start_mark.line + 1 in lines or key.value in OWN[recipe] | ELSEWHERE, (written, found)
+
+
+def _keys(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Every key as it is written; what an alias stands for was written elsewhere."""
+    seen: set[int] = set()
+    nodes = [node]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield from (key for key, _ in node.value)
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+
+
+def _swapped(key: str) -> str:
+    """A key with two neighbours swapped, those nearest to its middle that are different letters."""
+    places = [n for n in range(len(key) - 1) if key[n] != key[n + 1] and key[n : n + 2].isalpha()]
+    place = min(places, key=lambda n: abs(n + 1 - len(key) / 2))
+    return key[:place] + key[place + 1] + key[place] + key[place + 2 :]

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from clusters.checks.resource_names import KubernetesResource
+
 Quantity = str | int | float
 Anything = dict[str, Any]
 LETTERS = "kMGTPE"
@@ -42,8 +44,8 @@ class Port(Fields):
 class Resources(Fields):
     """What a container asks for and may use at most."""
 
-    requests: dict[str, Quantity] | None = None
-    limits: dict[str, Quantity] | None = None
+    requests: dict[KubernetesResource, Quantity] | None = None
+    limits: dict[KubernetesResource, Quantity] | None = None
     claims: list[Anything] | None = None
 
     @model_validator(mode="after")

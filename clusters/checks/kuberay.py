@@ -11,6 +11,8 @@ from clusters.checks.mistakes import Mistake
 from clusters.checks.open_pods import check_container, check_pod, check_service_account
 from clusters.checks.pod_commands import check_pod_commands, check_runtime_env
 from clusters.checks.pods import Metadata, PodTemplate, Service
+from clusters.checks.resource_names import RayResource, StartOption
+from clusters.checks.slips import slip_of
 from clusters.checks.tokens import tokens_off
 from clusters.checks.yaml_lines import Document
 from clusters.config import nearest
@@ -42,12 +44,12 @@ class HeadGroup(Fields):
     """The head's pod."""
 
     template: PodTemplate
-    rayStartParams: dict[str, str] | None = None
+    rayStartParams: dict[StartOption, str] | None = None
     serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
     headService: Service | None = None
     enableIngress: bool | None = None
     labels: dict[str, str] | None = None
-    resources: dict[str, Quantity] | None = None
+    resources: dict[RayResource, Quantity] | None = None
 
 
 class WorkerGroup(Fields):
@@ -60,11 +62,11 @@ class WorkerGroup(Fields):
     maxReplicas: int | None = None
     idleTimeoutSeconds: int | None = None
     numOfHosts: int | None = None
-    rayStartParams: dict[str, str] | None = None
+    rayStartParams: dict[StartOption, str] | None = None
     scaleStrategy: Anything | None = None
     suspend: bool | None = None
     labels: dict[str, str] | None = None
-    resources: dict[str, Quantity] | None = None
+    resources: dict[RayResource, Quantity] | None = None
 
 
 class ClusterSpec(Fields):
@@ -132,6 +134,13 @@ def check_kuberay(document: Document) -> Iterator[Mistake]:
     """What is wrong with a RayCluster or a RayJob."""
     kinds: dict[str, type[BaseModel]] = {"RayCluster": RayCluster, "RayJob": RayJob}
     kind = kinds.get(str(document.value.get("kind")))
+    if "kind" not in document.value:
+        meant = [name for name in document.value if slip_of(name, ["kind"])]
+        where = document.line(meant[:1]) if meant else document.first_line
+        yield Mistake(
+            where, f"Kubernetes reads no '{meant[0]}' (nearest: kind)" if meant else "kind is missing", "mend it"
+        )
+        return
     if kind is None:
         what = (
             f"there is no check for a {document.value.get('kind')}{nearest(str(document.value.get('kind')), [*kinds])}"
@@ -164,7 +173,7 @@ def check_kuberay(document: Document) -> Iterator[Mistake]:
 
 def _wrong_fields(document: Document, kind: type[BaseModel], error: ValidationError) -> Iterator[Mistake]:
     for problem in error.errors():
-        path = [part for part in problem["loc"] if not (isinstance(part, str) and part in ("str", "int", "float"))]
+        path = [part for part in problem["loc"] if part not in ("str", "int", "float", "[key]")]
         where = ".".join(map(str, path))
         line = document.line(path)
         if problem["type"] == "extra_forbidden":
@@ -174,7 +183,9 @@ def _wrong_fields(document: Document, kind: type[BaseModel], error: ValidationEr
         elif problem["type"] == "missing":
             yield Mistake(line, f"{where} is missing", "add it")
         else:
-            yield Mistake(line, f"{where}: {problem['msg']} (got {problem['input']!r})", "mend the value")
+            got = "" if problem["loc"][-1:] == ("[key]",) else f" (got {problem['input']!r})"
+            what = f"{where}: {problem['msg'].removeprefix('Value error, ')}{got}"
+            yield Mistake(line, what, "mend the value" if got else "mend the name")
 
 
 def _fields_at(kind: type[BaseModel], path: list[str | int]) -> set[str]:

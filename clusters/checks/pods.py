@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from clusters.checks.containers import Anything, Container, Fields, Profile, Quantity, Resources, SELinux
+from clusters.checks.resource_names import KubernetesResource
 
 
 class Metadata(Fields):
@@ -140,7 +141,7 @@ class PodSpec(Fields):
     nodeName: str | None = None
     nodeSelector: dict[str, str] | None = None
     os: Anything | None = None
-    overhead: dict[str, Quantity] | None = None
+    overhead: dict[KubernetesResource, Quantity] | None = None
     preemptionPolicy: Literal["PreemptLowerPriority", "Never"] | None = None
     priority: int | None = None
     tolerations: list[Toleration] | None = None

@@ -38,8 +38,15 @@ def _wrong_start(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def _known() -> set[str]:
+def start_options() -> set[str]:
+    """The options of `ray start`."""
     from ray.scripts.scripts import start
+
+    return {name for option in start.params for name in (*option.opts, *option.secondary_opts)}
+
+
+@functools.cache
+def _known() -> set[str]:
     from ray.scripts.symmetric_run import symmetric_run
 
-    return {name for command in (start, symmetric_run) for option in command.params for name in option.opts}
+    return start_options() | {name for option in symmetric_run.params for name in option.opts}

@@ -60,6 +60,12 @@ def _check_schema(document: Document) -> Iterator[Mistake]:
                 hint = nearest(str(name), known)
                 yield Mistake(document.line([*path, name]), f"{where} takes no '{name}'{hint}", "mend or remove it")
         else:
+            needed = [str(name) for name in error.validator_value] if error.validator == "required" else []
+            for name in error.instance if needed else ():  # a section that takes any name says no more than what lacks
+                meant = slip_of(str(name), [one for one in needed if one not in error.instance])
+                if meant is not None:
+                    line = document.line([*path, name])
+                    yield Mistake(line, f"{where} takes no '{name}' (nearest: {meant})", "mend or remove it")
             mend = "see Ray's cluster YAML reference"
             yield Mistake(document.line(path), f"{where}: {error.message.splitlines()[0]}", mend)
 
