@@ -24,7 +24,8 @@ from data.dataset import Dataset
 from finetune.__main__ import COMMANDS
 from finetune.cohort import COPIES
 from finetune.config import FinetuneConfig
-from finetune.report.classes import calibration
+from finetune.delong import delong
+from finetune.report.classes import by_class, calibration
 from finetune.report.command import run as make_page
 from finetune.report.comparison import comparison
 from finetune.report.drawings import curve_drawing, precision_recall_drawing, reliability_drawing, roc_drawing, slug
@@ -36,12 +37,15 @@ from finetune.report.page import Beside, write_report
 from finetune.report.pictures import mistakes, overlaid, pictures_of
 from finetune.report.reproduce import command
 from finetune.report.words import first_model, listed
+from finetune.report.words import shown as in_words
+from finetune.reported import Reported
 from finetune.run import finetune
 from finetune.sealed import sealed
 from tests.browser import DESKTOP, PHONE, contrast, opened
 from tests.finetune_results import EFFICIENCY, external, figure, whole
 from tests.finetune_runs import recipe, write_encoder
 from tests.test_data_page import Outline
+from tests.test_finetune_intervals import one_label, resampled
 
 SIZE_PX = 64
 Made = tuple[Path, dict[str, Any], Evidence]
@@ -219,6 +223,39 @@ def test_figures_are_files_that_hold_what_they_show(page: Path, finished: Made, 
             inside, shown.page.evaluate("document.documentElement.getBoundingClientRect().right")
         )
         shown.page.close()
+
+
+def test_delongs_interval_stands_beside_the_auroc_of_labels_that_have_it(finished: Made, tmp_path: Path) -> None:
+    """Of a label whose patients have one case each; of one whose patients have several there is a dash."""
+    _, results, evidence = finished
+    told = whole(results, evidence)
+    one, several, *others = results["labels"]
+    per_class = first_model(told)["test"]["per_class"]
+    for row in per_class.values():
+        row["auroc"].pop("delong", None)
+    write_report(Folder(tmp_path / "without"), told, None)
+    assert "DeLong" not in str(by_class(told, None)[0])
+    assert read_csv(tmp_path / "without/figures/classes-auroc.csv")[0] == ["", "value", "low", "high"]
+
+    truth, scores = evidence.truth_NK[:, 0], evidence.scores["pretrained"][:, 0]
+    for label, patients in ((one, None), (several, np.arange(len(truth)) // 2)):
+        cases = one_label(truth, scores, patients)
+        per_class[label]["auroc"] = Reported(cases, resampled(cases), 0.95).figure("auroc")
+    found = delong(truth, scores[None])
+    assert found is not None
+    low, high = found.interval(0, 0.95) or (1.0, 0.0)
+    assert 0 <= low < per_class[one]["auroc"]["value"] < high <= 1
+    write_report(Folder(tmp_path / "with"), told, None)
+    table = Outline((tmp_path / "with/report.html").read_text())
+    words = " ".join(table.words)
+    assert words.count("AUROC, DeLong") == 1, "not in the fold of other figures"
+    assert f"{in_words(per_class[one]['auroc'])} {low:.3f} to {high:.3f} " in words
+    for label in (several, *others):
+        assert f"{in_words(per_class[label]['auroc'])} – " in words
+    header, *rows = read_csv(tmp_path / "with/figures/classes-auroc.csv")
+    assert header == ["", "value", "low", "high", "low, DeLong", "high, DeLong"]
+    assert [float(cell) for cell in rows[0][4:]] == pytest.approx([low, high])
+    assert [row[4:] for row in rows[1:]] == [["", ""]] * 4
 
 
 def test_labels_of_any_script_have_files_of_their_own() -> None:

@@ -91,7 +91,7 @@ def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | 
 def _class_table(model: dict[str, Any], names: tuple[str, ...], caption: str) -> Html:
     per_class = model["test"]["per_class"]
     shows = [name for name in names if any(name in row for row in per_class.values())]
-    rows = [
+    rows: list[list[str | int | None]] = [
         [
             label,
             row["positives"],
@@ -101,7 +101,21 @@ def _class_table(model: dict[str, Any], names: tuple[str, ...], caption: str) ->
         for label, row in per_class.items()
     ]
     header = ["class", "cases", "patients", *(NAMES.get(name, name) + calibration_mark(name, model) for name in shows)]
-    return table(header, rows, caption)
+    delong = [_delong(row.get("auroc")) for row in per_class.values()]
+    if "auroc" not in shows or not any(delong):
+        return table(header, rows, caption)
+    place = header.index(NAMES["auroc"]) + 1
+    header.insert(place, "AUROC, DeLong")
+    for cells, interval in zip(rows, delong):
+        cells.insert(place, interval)
+    told = "DeLong (1988): the normal interval of the same AUROC, where nobody has several cases with the label known."
+    return table(header, rows, f"{caption} {told}")
+
+
+def _delong(auroc: dict[str, Any] | None) -> str | None:
+    """DeLong's interval; None, a dash in tables, where it has none."""
+    found = (auroc or {}).get("delong")
+    return f"{found['low']:.3f} to {found['high']:.3f}" if found else None
 
 
 def _curves(results: Results, evidence: Evidence) -> tuple[Html, list[Drawing]]:

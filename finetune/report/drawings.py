@@ -117,7 +117,10 @@ def curve_drawing(
 
 
 def forest_drawing(name: str, title: str, rows: Sequence[tuple[str, Figure]]) -> Drawing | None:
-    """Figures with their intervals below each other, for print; None where none is defined."""
+    """Figures with their intervals below each other, for print; None where none is defined.
+
+    The numbers beside it have DeLong's intervals too, where there are any.
+    """
     ends = [v for _, f in rows for v in (f["value"], f.get("low"), f.get("high")) if v is not None]
     if not ends:
         return None
@@ -145,6 +148,10 @@ def forest_drawing(name: str, title: str, rows: Sequence[tuple[str, Figure]]) ->
         parts.append(shape("text", {"x": place(step), "y": bottom + 14, "text-anchor": "middle"}, short(step)))
     numbers: list[Row] = [(n, f["value"], f.get("low"), f.get("high")) for n, f in rows]
     header = ("", "value", "low", "high")
+    delong = [f.get("delong") or {} for _, f in rows]
+    if any(delong):
+        header += ("low, DeLong", "high, DeLong")
+        numbers = [(*row, found.get("low"), found.get("high")) for row, found in zip(numbers, delong)]
     return Drawing(name, title, svg(WIDE, bottom + 20, join(parts), title), header, numbers)
 
 
