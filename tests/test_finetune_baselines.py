@@ -178,24 +178,29 @@ def test_networks_of_the_literature_are_loaded_from_a_file(finetuned, synthetic_
     assert known is not None and (card.mean, card.std) == (known.mean, known.std)
 
 
-def test_a_network_of_the_literature_is_a_row_of_the_results(finetuned, synthetic_dataset, tmp_path):
-    """From its images to its figures, at a small size."""
-    words = ["inception_v3"]
-    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path, head="linear", baselines=words, size_px=80)
+@pytest.mark.parametrize(("name", "title", "size_px"), [("vgg16", "VGG16", 32), ("inception_v3", "InceptionV3", 80)])
+def test_a_network_of_the_literature_is_a_row_of_the_results(
+    finetuned, synthetic_dataset, tmp_path, name, title, size_px
+):
+    """From its images to its figures, at the smallest size that it takes."""
+    config = recipe(
+        synthetic_dataset, finetuned.encoder, tmp_path, head="linear", baselines=[name], size_px=size_px,
+        label_fraction=0.5,
+    )  # fmt: skip
     finetune(config)
     results = json.loads((tmp_path / "results.json").read_text())
     models = results["models"]
-    assert list(models) == ["pretrained", "inception_v3"]
-    row, first = models["inception_v3"], models["pretrained"]
-    assert row["title"] == "InceptionV3, untrained: no file of its weights was given"
-    assert (row["kind"], row["architecture"], row["head"]) == ("published", "inception_v3", "linear")
+    assert list(models) == ["pretrained", name]
+    row, first = models[name], models["pretrained"]
+    assert row["title"] == f"{title}, untrained: no file of its weights was given"
+    assert (row["kind"], row["architecture"], row["head"]) == ("published", name, "linear")
     assert row["chosen"]["C"] in config.linear.strengths and len(row["tried"]) == len(config.linear.strengths)
     figure = row["test"]["auroc"]
     assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     assert row["test"].keys() == first["test"].keys() and row["test"]["per_class"].keys() == set(results["labels"])
-    assert any(pair["model"] == "pretrained" and pair["baseline"] == "inception_v3" for pair in results["comparisons"])
+    assert any(pair["model"] == "pretrained" and pair["baseline"] == name for pair in results["comparisons"])
     frame = pq.read_table(tmp_path / "predictions.parquet").to_pandas()
-    mine = frame[frame.model == "inception_v3"]
+    mine = frame[frame.model == name]
     answers = mine[[f"probability.{label}" for label in results["labels"]]].to_numpy()
     assert len(mine) == (frame.model == "pretrained").sum()
     np.testing.assert_allclose(answers.sum(axis=1), 1)
