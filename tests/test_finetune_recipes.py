@@ -1,7 +1,9 @@
 """The recipes: what each says of itself, and each from raw files in the published layout to its results."""
 
+import itertools
 import json
 import math
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,15 @@ from finetune.full_batches import FullBatches, Targets
 from finetune.label_map import LABEL_SETS
 from finetune.model_folder import load_model
 from finetune.run import finetune, work
+from pretrain.encoder_folder import load_encoder
 from pretrain.views import ViewConfig, draw
 from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
 from tests.importers import imported
 from tests.ranks import Ranks
 
-RECIPES = sorted((Path(__file__).parents[1] / "finetune" / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "finetune" / "recipes").glob("*.yaml"))
 THIRDS = ("splits.train=0.5", "splits.val=0.25", "splits.test=0.25")
 ECHO = ("image=file", "patient=patient", "label=reduced_ef", "numbers=EF", "split=split", "ids=source")
 MADE: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
@@ -116,6 +120,65 @@ def test_no_crop_of_the_pcam_recipe_loses_the_centre_that_the_label_is_about() -
     for position in range(400):
         top, left, height, width = draw(views, (96, 96), 0, 0, position, 0)[:4]
         assert max(top, left) <= 32 and min(top + height, left + width) >= 64
+
+
+def pasted(path: Path, folder: Path) -> dict[str, list[str]]:
+    """What `python -m finetune` is given where a recipe's comments are pasted into a shell, by the name of `out`."""
+    lines = [line.removeprefix("#   ") for line in path.read_text().splitlines() if line.startswith("#   ")]
+    script = "\n".join(lines).replace("DIR", str(folder)).replace("RUN", str(folder / "run"))
+    echo = "python() { printf '%s\\n' \"$*\"; }\n"
+    told = subprocess.run(["bash", "-euc", echo + script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [line.split() for line in told.splitlines()]
+    assert all(words[:2] == ["-m", "finetune"] for words in commands)
+    return {Path(words[-1]).name: words[2:] for words in commands}
+
+
+def leaves(values: dict[str, Any], *above: str) -> dict[tuple[str, ...], Any]:
+    """The settings of a recipe by where they stand."""
+    found = {}
+    for key, value in values.items():
+        found |= leaves(value, *above, key) if isinstance(value, dict) else {(*above, key): value}
+    return found
+
+
+def test_each_line_of_the_ablation_adds_its_trick_and_all_of_them_train(
+    synthetic_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand in the recipe's comments; the last one, which has them all, for an epoch."""
+    monkeypatch.chdir(ROOT)
+    path = next(path for path in RECIPES if path.stem == "bag_of_tricks")
+    commands = pasted(path, tmp_path)
+    settings = [leaves(load_config(FinetuneConfig, words).recipe()) for words in commands.values()]
+    added = [
+        {key: line[key] for key in line if line[key] != before[key]} for before, line in itertools.pairwise(settings)
+    ]
+    assert dict(zip(commands, [{}, *added], strict=True)) == {
+        "0-plain": {},
+        "1-warmup": {("full", "optim", "warmup"): 0.05},
+        "2-zero-gamma": {("untrained", "zero_gamma"): True},
+        "3-no-bias-decay": {("full", "optim", "decay_biases"): False},
+        "4-resnet-c": {("untrained", "stem"): "deep"},
+        "5-resnet-d": {("untrained", "downsample"): "averaged"},
+        "6-cosine": {("full", "optim", "schedule"): "cosine"},
+        "7-label-smoothing": {("full", "loss", "label_smoothing"): 0.1},
+        "8-mixup": {("full", "augmentation", "mixup"): 0.2},
+    }
+    encoder = write_encoder(tmp_path / "encoder", synthetic_dataset, name="resnet18")
+    quick = ["full.epochs=1", "full.batch_size=16", "bootstrap.resamples=20", "tracking.wandb=disabled",
+             f"data={synthetic_dataset.location}", f"encoder={encoder}"]  # fmt: skip
+    config = load_config(FinetuneConfig, [*commands["8-mixup"], *quick])
+    finetune(config)
+    results = json.loads((tmp_path / "8-mixup/results.json").read_text())
+    trained = load_file(tmp_path / "8-mixup/training/untrained/model.safetensors")
+    assert {name: model["head"] for name, model in results["models"].items()} == dict.fromkeys(
+        ("pretrained", "untrained"), "full"
+    )
+    assert results["models"]["untrained"]["test"]["auroc"]["value"] is not None
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    given, _ = load_encoder(encoder)
+    for name in ("conv1.6.weight", "layer2.0.downsample.1.weight"):  # third convolution of the stem; after a mean
+        assert trained[f"encoder.{name}"].ndim == 4
+        assert name not in given.state_dict() or given.state_dict()[name].ndim == 1
 
 
 def test_two_heads_train_on_two_processes_as_on_one(datasets: Any, tmp_path: Path, ranks: Ranks) -> None:
