@@ -172,7 +172,7 @@ class Faults:
 def _cut_off() -> None:
     """End the connections of this worker with the others, as a network does that falls apart; those with Ray stay."""
     others = {
-        connection.laddr[1]
+        getattr(connection.laddr, "port", None)
         for connection in psutil.net_connections("tcp")
         if connection.pid not in (None, os.getpid()) and "RayTrainWorker" in psutil.Process(connection.pid).cmdline()[0]
     }
