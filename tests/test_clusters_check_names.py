@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from clusters.check import check
+from clusters.checks.python_commands import wrong_python
 
 FOLDER = Path(__file__).parents[1] / "clusters"
 CACHED, CLOUD, MACHINE = "  cache_stopped_nodes: false\n", "  type: gcp\n", "machineType: g2"
@@ -90,8 +91,63 @@ WRONG = [
     (CLUSTER, '{cpu: "2"', '{cpus: "2"', "knows no resource 'cpus' (nearest: cpu); mend the name", "cpus:"),
     (JOB, 'cpu: "4", memory', 'cpu: "4", memori', "knows no resource 'memori' (nearest: memory)", "memori:"),
     (CLUSTER, AMOUNTS_OF_PODS, AMOUNTS_OF_PODS.replace("a.com/gpu", "a.com/gpus"), "(nearest: nvidia.com/gpu)", "requ"),
+    (JOB, "-m pretrain", "-m pretrian", "no module 'pretrian' (nearest: pretrain)", "entrypoint"),
+    (JOB, "recipes/ham10000", "recipes/ham1000", "(nearest: pretrain/recipes/ham10000.yaml)", "entrypoint"),
+    (JOB, "cluster.num_workers", "cluster.num_worker", "unknown key 'num_worker'", "entrypoint"),
+    ("slurm.sh", "-u -m pretrain", "-u -m pretrian", "no module 'pretrian'", "srun --kill"),
+    ("demo.sh", "-m data", "-m dtaa", "no module 'dtaa'", "-m dtaa"),
+    ("demo.sh", "pretrain/recipes/synthetic", "pretrain/recipes/syntetic", "no recipe", "submit"),
+    ("aws.yaml", "\nsetup_commands: []", "\nsetup_commands: [python -m dtaa import]", "no module 'dtaa'", "dtaa"),
+    ("Dockerfile", '"-m", "pretrain"', '"-m", "pretrian"', "no module 'pretrian'", "CMD"),
     (CLUSTER, NO_OPTIONS, f"{NO_OPTIONS}\n      resources: {{gpu: '1'}}", "GPUs by 'gpu' (nearest: GPU)", "gpu: '1'"),
 ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "python -m pip list",
+            "python -m torch.distributed.run x.py",
+            "python x.py -m pretrian",
+            "python -c pretrian",
+        ),
+        *(
+            "python -m pretrain /mine/recipes/a.yaml data=/a",
+            "python -m pretrain /opt/manyview/a.yaml",
+            "python3 -um data import",
+        ),
+        *("python -m pretrain $RECIPE cluster.num_workers=$N", 'python -m pretrain "$@"', "python -m pretrain --help"),
+        *("python -m pretrain ./pretrain/recipes/pcam.yaml", "python -m pretrain plan pretrain/recipes/pcam.yaml"),
+        *("python -m finetune table finetune/out", "python -m finetune search x.yaml tracking.x=1 cluster.address=a:1"),
+        "python -m pretrain x.yaml compute.a=1 cluster.num_workers=[2,8] cluster.use_gpu=true tracking.every_s=2",
+        "python -m pretrain x.yaml checkpoint.keep_every_h=2 'cluster.num_workers=[1,2]' encoder=finetune/x.yaml",
+    ],
+)
+def test_a_right_command_is_no_mistake(command: str) -> None:
+    assert list(wrong_python(command)) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        *((f"{start} pretrian x.yaml", "(nearest: pretrain)") for start in ("python -m", "/a/python3.11 -u -X dev -m")),
+        (
+            "srun bash -c 'A=1 exec python -um finetun \"$@\"'",
+            "no module 'finetun' (nearest: finetune); write python -m",
+        ),
+        ("A=$(python -m dtaa import)", "(nearest: data)"),
+        ("python -m pretrain pretrain/recipes/ham1000.yaml", "(nearest: pretrain/recipes/ham10000.yaml)"),
+        ("python -m pretrain /opt/manyview/pretrain/recipe/pcam.yaml", "(nearest: pretrain/recipes/pcam.yaml)"),
+        ("python -m finetune fintune/recipes/pcam.yaml", "(nearest: finetune/recipes/pcam.yaml)"),
+        ("python -m pretrain x.yaml clutser.num_workers=2", "no section 'clutser' (nearest: cluster)"),
+        ("python -m pretrain x.yaml cluster.num_wokers=2", "unknown key 'num_wokers'"),
+        ("python -m pretrain $A cluster.num_workers=two", "give a whole number"),
+        ("python -m finetune x.yaml checkpoint.keep=1", "checkpoint: 'keep'"),
+    ],
+)
+def test_a_wrong_command_is_told(command: str, said: str) -> None:
+    assert [f"{what}; {mend}" for what, mend in wrong_python(command) if said in f"{what}; {mend}"]
 
 
 @pytest.mark.parametrize(("recipe", "there", "written"), RIGHT)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
 from clusters.checks.images import is_pinned, wrong_installs
 from clusters.checks.mistakes import Mistake
+from clusters.checks.python_commands import wrong_python
 from clusters.checks.tokens import opens_the_token, turns_tokens_off
 from clusters.checks.words import commands_in
 from clusters.config import nearest
@@ -44,6 +45,8 @@ def check_dockerfile(text: str) -> Iterator[Mistake]:
             yield Mistake(line, f"COPY {source} takes whatever lies in the folder", mend)
         commands = rest if word == "RUN" else rest.partition("\n")[2]  # a COPY's heredoc may be a script
         yield from _check_run(line, commands, loaded)
+        for what, mend in wrong_python(rest) if word in ("RUN", "CMD", "ENTRYPOINT") else ():
+            yield Mistake(line, what, mend)
         if word in ("ARG", "ENV", "RUN") and (setting := INSTALLERS.search(rest)):
             what = f"{setting[0]} turns hashes off or takes packages from elsewhere"
             yield Mistake(line, what, "take it out: the lock says which files are right")

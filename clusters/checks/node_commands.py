@@ -8,6 +8,7 @@ from clusters.checks.docker_options import options_in, values_of_variable, wrong
 from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
 from clusters.checks.images import wrong_installs
 from clusters.checks.mistakes import Mistake
+from clusters.checks.python_commands import wrong_python
 from clusters.checks.ray_options import wrong_options
 from clusters.checks.starts import TOKEN_MODE, starts_ray, wrong_starts
 from clusters.checks.tokens import opens_the_token
@@ -33,7 +34,8 @@ def check_commands(document: Document, config: dict[str, Any]) -> Iterator[Mista
         line = document.line(path)
         starts = wrong_starts(command, on=asked and not {OUTSIDE, "node_config"} & set(path))
         for what, mend in (
-            *starts, *wrong_options(command), *wrong_docker_runs(command), *wrong_installs(command)
+            *starts, *wrong_options(command), *wrong_docker_runs(command), *wrong_installs(command),
+            *wrong_python(command),
         ):  # fmt: skip
             yield Mistake(line, what, mend)
         if opens_the_token(command):

@@ -9,6 +9,7 @@ import yaml
 from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
 from clusters.checks.images import wrong_installs
 from clusters.checks.mistakes import Mistake
+from clusters.checks.python_commands import wrong_python
 from clusters.checks.starts import wrong_starts
 from clusters.checks.yaml_lines import Document, Place
 
@@ -22,10 +23,10 @@ def check_pod_commands(document: Document) -> Iterator[Mistake]:
     for path, text in document.texts():
         if runs_downloads(text, loaded):
             yield Mistake(document.line(path), RUN_UNSEEN, "have it in the image, from the lock")
-        for what, mend in (*wrong_starts(text, on=True), *wrong_installs(text)):
+        for what, mend in (*wrong_starts(text, on=True), *wrong_installs(text), *wrong_python(text)):
             yield Mistake(document.line(path), what, mend)
     for path, words in _listed(document.value):
-        for what, mend in (*wrong_starts(words, on=True), *wrong_installs(words)):
+        for what, mend in (*wrong_starts(words, on=True), *wrong_installs(words), *wrong_python(words)):
             yield Mistake(document.line(path), what, mend)
 
 

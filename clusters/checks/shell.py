@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from clusters.checks.docker_options import wrong_docker_runs
 from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
 from clusters.checks.mistakes import Mistake
+from clusters.checks.python_commands import wrong_python
 from clusters.checks.ray_options import wrong_options
 from clusters.checks.starts import ASSIGNMENT, TOKEN_MODE, wrong_starts
 from clusters.checks.tokens import opens_the_token, turns_tokens_off
@@ -79,7 +80,7 @@ def check_shell(text: str) -> Iterator[Mistake]:
         if opens_the_token(command):
             yield Mistake(number, "others on the machine could read the token", "leave the file 0600")
         starts = wrong_starts(command, on=number > exported_at)
-        for what, mend in (*wrong_options(command), *starts, *wrong_docker_runs(command)):
+        for what, mend in (*wrong_options(command), *starts, *wrong_docker_runs(command), *wrong_python(command)):
             yield Mistake(number, what, mend)
     yield from _check_sbatch(text, code)
 
