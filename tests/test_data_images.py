@@ -1,5 +1,7 @@
+import functools
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -441,16 +443,45 @@ def test_a_bad_file_gives_its_reason(name: str) -> None:
     assert caught.value.reason == reason
 
 
-def test_too_large_is_known_from_the_header_alone() -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
+
+def test_too_large_is_known_from_the_header_alone() -> None:
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(BadImage, match="too large"):
         decode(bomb)
     with pytest.raises(BadImage, match="too large"):
         decode(encoded(Image.fromarray(smooth()), "PNG"), max_pixels=100)
+
+
+@functools.cache
+def packed_100_mb() -> bytes:
+    packer = zlib.compressobj()
+    return b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(100)), packer.flush()])
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize(
+    ("kind", "begins"),
+    [(b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")],
+    ids=["zTXt", "iTXt", "iCCP"],
+)
+def test_what_unpacks_to_100_mb_beside_a_png_s_pixels_is_not_unpacked(
+    kind: bytes, begins: bytes, before: bytes
+) -> None:
+    content = encoded(Image.fromarray(smooth()), "PNG")
+    place = content.index(before) - 4
+    content = content[:place] + chunk(kind, begins + packed_100_mb()) + content[place:]
+    assert len(content) < 1_000_000
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="undecodable"):
+        decode(content)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 10_000_000
 
 
 def claims(width: int, height: int) -> bytes:

@@ -341,6 +341,46 @@ def test_paths_links_and_devices_are_refused(tmp_path: Path, name: str, kind: by
     assert line.isprintable()
 
 
+def old_sparse(content: bytes, whole: int) -> bytes:
+    """A member as GNU tar 1.13 writes a file with holes: header, then the part of it that is stored."""
+    info = tarfile.TarInfo("hole.jpg")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, len(content)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, len(content))  # the first of four places: offset and length
+    header[483:495] = b"%011o\0" % whole
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + content + bytes(-len(content) % 512)
+
+
+@pytest.mark.parametrize("form", ["old", "0.0", "0.1", "1.0"])
+def test_files_with_holes_are_refused(tmp_path: Path, form: str) -> None:
+    """All four forms: a few bytes of such a tar may stand for a file of any size."""
+    content, whole = picture(1), 1 << 40
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("ok.jpg")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+        if form == "old":
+            assert tar.fileobj is not None
+            tar.fileobj.write(old_sparse(content, whole))
+        else:
+            told = {
+                "0.0": {"GNU.sparse.size": str(whole), "GNU.sparse.numblocks": "1", "GNU.sparse.offset": "0"}
+                | {"GNU.sparse.numbytes": str(len(content))},
+                "0.1": {"GNU.sparse.size": str(whole), "GNU.sparse.map": f"0,{len(content)}"},
+                "1.0": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(whole)},
+            }[form]
+            stored = (f"1\n0\n{len(content)}\n".encode().ljust(512, b"\0") if form == "1.0" else b"") + content
+            info = tarfile.TarInfo("hole.jpg")
+            info.size, info.pax_headers = len(stored), told
+            tar.addfile(info, io.BytesIO(stored))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert [member.sparse is not None for member in tar] == [False, True]
+    line = refusal(tmp_path)
+    assert line.startswith("x.tar: member 2") and "sparse" in line
+
+
 def test_commands_in_the_place_of_files_are_refused(tmp_path: Path) -> None:
     for place in ("pipe:touch owned", " PIPE: touch owned"):
         with pytest.raises(InputError, match="run a command"):
