@@ -12,8 +12,8 @@ import yaml
 from data.dataset import Dataset
 from tests.fault_runs import ROOT, wait_for
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import CASES, records, written
 from tests.ranks import Ranks
-from tests.test_finetune_full import CASES, records, written
 
 
 @pytest.mark.faults

@@ -17,8 +17,8 @@ from finetune.run import finetune
 from finetune.trained import open_trained
 from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
-from tests.test_finetune_recipes import ECHO
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from finetune.report.groups import label_efficiency
 from finetune.run import finetune
 from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.test_data_page import Outline
-from tests.test_finetune_recipes import ECHO
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ from tests import miniatures
 from tests.encoder_folders import export as write_grey
 from tests.encoder_folders import unsettle
 from tests.finetune_runs import NAME, recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.pretended_gpu import pretended_gpu
-from tests.test_finetune_recipes import ECHO
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from finetune.report.reproduce import command
 from finetune.run import finetune
 from tests import drawn_cases, miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
-from tests.test_finetune_recipes import ECHO
 
 RESAMPLES = "bootstrap.resamples=50"
 

@@ -1,15 +1,16 @@
 """Whole trainings of head=full with all that it offers: on two processes as on one, resumed, stopped early, merged."""
 
+import functools
 import json
 import pickle
-import shutil
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from clusters.config import InputError
 from data.dataset import Dataset
@@ -24,18 +25,20 @@ from pretrain.stage import Samples
 from pretrain.views import ViewConfig
 from tests import rank_tasks
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import (
+    CASES,
+    WAYS,
+    chosen,
+    configured,
+    cut_off,
+    halfway,
+    records,
+    scores,
+    training,
+    weights,
+    written,
+)
 from tests.ranks import Ranks
-
-CASES = {
-    "epochs": 2,
-    "batch_size": 12,
-    "pooling": "attention",
-    "images_per_case": 2,
-    # A small rate: a large one makes rounding errors grow until they hide whether the runs are the same.
-    "optim": {"name": "sgd", "lr": 0.003, "layer_decay": 0.7},
-    "augmentation": {"mixup": 0.4, "cutmix": 1.0},
-    "loss": {"label_smoothing": 0.1, "class_balanced_beta": 0.9},
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,61 +47,65 @@ def encoder(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def trained(synthetic_dataset: Dataset, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
+def in_one_piece(
+    synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], FinetuneConfig]:
+    """A run of each way, trained once by one process; not to be altered."""
+
+    @functools.cache
+    def run(way: str) -> FinetuneConfig:
+        config = configured(way, synthetic_dataset, tmp_path_factory.mktemp("full"))
+        work(config)
+        return config
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(in_one_piece: Callable[[str], FinetuneConfig]) -> FinetuneConfig:
     """Cases with attention, mixed, by layer-wise rates, in one piece; not to be altered."""
-    config = recipe(synthetic_dataset, encoder, tmp_path_factory.mktemp("full") / "out", full=CASES)
-    work(config)
-    return config
+    return in_one_piece("cases")
 
 
-def training(config: FinetuneConfig) -> Path:
-    return Path(config.out) / "training" / "pretrained"
-
-
-def records(config: FinetuneConfig, name: str) -> list[float]:
-    lines = [json.loads(line) for line in (training(config) / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
-
-
-def weights(config: FinetuneConfig) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(training(config) / "model.safetensors")
-
-
-def written(config: FinetuneConfig) -> bytes:
-    return (training(config) / "model.safetensors").read_bytes()
-
-
-def cut_off(config: FinetuneConfig, out: Path, after: int) -> FinetuneConfig:
-    """The same run, killed after a step."""
-    again = config.model_copy(update={"out": str(out)})
-    shutil.copytree(training(config), training(again))
-    for file in ("finished.json", "model.safetensors"):
-        (training(again) / file).unlink()
-    for checkpoint in (training(again) / "checkpoints").iterdir():
-        if int(checkpoint.name.removeprefix("step-")) > after:
-            shutil.rmtree(checkpoint)
-    return again
-
-
-def test_mixed_cases_killed_and_resumed_equal_the_undisturbed_run(trained: FinetuneConfig, tmp_path: Path) -> None:
-    again = cut_off(trained, tmp_path / "out", after=2)
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_and_resumed_equals_the_undisturbed_run(
+    way: str, in_one_piece: Callable[[str], FinetuneConfig], tmp_path: Path
+) -> None:
+    whole = in_one_piece(way)
+    again = cut_off(whole, tmp_path / "out", after=halfway(whole))
     work(again)
-    assert (training(again) / "model.safetensors").read_bytes() == (
-        training(trained) / "model.safetensors"
-    ).read_bytes()
-    assert records(again, "loss") == records(trained, "loss")
+    assert written(again) == written(whole)
+    assert records(again, "loss") == records(whole, "loss") and scores(again) == scores(whole)
     assert len(records(again, "loss")) > 4
-    moved = weights(trained)["head.attention.score.weight"]
-    assert (moved != 0).any()
+    if way == "cases":
+        assert (weights(whole)["head.attention.score.weight"] != 0).any()
 
 
-def test_mixed_cases_train_on_two_processes_as_on_one(trained: FinetuneConfig, tmp_path: Path, ranks: Ranks) -> None:
-    two = trained.model_copy(update={"out": str(tmp_path / "out")})
+@pytest.mark.parametrize("way", WAYS)
+def test_training_on_two_processes_is_as_on_one(
+    way: str, in_one_piece: Callable[[str], FinetuneConfig], tmp_path: Path, ranks: Ranks
+) -> None:
+    one = in_one_piece(way)
+    two = one.model_copy(update={"out": str(tmp_path / "out")})
     ranks.run("finetune_work", two.model_dump(mode="json"))
-    assert records(two, "loss") == pytest.approx(records(trained, "loss"), rel=1e-4)
-    assert records(two, "val_auroc") == pytest.approx(records(trained, "val_auroc"), abs=1e-3)
-    for name, expected in weights(trained).items():
+    assert records(two, "loss") == pytest.approx(records(one, "loss"), rel=1e-4)
+    assert scores(two) == pytest.approx(scores(one), abs=1e-3) and chosen(two) == chosen(one)
+    for name, expected in weights(one).items():
         assert weights(two)[name].float().numpy() == pytest.approx(expected.float().numpy(), abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("way", "moves"), [("last blocks", "encoder.layer[34]"), ("lora", r"encoder.blocks.\d+.attn"), ("patience", "head")]
+)
+def test_what_is_frozen_stays_as_it_was_and_the_rest_moves(
+    way: str, moves: str, in_one_piece: Callable[[str], FinetuneConfig]
+) -> None:
+    config = in_one_piece(way)
+    before = safetensors.torch.load_file(Path(config.encoder) / "encoder" / "model.safetensors")
+    after = {name.removeprefix("encoder."): tensor for name, tensor in weights(config).items()}
+    moved = {f"encoder.{name}" for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert bool(moved) == (moves != "head") and all(re.match(moves, name) for name in moved)
+    assert (after["head.weight"] != 0).any()
 
 
 def test_losses_of_two_ranks_are_those_of_the_global_batch(ranks: Ranks) -> None:
@@ -112,25 +119,19 @@ def test_losses_of_two_ranks_are_those_of_the_global_batch(ranks: Ranks) -> None
 
 
 def test_training_stops_once_validation_has_not_become_better_for_so_long(
-    synthetic_dataset: Dataset, encoder: str, tmp_path: Path
+    in_one_piece: Callable[[str], FinetuneConfig], tmp_path: Path
 ) -> None:
-    full = {"epochs": 12, "batch_size": 24, "train": "head", "patience": 2, "optim": {"name": "sgd", "lr": 0.5}}
-    config = recipe(synthetic_dataset, encoder, tmp_path / "out", full=full)
-    work(config)
-    scores = records(config, "val_auroc")
-    chosen = json.loads((training(config) / "finished.json").read_text())["chosen"]
-    assert chosen["epoch"] == 1 + int(np.argmax(scores))
-    assert chosen["val_auroc"] == max(scores)
-    assert len(scores) == chosen["epoch"] + 2 < 12
-    # Only the head was trained, and a resumed run stops at the same place.
-    before = safetensors.torch.load_file(Path(encoder) / "encoder" / "model.safetensors")
-    after = weights(config)
-    assert all(torch.equal(tensor, after[f"encoder.{name}"]) for name, tensor in before.items())
-    assert (after["head.weight"] != 0).any()
+    config = in_one_piece("patience")
+    found = scores(config)
+    told = json.loads((training(config) / "finished.json").read_text())["chosen"]
+    assert told["epoch"] == 1 + int(np.argmax(found))
+    assert told["val_auroc"] == max(found)
+    assert len(found) == told["epoch"] + 2 < 12
+    # A run that was killed before its last words stops at the same place.
     again = cut_off(config, tmp_path / "again", after=10**9)
     work(again)
-    assert records(again, "val_auroc") == scores
-    assert (training(again) / "finished.json").read_bytes() == (training(config) / "finished.json").read_bytes()
+    assert scores(again) == found
+    assert written(again) == written(config)
 
 
 def test_lora_with_contrast_is_resumed_exactly_and_written_as_plain_weights(

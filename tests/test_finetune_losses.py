@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from finetune.full_config import FullConfig, LossConfig
-from finetune.losses import LabelLoss, class_balance, m3ce, supervised_contrastive
+from finetune.losses import LabelLoss, TwoHeadsLoss, class_balance, m3ce, supervised_contrastive
+from finetune.regression import Regression
+from finetune.tasks import MultiLabel
 
 NUM, CLASSES = 7, 4
 
@@ -224,11 +226,6 @@ def test_what_does_not_go_together_is_refused() -> None:
 
 
 def test_two_heads_weigh_their_losses_as_learned() -> None:
-    pytest.importorskip("finetune.task_weights")
-    from finetune.losses import TwoHeadsLoss
-    from finetune.regression import Regression  # pyright: ignore[reportMissingImports]
-    from finetune.tasks import MultiLabel  # type: ignore[attr-defined]
-
     numbers = Regression(["ejection"], [50.0], [10.0])
     loss = TwoHeadsLoss(loss_of("multilabel"), MultiLabel([*"abc"]), numbers).double()
     with torch.no_grad():

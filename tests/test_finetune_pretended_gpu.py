@@ -18,10 +18,10 @@ from finetune.parameters import choose_trained, plain_weights
 from pretrain.batches import Batch
 from pretrain.views import ViewConfig
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.miniatures import echo_table
 from tests.pretended_gpu import GPU, as_read, places, pretended_gpu
-from tests.test_finetune_recipes import ECHO
 
 MIXED: dict[str, Any] = {
     "pooling": "attention",

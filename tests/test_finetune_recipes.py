@@ -28,13 +28,13 @@ from pretrain.encoder_folder import load_encoder
 from pretrain.views import ViewConfig, draw
 from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "finetune" / "recipes").glob("*.yaml"))
 THIRDS = ("splits.train=0.5", "splits.val=0.25", "splits.test=0.25")
-ECHO = ("image=file", "patient=patient", "label=reduced_ef", "numbers=EF", "split=split", "ids=source")
 MADE: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {
     "scin": ("scin", miniatures.scin_miniature, ("min_cases=5", *THIRDS)),
     "chexpert": ("chexpert", miniatures.chexpert_folder, ()),

@@ -15,8 +15,8 @@ from finetune.config import FinetuneConfig
 from finetune.run import finetune, work
 from tests.fault_runs import ROOT, wait_for
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import WAYS, chosen, configured, cut_off, halfway, records, scores, training, weights, written
 from tests.ranks import Ranks
-from tests.test_finetune_full import CASES, cut_off, records, training, weights, written
 
 
 @pytest.fixture(scope="module")
@@ -24,29 +24,31 @@ def encoder(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
     return write_encoder(tmp_path_factory.mktemp("resumed") / "resnet", synthetic_dataset)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=WAYS)
 def by_two(
-    synthetic_dataset: Dataset, encoder: str, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, synthetic_dataset: Dataset, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
 ) -> FinetuneConfig:
-    """Mixed cases with attention, trained by two ranks in one piece; not to be altered."""
-    config = recipe(synthetic_dataset, encoder, tmp_path_factory.mktemp("resumed") / "out", full=CASES)
+    """A run of each way, trained by two ranks in one piece; not to be altered."""
+    config = configured(request.param, synthetic_dataset, tmp_path_factory.mktemp("resumed"))
     ranks.run("finetune_work", config.model_dump(mode="json"))
     return config
 
 
 def test_two_ranks_that_were_cut_off_go_on_bit_for_bit(by_two: FinetuneConfig, tmp_path: Path, ranks: Ranks) -> None:
-    again = cut_off(by_two, tmp_path / "out", after=2)
+    again = cut_off(by_two, tmp_path / "out", after=halfway(by_two))
     assert len(records(by_two, "loss")) > 4
     ranks.run("finetune_work", again.model_dump(mode="json"))
     assert written(again) == written(by_two)
-    assert records(again, "loss") == records(by_two, "loss")
+    assert records(again, "loss") == records(by_two, "loss") and scores(again) == scores(by_two)
 
 
 def test_one_process_goes_on_from_what_two_ranks_left(by_two: FinetuneConfig, tmp_path: Path) -> None:
-    again = cut_off(by_two, tmp_path / "out", after=2)
+    after = halfway(by_two)
+    again = cut_off(by_two, tmp_path / "out", after)
     work(again)
     losses, expected = records(again, "loss"), records(by_two, "loss")
-    assert losses[:2] == expected[:2] and losses == pytest.approx(expected, rel=1e-4)
+    assert losses[:after] == expected[:after] and losses == pytest.approx(expected, rel=1e-4)
+    assert chosen(again) == chosen(by_two)
     for name, tensor in weights(by_two).items():
         assert weights(again)[name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=1e-4), name
 

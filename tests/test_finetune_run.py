@@ -24,9 +24,9 @@ from finetune.table import run as run_table
 from pretrain.encoder import EncoderConfig, create_encoder
 from tests import miniatures
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.test_data_page import Outline
-from tests.test_finetune_recipes import ECHO
 
 RECIPES = Path(__file__).resolve().parents[1] / "finetune" / "recipes"
 

@@ -23,9 +23,9 @@ from finetune.sgd_head import train_head
 from tests import miniatures
 from tests.fault_runs import ROOT, wait_for
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.test_data_page import Outline
-from tests.test_finetune_recipes import ECHO
 
 
 def searched(dataset, folder: Path, **changed) -> SearchConfig:
