@@ -17,6 +17,8 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync")
 QUIET += ("--disable-background-networking", "--disable-component-update")
 DESKTOP, PHONE = 1280, 390
 """Widths of a window, px."""
+WIDEST = "Math.max(...[...document.querySelectorAll('svg.plot')].map(plot => plot.getBoundingClientRect().right))"
+"""How far to the right a page's drawings reach, px."""
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from finetune.report.words import shown as in_words
 from finetune.reported import Reported
 from finetune.run import finetune
 from finetune.sealed import sealed
-from tests.browser import DESKTOP, PHONE, contrast, opened
+from tests.browser import DESKTOP, PHONE, WIDEST, contrast, opened
 from tests.finetune_results import EFFICIENCY, external, figure, whole
 from tests.finetune_runs import recipe, write_encoder
 from tests.test_data_page import Outline
@@ -132,8 +132,7 @@ def test_the_page_fits_speaks_and_loads_nothing(page: Path, browser: Browser, wi
     drawings = shown.page.locator("svg[role=img]")
     assert drawings.count() >= 3 * 5 + 1
     assert all(drawings.nth(n).get_attribute("aria-label") for n in range(drawings.count()))
-    widest = "Math.max(...[...document.querySelectorAll('svg.plot')].map(plot => plot.getBoundingClientRect().right))"
-    assert shown.page.evaluate(widest) <= width
+    assert shown.page.evaluate(WIDEST) <= width
     for selector in (".lead b", ".lead.small", "figcaption", "summary", ".tiles strong", ".strip figcaption"):
         assert contrast(shown.page, selector) >= 4.5, selector
     shown.page.close()
@@ -410,7 +409,7 @@ def test_the_accuracy_of_a_yes_or_no_label_is_that_at_its_threshold(finished: Ma
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
-    task: str, finished: Made, synthetic_dataset: Dataset, tmp_path: Path
+    task: str, finished: Made, synthetic_dataset: Dataset, tmp_path: Path, browser: Browser
 ) -> None:
     out, results, evidence = finished
     labels = results["labels"][: 1 if task == "binary" else 3]
@@ -432,6 +431,10 @@ def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
         assert f"{label}: {missed.sum()} of {int(cases[:, 0].sum())} case" in words
         assert f"{label}: {alarms.sum()} false alarms in {int((cases[:, 0] == 0).sum())} case" in words
     assert "Attention rollout" in words and "whatever the class" in words and "Youden" in words
+    shown = opened(browser, tmp_path / "report.html", PHONE)
+    assert shown.overflow_px() == 0 and shown.complaints == [] and shown.left_the_page() == []
+    assert shown.page.evaluate(WIDEST) <= PHONE
+    shown.page.close()
     write_report(Folder(tmp_path), told, synthetic_dataset, Beside(Looking("test_resnet", len(labels)), SIZE_PX))
     words = " ".join(Outline((tmp_path / "report.html").read_text()).words)
     assert "Grad-CAM" in words and "speaks for the label named below it, whatever was decided" in words

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from playwright.sync_api import Browser
 
 from finetune.report.evidence import decisions, read_evidence
 from finetune.report.words import label_kind, title_of
 from finetune.run import finetune
 from tests import miniatures
+from tests.browser import PHONE, WIDEST, opened
 from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.test_data_page import Outline
-from tests.test_finetune_recipes import ECHO
 
 
 def made(folder: Path, grades: tuple[str, ...]) -> Path:
@@ -83,6 +85,17 @@ def test_classes_beside_a_number_are_decided_by_the_largest_probability(exclusiv
         [int((decided.true_NC[:, t] & decided.decided_NC[:, d]).sum()) for d in range(3)] for t in range(3)
     ] == results["models"]["pretrained"]["test"]["confusion"]["cases"]
     assert "false alarms" not in words and "mistaken" in words
+
+
+@pytest.mark.parametrize("kind", ["binary", "exclusive"])
+def test_the_page_of_two_heads_fits_a_phone(kind: str, request: pytest.FixtureRequest, browser: Browser) -> None:
+    shown = opened(browser, request.getfixturevalue(kind) / "report.html", PHONE, "dark")
+    assert shown.overflow_px() == 0 and shown.complaints == [] and shown.left_the_page() == []
+    assert len(shown.numbers("Estimated numbers, in the units of the labels.")) == 3
+    assert shown.page.locator("svg.plot").count() > 0 and shown.page.evaluate(WIDEST) <= PHONE
+    pictures = shown.pictures()
+    assert pictures and all(size > 0 and alt for size, alt in pictures)
+    shown.page.close()
 
 
 @pytest.mark.parametrize("kind", ["binary", "exclusive"])
