@@ -19,7 +19,7 @@ from clusters.config import InputError
 from clusters.connection import QUIET_RAY
 from clusters.launch import ClusterConfig, launch
 from clusters.preflight import Needs
-from clusters.security import prepare_token
+from clusters.security import REACHABLE, prepare_token
 from clusters.storage import Folder
 from clusters.tracking import Tracker, TrackingConfig
 from data.dataset import Dataset
@@ -41,6 +41,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         told = {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "500"}
         for name, value in {**QUIET_RAY, **told}.items():
             environment.setenv(name, value)
+        environment.delenv(REACHABLE, raising=False)  # as a local Ray leaves it, which was in this process before
         prepare_token()
         import ray
         from ray.cluster_utils import Cluster
