@@ -30,10 +30,11 @@ CHANGE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "update
 
 def open_driver(location: str) -> tuple[Any, str]:
     """The driver for a location, and the path that it knows it by. Raises InputError."""
-    plain = unquote(location)
-    if "://" in location and KEYS.search(plain):
+    # As it stands, and as it reads: a name may be encoded to be overlooked, a password has to be.
+    shown = location if KEYS.search(location) else unquote(location)
+    if "://" in location and KEYS.search(shown):
         raise InputError(
-            f"{KEYS.sub('***', plain)}: a key stands in this location, and locations are written down; give it by "
+            f"{KEYS.sub('***', shown)}: a key stands in this location, and locations are written down; give it by "
             "the environment, or by the file that the driver of such places reads"
         )
     try:

@@ -109,14 +109,16 @@ def token_path() -> Path:
 def prepare_token() -> None:
     """Make the token file of a local Ray readable by its owner alone; Ray itself would leave it to the umask.
 
-    One that others could read is replaced: they may have read it.
+    One that others could read stays, and that is said: it may be a cluster's.
     """
     if _mode() not in ("", "token") or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
-        _write_token(path)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
     if not _readable_by_others(path):
         return
     if path.stat().st_uid != os.getuid():
@@ -124,15 +126,18 @@ def prepare_token() -> None:
             f"{path}: another user's, and others on this machine can read the token; have it made 0600, or name a file "
             "of your own by RAY_AUTH_TOKEN_PATH"
         )
-    print(f"{path}: others could read this token; a new one takes its place", file=sys.stderr, flush=True)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    _write_token(fresh)
-    fresh.replace(path)
-
-
-def _write_token(path: Path) -> None:
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    path.chmod(0o600)
+    if _readable_by_others(path):
+        raise InputError(
+            f"{path}: others can read the token, and this file system keeps it so; name a file elsewhere by "
+            "RAY_AUTH_TOKEN_PATH"
+        )
+    print(
+        f"{path}: others on this machine could read this token until now; unless it is a cluster's, remove the file, "
+        "and the next Ray gets a new one",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def session_folder() -> str | None:
@@ -159,7 +164,7 @@ def split_address(address: str) -> tuple[str, int]:
     if bare.count(":") > 1 and not bare.startswith("["):  # an IPv6 address by itself
         return bare, 0
     host, _, port = bare.rpartition(":")
-    return (host.strip("[]"), int(port)) if host and port.isdigit() else (bare.strip("[]"), 0)
+    return (host.strip("[]"), int(port)) if host and re.fullmatch("[0-9]+", port) else (bare.strip("[]"), 0)
 
 
 def _under_tls() -> bool:

@@ -5,6 +5,7 @@ import goes on. The manifest comes last.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from data.records import ShardRecord, kept_records, row_of, rows_of, write_recor
 from data.segments import ABSENT, ABSENT_MEND, Processing, Segment, tar_end
 from data.whois import write_whois
 
-PART = ".part"  # what a process that was killed had begun to write
+PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # what a process that was killed had begun to write
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def write_dataset(raw: RawDataset, config: ImportConfig, quiet: bool = True) -> 
         write_whois(raw, plan, config, identities)
         manifest = _write(out, raw, plan, config, quiet)
     for name in out.names():
-        if name == WORK or name.endswith(PART):
+        if name == WORK or PART.fullmatch(name):
             out.remove(name)
     return Imported(manifest, reused=False)
 
@@ -227,7 +228,7 @@ def _finished(out: Folder, plan: Plan) -> Manifest | None:
 
 def _check_begun(out: Folder, plan: Plan) -> bool:
     """Whether this import was begun there. Raises InputError where something else lies in the folder."""
-    others = [name for name in out.names() if name != WORK and not name.endswith(PART)]
+    others = [name for name in out.names() if name != WORK and not PART.fullmatch(name)]
     # One that was stopped before its first shard has nothing to go on with: its table may be corrected meanwhile.
     if not others and not any(name.startswith("shard-") for name in (out / WORK).names()):
         return False

@@ -19,7 +19,7 @@ from data.cases import RawFile, SourceImage
 from data.config import ImportConfig
 
 MAX_UNPACKED_BYTES, PIECE_BYTES = 2 << 30, 1 << 24
-ROWS_PER_BATCH, REFERENCE_BYTES = 1 << 16, 8
+ROWS_PER_BATCH, REFERENCE_BYTES = 1 << 7, 8
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,12 @@ def _read_parquet(content: bytes, where: str) -> Table:
         columns: list[list[str]] = [[] for _ in names]
         texts: dict[str, str] = {}
         size = 0
-        for batch in file.iter_batches(ROWS_PER_BATCH):  # a few bytes may stand for any number of rows
-            for column, values in zip(columns, batch.columns):
-                cells = [_cell(value) for value in values.to_pylist()]
-                size += sum(map(len, cells)) + REFERENCE_BYTES * len(cells)
-                column += [texts.setdefault(text, text) for text in cells]
+        for batch in file.iter_batches(ROWS_PER_BATCH):  # a few bytes may stand for any number of long cells
+            size += batch.nbytes + REFERENCE_BYTES * batch.num_rows * batch.num_columns
             if size > MAX_UNPACKED_BYTES:
                 raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
+            for column, values in zip(columns, batch.columns):
+                column += [texts.setdefault(text, text) for text in map(_cell, values.to_pylist())]
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError):

@@ -4,6 +4,7 @@ Shapes: I images, M images of reference, D features, N cases.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +57,9 @@ def open_training_data(trained: "Trained", config: "EvaluateConfig") -> Dataset 
     Raises InputError where another dataset lies there.
     """
     location = config.training_data or trained.folder.read_json("config.json")["config"]["data"]
-    if not config.training_data and ("://" in location or "::" in location):  # a driver may call as it is made
+    plain = location.removeprefix("file://")
+    is_url = "://" in plain or ("::" in plain and not Path(plain).exists())
+    if not config.training_data and is_url:  # a driver may call as it is made
         return None
     try:
         dataset = open_dataset(location, config.loader.place)

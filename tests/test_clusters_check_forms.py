@@ -9,6 +9,8 @@ from clusters.checks.docker_options import wrong_docker_runs
 from clusters.checks.downloads import runs_downloads
 from clusters.checks.firewall import too_wide
 from clusters.checks.images import wrong_installs
+from clusters.checks.python_commands import wrong_python
+from clusters.checks.shell import check_shell
 from clusters.checks.starts import wrong_starts
 from clusters.checks.tokens import opens_the_token, turns_tokens_off
 
@@ -268,3 +270,12 @@ def test_a_public_range_is_nobody_s_own_sooner_than_a_private_one() -> None:
     assert [wide(name) for name in ("8.0.0.0/8", "8.8.0.0/15", "172.0.0.0/8")] == [True] * 3
     assert [wide(name) for name in ("10.0.0.0/8", "8.8.0.0/16", "172.16.0.0/12")] == [False] * 3
     assert wide("8.8.0.0/16", "8.9.0.0/16")
+
+
+def test_a_script_is_read_alike_where_the_machine_s_language_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
+    assert list(check_shell((ROOT / "clusters/slurm.sh").read_text())) == []
+
+
+def test_spaces_that_part_no_words_end_the_check_of_commands() -> None:
+    assert list(wrong_python("echo 10\u00a0GB; python -m pretrian 'a\u3000b'"))

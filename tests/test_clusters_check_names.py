@@ -61,7 +61,13 @@ RIGHT = [
     ),
     *(
         (CLUSTER, AMOUNTS_OF_PODS, AMOUNTS_OF_PODS.replace("nvidia.com/gpu", device))
-        for device in ("nvidia.com/mig-1g.10gb", "nvidia.com/gpu.shared", "gpu.intel.com/i915", "amd.com/gpu")
+        for device in (
+            "nvidia.com/mig-1g.10gb",
+            "nvidia.com/pgpu",
+            "nvidia.com/gpu.shared",
+            "gpu.intel.com/i915",
+            "amd.com/gpu",
+        )
     ),
 ]
 

@@ -48,6 +48,9 @@ LASTING = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ENOENT, 
         ("https://host/data;sig=Se-cret", "https://host/data;***"),
         ("https://host/data#access_token=Se-cret", "https://host/data#***"),
         ("https://host/data?%73ig=Se-cret&x=1", "https://host/data?***&x=1"),
+        ("sftp://user:pa%2FSe-cret@host/data", "sftp://***@host/data"),
+        ("https://Se%2F-cret@host/data", "https://***@host/data"),
+        ("https://host/data?password=a%26Se-cret&x=1", "https://host/data?***&x=1"),
         *(
             (f"https://host/data?x=1&{name}=Se-cret", "https://host/data?x=1&***")
             for name in ("api_key", "key", "passwd", "pwd", "secret", "private-token", "X-Plex-Token", "AWSAccessKeyId")

@@ -107,10 +107,13 @@ def test_of_two_imports_into_one_folder_the_second_is_refused(tmp_path: Path) ->
 
 
 def test_nothing_is_put_into_a_folder_of_other_files(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").touch()
-    with pytest.raises(InputError, match="not empty and not an unfinished import"):
-        write_dataset(cases(9), config(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for name in ("thesis.txt", "scan.zip.part", ".scan.part"):
+        folder = tmp_path / name.strip(".")
+        folder.mkdir()
+        (folder / name).touch()
+        with pytest.raises(InputError, match="not empty and not an unfinished import"):
+            write_dataset(cases(9), config(folder))
+        assert [path.name for path in folder.iterdir()] == [name]
 
 
 def test_after_a_refusal_the_corrected_table_is_imported(tmp_path: Path) -> None:

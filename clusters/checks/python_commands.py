@@ -24,7 +24,7 @@ def wrong_python(text: str) -> Iterator[tuple[str, str]]:
     """`(what, mend)` for what the commands in some shell text ask of this project's modules and should not."""
     for words in commands_in(text):
         for place, word in enumerate(words):
-            if re.search(r"\s", word):  # a command for another shell, such as bash -c '…'
+            if re.search(r"[ \t\r\n]", word):  # what parts words: a command for another shell, such as bash -c '…'
                 yield from wrong_python(word)
             elif PYTHON.fullmatch(word):
                 yield from _wrong_module(words[place + 1 :])

@@ -17,12 +17,22 @@ DEVICES = ["nvidia.com/gpu", "amd.com/gpu", "google.com/tpu", "aws.amazon.com/ne
 
 def _of_kubernetes(name: str) -> str:
     if "/" in name:
-        meant = slip_of(name, DEVICES)
+        meant = _meant_device(name)
         if meant is not None:
             raise ValueError(f"no node offers {name} (nearest: {meant})")
     elif name not in STANDARD and not name.startswith(PAGES):
         raise ValueError(f"Kubernetes knows no resource '{name}'{nearest(name, STANDARD)}")
     return name
+
+
+def _meant_device(name: str) -> str | None:
+    """By what stands behind the domain, where that is one of the known: it has other names too (nvidia.com/pgpu)."""
+    domain, _, own = name.partition("/")
+    theirs = [device.partition("/")[2] for device in DEVICES if device.startswith(f"{domain}/")]
+    if not theirs:
+        return slip_of(name, DEVICES)
+    meant = slip_of(own, theirs)
+    return meant and f"{domain}/{meant}"
 
 
 def _of_ray(name: str) -> str:

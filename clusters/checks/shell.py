@@ -1,5 +1,6 @@
 """Shell recipes: syntax by bash itself, options by Ray and Slurm, authentication, no other process ended."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -111,7 +112,8 @@ def _exported_at(code: str) -> int:
 
 def _complete(lines: list[str]) -> bool:
     """Whether bash would run what follows these lines on its own: no compound command or heredoc is open."""
-    parsed = subprocess.run(["bash", "-n"], input="\n".join(lines), capture_output=True, text=True)
+    plain = {**os.environ, "LC_ALL": "C"}  # bash warns of languages that are not installed
+    parsed = subprocess.run(["bash", "-n"], input="\n".join(lines), env=plain, capture_output=True, text=True)
     return not parsed.returncode and not parsed.stderr  # it only warns of a heredoc without an end
 
 
