@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from clusters.versions import MANYVIEW, ROOT, source_hash, versions_here
+from clusters.versions import MANYVIEW, versions_here
 
 TAR_BLOCK = 512
 T = TypeVar("T")
@@ -88,14 +88,13 @@ def check_nodes(
             f"cluster.num_workers: {num_workers} workers ask for {asked} each, and the nodes have places for {found} "
             "of them; lower cluster.num_workers or cluster.cpus_per_worker"
         )
-    here = look(run, needs.datasets)
     own = ray.get_runtime_context().get_node_id()
     others = {title: node["NodeID"] for title, (node, count) in places.items() if count and node["NodeID"] != own}
-    judge(here, [], needs)
     # Nodes of one machine share the folder into which each of them unpacks a job's sources, after removing it: nothing
     # is looked at before all have. A lambda is carried whole, and so needs none of those sources.
     _answers(others, lambda: None, timeout_s)
-    here = replace(here, versions={**here.versions, MANYVIEW: source_hash(ROOT)})
+    here = look(run, needs.datasets)
+    judge(here, [], needs)
     found_there = _answers(others, look, timeout_s, run, list(needs.datasets))
     judge(here, [replace(report, host=title) for title, report in found_there.items()], needs)
     if needs.every_h and here.free_bytes is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def source_hash(root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for room in ROOMS for path in (root / room).rglob("*")):
         if path.suffix == ".py" and "__pycache__" not in path.parts and path.is_file():
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+            with suppress(FileNotFoundError):  # Ray may be unpacking them anew for another node of this machine
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:8]
 
 
