@@ -25,9 +25,9 @@ def versions_here() -> dict[str, str]:
 def source_hash(root: Path) -> str:
     """A short hash of our sources as they lie below a folder: names and contents of *.py, nothing else."""
     digest = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*")):
-        if path.suffix == ".py" and "__pycache__" not in path.parts and path.is_file():
-            with suppress(FileNotFoundError):  # Ray may be unpacking them anew for another node of this machine
+    with suppress(FileNotFoundError):  # Ray may be unpacking them anew for another node of this machine
+        for path in sorted(path for room in ROOMS for path in (root / room).rglob("*")):
+            if path.suffix == ".py" and "__pycache__" not in path.parts and path.is_file():
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:8]

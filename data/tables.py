@@ -18,7 +18,7 @@ from clusters.storage import Folder
 from data.cases import RawFile, SourceImage
 from data.config import ImportConfig
 
-MAX_UNPACKED_BYTES, PIECE_BYTES = 2 << 30, 1 << 24
+MAX_UNPACKED_BYTES = 2 << 30
 ROWS_PER_BATCH, REFERENCE_BYTES = 1 << 7, 8
 
 
@@ -127,15 +127,12 @@ def _nearly_same(one: str, other: str) -> bool:
 def _unpacked(content: bytes, where: str) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            pieces, size = [], 0
-            while piece := file.read(PIECE_BYTES):
-                size += len(piece)
-                if size > MAX_UNPACKED_BYTES:
-                    raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
-                pieces.append(piece)
-            return b"".join(pieces)
+            unpacked = file.read(MAX_UNPACKED_BYTES + 1)
     except (OSError, EOFError, zlib.error):
         raise InputError(f"{where} is not a whole gzip file; fetch it again") from None
+    if len(unpacked) > MAX_UNPACKED_BYTES:
+        raise InputError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; is it a table?")
+    return unpacked
 
 
 def _read_csv(content: bytes, where: str) -> Table:

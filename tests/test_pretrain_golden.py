@@ -14,7 +14,7 @@ GOLDEN = {
     "moco_v3": [2.4944, 2.7745, 3.6933, 3.3380, 3.1018, 3.6825, 2.6681, 3.7245],
     "byol": [4.0602, 3.7903, 3.8738, 3.6537, 3.6537, 3.0352, 2.5456, 2.7848],
 }
-"""As torch 2.13 computes them on a CPU; the number of threads changes the fifth digit."""
+"""As torch 2.15 computes them on a CPU; the number of threads changes the fifth digit."""
 
 
 def config_of(method: str) -> PretrainConfig:
