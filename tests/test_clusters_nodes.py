@@ -41,10 +41,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         told = {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "500"}
         for name, value in {**QUIET_RAY, **told}.items():
             environment.setenv(name, value)
-        environment.delenv(REACHABLE, raising=False)  # as a local Ray leaves it, which was in this process before
+        environment.delenv(REACHABLE, raising=False)  # a local Ray, if one was in this process before, has left both
         prepare_token()
         import ray
+        from ray._private import ray_constants
         from ray.cluster_utils import Cluster
+
+        environment.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
