@@ -7,7 +7,6 @@ local Ray listens on every address of the machine unless it is told otherwise.
 import ipaddress
 import os
 import re
-import secrets
 import socket
 import stat
 import sys
@@ -15,7 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from clusters.config import InputError, nearest
+from clusters.config import InputError
+from clusters.tokens import auth_mode, check_token, own_token, prepare_token, token_place
 
 PROBE_S = 5.0
 ANSWER_S = 15.0  # of a control store on a busy machine
@@ -38,15 +38,15 @@ def guard(address: str) -> None:
     """
     if address == "local":
         _stay_on_this_machine(True)
-        if _mode() not in ("", "token", "disabled"):  # all else turns tokens off
+        if auth_mode() not in ("", "token", "disabled"):  # all else turns tokens off
             raise InputError(
                 f"RAY_AUTH_MODE is '{os.environ['RAY_AUTH_MODE']}', by which Ray asks for no token; unset it, or set "
                 "it to token (or to disabled, where every user of this machine may run code as you)"
             )
-        if not _mode():  # set to nothing, it would keep Ray from turning tokens on
+        if not auth_mode():  # set to nothing, it would keep Ray from turning tokens on
             os.environ.pop("RAY_AUTH_MODE", None)
         prepare_token()
-        if _mode() == "disabled":
+        if auth_mode() == "disabled":
             _tell_of_users("the Ray that is started here")
         return
     _stay_on_this_machine(False)
@@ -57,18 +57,18 @@ def guard(address: str) -> None:
         return  # no address that Ray takes, as it will say
     here = _is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
     _stay_on_this_machine(here)
-    if not here or _mode() == "token":
-        _check_token(address)
+    if not here or auth_mode() == "token":
+        check_token(address)
     found = _found(host, port) if port else GUARDED
     if here and _others_reach(port):  # it has come only now, and on addresses of others too
         return guard(address)
     if found == OPEN and here:
         return _tell_of_users(f"the Ray at {address}", ", and of another where it is tunnelled here,")
-    _refuse(address, found, slow_is_fine=here and _mode() == "token")
+    _refuse(address, found, slow_is_fine=here and auth_mode() == "token")
     # The token is shown where Ray itself would show it, and not in the clear under TLS.
-    shows = found == GUARDED and port and _mode() == "token" and not _under_tls()
-    if shows and (token := _token()) and _answer(host, port, token) == GUARDED:
-        raise InputError(f"{_token_place()}: not the token of the Ray at {address}; copy that of its head there")
+    shows = found == GUARDED and port and auth_mode() == "token" and not _under_tls()
+    if shows and (token := own_token()) and _answer(host, port, token) == GUARDED:
+        raise InputError(f"{token_place()}: not the token of the Ray at {address}; copy that of its head there")
 
 
 def _refuse(address: str, found: str, slow_is_fine: bool) -> None:
@@ -99,45 +99,6 @@ def guard_job() -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         guard(address)
-
-
-def token_path() -> Path:
-    """Where Ray reads the token from, unless RAY_AUTH_TOKEN holds it."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-
-
-def prepare_token() -> None:
-    """Make the token file of a local Ray readable by its owner alone; Ray itself would leave it to the umask.
-
-    One that others could read stays, and that is said: it may be a cluster's.
-    """
-    if _mode() not in ("", "token") or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = token_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-    if not _readable_by_others(path):
-        return
-    if path.stat().st_uid != os.getuid():
-        raise InputError(
-            f"{path}: another user's, and others on this machine can read the token; have it made 0600, or name a file "
-            "of your own by RAY_AUTH_TOKEN_PATH"
-        )
-    path.chmod(0o600)
-    if _readable_by_others(path):
-        raise InputError(
-            f"{path}: others can read the token, and this file system keeps it so; name a file elsewhere by "
-            "RAY_AUTH_TOKEN_PATH"
-        )
-    print(
-        f"{path}: others on this machine could read this token until now; unless it is a cluster's, remove the file, "
-        "and the next Ray gets a new one",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def session_folder() -> str | None:
@@ -171,25 +132,6 @@ def _under_tls() -> bool:
     return os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
 
 
-def _token() -> str:
-    """What this process would show; empty where it has none. Raises InputError where no request could hold it."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if not token:
-        with suppress(OSError):
-            token = token_path().read_text(errors="replace").strip()
-    if not re.fullmatch("[!-~]*", token):
-        raise InputError(f"{_token_place()}: no token, which is a line of letters and digits; copy the cluster's there")
-    return token
-
-
-def _token_place() -> str:
-    return "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(token_path())
-
-
-def _mode() -> str:
-    return os.environ.get("RAY_AUTH_MODE", "").lower()
-
-
 def _tell_of_users(what: str, others: str = "") -> None:
     print(
         f"{what} asks for no token: every user of this machine{others} can run code as you; set "
@@ -197,27 +139,6 @@ def _tell_of_users(what: str, others: str = "") -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def _check_token(address: str) -> None:
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    if _mode() != "token":
-        hint = nearest(mode, ["token"]) if mode else ""
-        raise InputError(
-            f"the Ray at {address} can be reached by others and RAY_AUTH_MODE is '{mode}'{hint}; set "
-            "RAY_AUTH_MODE=token here and on every node of the cluster"
-        )
-    path = token_path()
-    if not os.environ.get("RAY_AUTH_TOKEN") and not path.is_file():  # the former is the scheduler's secret
-        raise InputError(f"{path}: no token for the Ray at {address}; copy the cluster's there and chmod 600 it")
-    if not _token():
-        raise InputError(f"{path}: empty; copy the token of the Ray at {address} there")
-    if not os.environ.get("RAY_AUTH_TOKEN") and _readable_by_others(path):
-        raise InputError(f"{path}: others on this machine can read the token; chmod 600 it, or make a new one")
-
-
-def _readable_by_others(path: Path) -> bool:
-    return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
 
 
 def _is_loopback(host: str) -> bool:

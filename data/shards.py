@@ -175,9 +175,13 @@ def _write_whole_shard(task: _ShardTask) -> ShardRecord:
     return write_shard(task.out, task.shard, segments(cut(task.cases), task.processing))
 
 
-def told_bad(bad: int, num_images: int) -> str:
-    """How many images are bad, as a message begins."""
-    return f"{bad:,} of {num_images:,} images {'is' if bad == 1 else 'are'} bad"
+def refuse_too_many_bad(bad: Sequence[str], num_images: int, max_bad_fraction: float) -> None:
+    """Raise InputError where more of a dataset's images are bad, told in a line each, than its import bears."""
+    if len(bad) > max_bad_fraction * num_images:
+        raise InputError(
+            f"{len(bad):,} of {num_images:,} images {'is' if len(bad) == 1 else 'are'} bad, more than "
+            f"max_bad_fraction={max_bad_fraction:g}; the first: {bad[0]}; mend them or raise max_bad_fraction"
+        )
 
 
 class _Watch:
@@ -189,11 +193,7 @@ class _Watch:
 
     def count(self, bad: Sequence[str], num_images: int) -> None:
         self.bad += [line for line in bad if not line.endswith((BURNED_IN, ABSENT))]  # left out on purpose
-        if len(self.bad) > self.max_bad_fraction * self.num_images:
-            raise InputError(
-                f"{told_bad(len(self.bad), self.num_images)}, more than max_bad_fraction="
-                f"{self.max_bad_fraction:g}; the first: {self.bad[0]}; mend them or raise max_bad_fraction"
-            )
+        refuse_too_many_bad(self.bad, self.num_images, self.max_bad_fraction)
         self.progress.advance(num_images)
 
     def over(self, parts: Iterable[Segment]) -> Iterator[Segment]:

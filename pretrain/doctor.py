@@ -11,6 +11,7 @@ from clusters.config import InputError, differences, load_config
 from clusters.lease import LEASE, STALE_S
 from clusters.runs import holder_of
 from clusters.storage import Folder
+from clusters.versions import versions_here
 from pretrain.config import PretrainConfig
 from pretrain.encoder_harm import foreign_encoder, harm_at_the_top, harm_of
 from pretrain.run import weights_that_are_gone, where_views_are_finished, with_absolute_locations
@@ -106,7 +107,7 @@ def _judge(folder: Folder, name: str, config: dict[str, Any], reached: bool) -> 
     whole = next((one for one in checkpoints if one.problem is None), None)
     if whole is not None:
         lines.append(f"{name}: would go on from {whole.name}{_passed_over(checkpoints, whole)}")
-        lines += [f"{name}: {said}"] if (said := other_code(folder)) else []
+        lines += [f"{name}: {said}"] if (said := other_code(folder, versions_here())) else []
         return lines, None, False
     if any(one.committed for one in checkpoints):
         problem = f"none of the checkpoints of {name} is intact; restore one from a backup, or remove {folder}"

@@ -86,9 +86,10 @@ def train(config: PretrainConfig) -> dict[str, Any]:
             distributed.barrier()
             if distributed.is_main():
                 identity = config.stage_identity(number, dataset_identity(dataset, rows, config), fingerprint)
-                if said := other_code(folder):
+                versions = versions_here()
+                if said := other_code(folder, versions):
                     say(f"{folder.location.rsplit('/', 1)[-1]}: {said}")
-                made_with = {"config": chosen.model_dump(mode="json"), "versions": versions_here()}
+                made_with = {"config": chosen.model_dump(mode="json"), "versions": versions}
                 folder.write_json("config.json", {"identity": identity, **made_with})
             run_stage(chosen, number, folder, previous, dataset, rows, tracker)
         previous, fingerprint = folder, distributed.broadcast_object(_encoder_of(folder))

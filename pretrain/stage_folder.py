@@ -8,7 +8,6 @@ from typing import Any
 from clusters.attempt import ATTEMPT
 from clusters.config import InputError, differences
 from clusters.storage import Folder
-from clusters.versions import versions_here
 
 CONFIG, FINISHED = "config.json", "finished.json"
 MARKS = (ATTEMPT, FINISHED)
@@ -42,13 +41,13 @@ def stored_config(folder: Folder) -> dict[str, Any] | None:
     return stored if stored is not None and isinstance(stored.get("identity"), dict) else None
 
 
-def other_code(folder: Folder) -> str:
-    """What differs in the code from that with which a stage was last at work; empty where nothing does, or is known.
+def other_code(folder: Folder, here: dict[str, str]) -> str:
+    """What differs in the code here from that with which a stage was last at work; empty where nothing is known to.
 
     No reason to refuse: the same steps differ in their last bits at most, or the notes of a release say so.
     """
     before = (_read(folder, CONFIG) or {}).get("versions")
-    changed = differences(before, versions_here()) if isinstance(before, dict) else []
+    changed = differences(before, here) if isinstance(before, dict) else []
     return f"goes on with other code than before, so that last bits may differ: {'; '.join(changed)}" if changed else ""
 
 

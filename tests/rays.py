@@ -3,7 +3,7 @@
 import pytest
 
 from clusters.connection import LEAN_RAY, QUIET_RAY
-from clusters.security import prepare_token
+from clusters.tokens import prepare_token
 
 
 def use_own_ray(patch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from clusters.config import InputError
 from clusters.connection import QUIET_RAY
 from clusters.launch import ClusterConfig, launch
 from clusters.preflight import Needs
-from clusters.security import REACHABLE, prepare_token
+from clusters.security import REACHABLE
 from clusters.storage import Folder
+from clusters.tokens import prepare_token
 from clusters.tracking import Tracker, TrackingConfig
 from data.dataset import Dataset
 

@@ -20,6 +20,7 @@ import pytest
 from clusters import security
 from clusters.config import InputError
 from clusters.connection import LEAN_RAY, QUIET_RAY
+from clusters.tokens import prepare_token
 from tests.fault_runs import wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -268,9 +269,9 @@ def test_another_user_s_token_that_others_can_read_is_not_used(token: Path, monk
     token.chmod(0o644)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(InputError, match="another user's, and others on this machine can read the token; have it made"):
-        security.prepare_token()
+        prepare_token()
     token.chmod(0o600)
-    security.prepare_token()
+    prepare_token()
 
 
 def test_what_only_this_machine_reaches_may_be_open_which_is_said(

@@ -32,7 +32,7 @@ from data.manifest import (
 from data.plan import WORK, Plan, plan_import
 from data.processing import in_processes
 from data.progress import Progress
-from data.shards import Imported, told_bad
+from data.shards import Imported, refuse_too_many_bad
 from data.sources.wds import NOT_DONE, Options, cases_of
 from data.tars.facts import Facts, read_facts
 from data.tars.members import hash_of_rest, local_copy
@@ -213,11 +213,7 @@ def _rows(
             progress.advance(1)
             if isinstance(facts, str):
                 bad.append(f"{image.name}: {facts}")
-                if len(bad) > config.max_bad_fraction * len(images):
-                    raise InputError(
-                        f"{told_bad(len(bad), len(images))}, more than max_bad_fraction="
-                        f"{config.max_bad_fraction:g}; the first: {bad[0]}; mend them or raise max_bad_fraction"
-                    )
+                refuse_too_many_bad(bad, len(images), config.max_bad_fraction)
                 continue
             assert isinstance(image.read, TarImage)
             shard, member = number_of[image.read.tar], image.read.member
