@@ -1,4 +1,4 @@
-"""`python -m clusters COMMAND …`: recipes for clusters checked, runs listed."""
+"""`python -m clusters COMMAND …`: recipes for clusters checked, runs listed, jobs submitted."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from clusters.command import run_main
 from clusters.config import InputError, nearest
 
-COMMANDS = {"check": "clusters.check", "runs": "clusters.runs"}
+COMMANDS = {"check": "clusters.check", "runs": "clusters.runs", "submit": "clusters.submit"}
 
 
 def _help() -> str:

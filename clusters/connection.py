@@ -142,9 +142,12 @@ def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) 
             f"cluster.use_gpu: {fewest} workers ask for a GPU each and the cluster has "
             f"{gpus:g}; lower cluster.num_workers or set cluster.use_gpu=false"
         )
-    use_gpu = gpus >= fewest if cluster.use_gpu is None else cluster.use_gpu
     if 0 < gpus < fewest and cluster.use_gpu is None:
-        print(f"there is no GPU for each of {fewest} workers: they use CPUs; cluster.num_workers={gpus:g} takes GPUs")
+        raise InputError(
+            f"cluster.use_gpu: there is no GPU for each of {fewest} workers, the cluster has {gpus:g}; wait for its "
+            f"nodes, or set cluster.num_workers={int(gpus)}, or cluster.use_gpu=false to train on CPUs"
+        )
+    use_gpu = gpus >= fewest if cluster.use_gpu is None else cluster.use_gpu
     if cluster.elastic:
         room = min(cpus / cluster.cpus_per_worker, gpus if use_gpu else math.inf)
         print(f"there is room for {scaling.largest(sizes, int(room))} workers now", flush=True)

@@ -118,7 +118,7 @@ def _train(
     else:
         problem, told = _input_error(run, name), leaving.told_to_leave(run, name)
     finally:
-        _tidy(run, name)
+        _tidy(run)
     if problem:
         raise InputError(problem)
     if told and not result.return_value:
@@ -152,7 +152,7 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
         ),
         run_config=RunConfig(
             name=settings["launch"],
-            storage_path=f"{run}/.ray",
+            **(run / ".ray").for_ray(),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             worker_runtime_env={"env_vars": {"MANYVIEW_RAY_WORKER": settings["launch"], **lease.held()}},
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -163,14 +163,20 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
     return trainer
 
 
-def _tidy(run: Folder, launch_name: str) -> None:
-    """Remove what this launch left in the run folder, and nothing of another's."""
-    notes = (f"{launch_name}-input-error", f"{launch_name}-here", leaving.note(launch_name), leaving.left(launch_name))
-    for folder, names in ((leaving.notes(run), notes), (run / ".ray", (launch_name,))):
-        for name in names:
-            folder.remove(name)
-        if not folder.names():
-            folder.remove()
+def _tidy(run: Folder) -> None:
+    """Remove what this launch left in the run folder, and earlier ones whose driver was killed; one alone works there.
+
+    What storage does not let go of stays for the next one: it must not hide how the run ended.
+    """
+    try:
+        for folder in (leaving.notes(run), run / ".ray"):
+            for name in folder.names():
+                if name.startswith("launch-"):
+                    folder.remove(name)
+            if not folder.names():
+                folder.remove()
+    except OSError as error:
+        print(f"{run}: what Ray and the workers left is still there ({error.strerror or error})", flush=True)
 
 
 def _worker(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ where there is room, from that very step. That is no failure, and is not counted
 
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from clusters import distributed, termination
+from clusters.checkpoint_files import CHECKPOINTS, MANIFEST, parse_name
 from clusters.storage import Folder
 from clusters.termination import Stopped
 from clusters.tracking import LOG
@@ -119,13 +121,15 @@ def _look(run: Folder, launch: str, is_main: bool) -> None:
     looked = time.monotonic()
     while termination.notice() is None:
         time.sleep(LOOK_EVERY_S)
-        with suppress(Exception):  # storage or Ray's head may be out of reach for a moment
-            if is_main and (told := told_to_leave(run, launch)):
-                termination.keep(told)
-            elif time.monotonic() - looked >= DRAIN_EVERY_S:
-                looked = time.monotonic()
+        # Ray's head or the storage may be out of reach for a moment; the storage may take long to say so
+        if time.monotonic() - looked >= DRAIN_EVERY_S:
+            looked = time.monotonic()
+            with suppress(Exception):
                 if _is_drained():
                     termination.keep("its node is taken back")
+        with suppress(Exception):
+            if is_main and (told := told_to_leave(run, launch)):
+                termination.keep(told)
 
 
 def _is_drained() -> bool:
@@ -141,12 +145,16 @@ def left(launch: str) -> str:
 
 
 def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
-    """Ray Train's policy, for which a worker that was told to leave, and has saved, is no failure."""
+    """Ray Train's policy, for which a worker that was told to leave, and has saved, is no failure.
+
+    Of failures it counts those since the newest checkpoint: a long run meets many, a broken one the same again.
+    """
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 
     class Policy(DefaultFailurePolicy):
         said, again = "", 0.0
+        saved: frozenset[tuple[str, int]] | None = None
 
         def __setstate__(self, state: dict[str, Any]) -> None:
             vars(self).update(state)
@@ -159,14 +167,31 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
                 if notes(run).exists(left(launch)):
                     notes(run).remove(left(launch))
                     return FailureDecision.RETRY
+            self._forget_failures_before(run)
             decision = super().make_decision(training_failed_error)
-            line = f"{what_failed(training_failed_error)}; the workers are started again"
+            again, most = self._worker_group_failures, self.failure_config.max_failures
+            counted = f" (restart {again} of {most} without a newer checkpoint)" if again and most > 0 else ""
+            line = f"{what_failed(training_failed_error)}; the workers are started again{counted}"
             if decision == FailureDecision.RETRY and (line != self.said or time.monotonic() > self.again):
                 self.said, self.again = line, time.monotonic() + SAID_AGAIN_S
                 _say_from_controller(run, line)
             return decision
 
+        def _forget_failures_before(self, run: Folder) -> None:
+            with suppress(OSError):  # storage out of reach: then all count
+                found = saved_steps(run)
+                if self.saved is not None and found - self.saved:
+                    self._worker_group_failures = 0
+                self.saved = found | (self.saved or frozenset())
+
     return Policy(failure_config)
+
+
+def saved_steps(run: Folder) -> frozenset[tuple[str, int]]:
+    """Stage and step of each checkpoint below a run folder; one that a later start wrote again is none more."""
+    found = (re.fullmatch(f"(.*/)?{CHECKPOINTS}/([^/]+)/{MANIFEST}", name) for name in run.sizes())
+    named = [(one[1], parse_name(one[2])) for one in found if one]
+    return frozenset((stage, name.step) for stage, name in named if name is not None)
 
 
 def what_failed(error: Any) -> str:

@@ -3,11 +3,12 @@
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from clusters.storage import Folder
 
-EVERY_S = 5.0
-"""Between writes to a URL, each of which writes the whole file anew."""
+EVERY_S, BYTES_PER_S = 5.0, 200_000
+"""Between writes to a URL, each of which reads and writes the whole file: a long one less often, so for equal bytes."""
 FLUSH_S = 30.0
 """How long `flush` waits for storage that has stalled."""
 MOST_LINES = 10_000
@@ -66,7 +67,7 @@ class LineWriter:
         lines, written = [], True
         while True:
             if self._folder.path is None:
-                self._hurry.wait(EVERY_S)
+                self._hurry.wait(self._between())
             with self._lock:
                 for _ in lines if written else ():
                     self._lines.popleft()
@@ -76,6 +77,11 @@ class LineWriter:
                     self._hurry.clear()
                     return
             written = not self._permitted() or self._write(lines)
+
+    def _between(self) -> float:
+        with suppress(OSError):  # it is not there yet
+            return max(EVERY_S, self._folder.size(self._name) / BYTES_PER_S)
+        return EVERY_S
 
     def _write(self, lines: list[str]) -> bool:
         torn = self._refused  # perhaps; readers leave out a line that is

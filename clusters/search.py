@@ -81,7 +81,7 @@ def _tune(
         tune_config=tune.TuneConfig(max_concurrent_trials=cluster.sizes[-1]),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=f"{run.location}/.ray",
+            **(run / ".ray").for_ray(),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
             verbose=0,
         ),

@@ -48,8 +48,9 @@ class WandbRun:
         self._failed = False
         self._waiting: queue.Queue[Callable[[], object] | None] = queue.Queue(MOST_WAITING)
         self._called = 0.0  # when the call that W&B is at began; 0 between calls
-        self._guard(lambda: self._start(run, init))
-        atexit.register(self.finish)  # before W&B's own, which would wait for a process that stalls
+        self._logs: str | None = None
+        self._later(lambda: self._start(run, init))
+        atexit.register(self.finish)
         self._thread = threading.Thread(target=self._tell, daemon=True, name="wandb")
         self._thread.start()
 
@@ -88,7 +89,6 @@ class WandbRun:
 
     def finish(self) -> None:
         """Flush, and keep no logs of W&B's own where they would name people and places."""
-        kept = self._run.settings.sync_dir if self._strict and self._run is not None else None
         self._later(lambda: self._run.finish())
         with suppress(queue.Full):
             self._waiting.put_nowait(None)
@@ -96,7 +96,7 @@ class WandbRun:
         if self._thread.is_alive():
             self._give_up()
             self._thread.join(STALLED_S)
-        privacy.remove_logs(kept)
+        privacy.remove_logs(self._logs)
         self._failed = True  # nothing comes after
         atexit.unregister(self.finish)
 
@@ -141,11 +141,16 @@ class WandbRun:
                 **(privacy.STRICT_SETTINGS if self._strict else {}),
             ),
         )
+        self._logs = self._run.settings.sync_dir if self._strict else None
+        # Once more, so that it comes before W&B's own, which would wait for a process that stalls
+        atexit.unregister(self.finish)
+        atexit.register(self.finish)
 
     def _later(self, call: Callable[[], object]) -> None:
         """Have the thread call this after what it was told before."""
         began = self._called
-        if not self._failed and began and time.monotonic() - began > STALLED_S:
+        patience = STALLED_S + (INIT_TIMEOUT_S if self._run is None else 0.0)
+        if not self._failed and began and time.monotonic() - began > patience:
             self._give_up()
         if self._failed:
             return

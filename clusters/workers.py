@@ -17,10 +17,13 @@ class ClusterConfig(Config):
         "for, which may change while it runs",
     )
     address: str | None = Field(default=None, description="Ray cluster; none: RAY_ADDRESS if set, else a local one")
-    use_gpu: bool | None = Field(default=None, description="one GPU a worker; none: if the cluster has enough")
+    use_gpu: bool | None = Field(default=None, description="one GPU a worker; none: if the cluster has any")
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores reserved for each worker")
     max_failures: int = Field(
-        default=3, ge=-1, description="restarts after a worker or its node dies; -1: without limit"
+        default=3,
+        ge=-1,
+        description="restarts after a worker or its node dies, without a newer checkpoint between them; -1: without "
+        "limit. Of a trial of a search: in all",
     )
     resize_every_s: float = Field(
         default=60.0, ge=0, description="seconds between looks whether there is room for more workers"

@@ -50,7 +50,8 @@ class PretrainConfig(Config):
     )
     held_out: list[str] = Field(
         default=[],
-        description="further datasets that the encoder will be evaluated on: checked for leakage, never learned from",
+        description="further datasets that will be evaluated on alone: nobody who stands in them, in whichever split, "
+        "is learned from elsewhere",
     )
     on_leak: Literal["refuse", "exclude"] = Field(
         default="refuse",

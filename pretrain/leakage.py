@@ -52,7 +52,7 @@ def pretraining_rows(dataset: AnyDataset, config: PretrainConfig) -> Rows:
 
 
 def held_out_datasets(config: PretrainConfig) -> list[Dataset]:
-    """The datasets that are not learned from, whose held-out splits are to be kept out."""
+    """The datasets that are evaluated on alone: whoever stands in them, in whichever split, is to be kept out."""
     return [open_dataset(location, config.loader.place) for location in config.held_out]
 
 
@@ -74,8 +74,8 @@ def check_leakage(dataset: AnyDataset, config: PretrainConfig) -> None:
     if not len(overlap.rows):
         return
     found = (
-        f"{overlap.patients} patients and {overlap.images} images of splits {', '.join(config.splits)} stand in splits "
-        f"that {' or '.join(part.location for part in (*parts_of(dataset), *others))} holds out for evaluation"
+        f"{overlap.patients} patients and {overlap.images} images of splits {', '.join(config.splits)} stand in what "
+        f"{' or '.join(part.location for part in (*parts_of(dataset), *others))} holds out for evaluation"
     )
     if config.on_leak == "refuse":
         raise InputError(f"{found}; set on_leak=exclude to leave these patients' {len(overlap.rows)} images out")
@@ -95,8 +95,10 @@ def check_seen_before(dataset: AnyDataset, config: PretrainConfig) -> None:
     if source.card is None:
         return
     seen = read_seen(source.folder.location)
-    for part in (*parts_of(dataset), *held_out_datasets(config)):
-        held = np.setdiff1d(np.arange(part.num_images), _in_splits(part, config.splits))
+    others = held_out_datasets(config)
+    for part in (*parts_of(dataset), *others):
+        learned = _in_splits(part, config.splits) if part not in others else np.zeros(0, np.int64)
+        held = np.setdiff1d(np.arange(part.num_images), learned)
         patients, images = seen_of(part, held, seen)
         if patients or images:
             raise InputError(
@@ -120,7 +122,7 @@ def seen_of(dataset: Dataset, rows: Rows, seen: Seen) -> tuple[int, int]:
 
 
 def find_overlap(dataset: AnyDataset, splits: Sequence[str], others: Sequence[Dataset]) -> Overlap:
-    """Compare images in `splits` with all others of these datasets and of `others`.
+    """Compare images in `splits` with all others of these datasets, and with all of `others`.
 
     Patients are compared where their ids have one scheme, images by the hash of their pixels everywhere. An
     image tells whose it is, so with a shared image all images of its patient are found, in every dataset, and
@@ -132,7 +134,7 @@ def find_overlap(dataset: AnyDataset, splits: Sequence[str], others: Sequence[Da
     image = numbered([d.column("pixel_sha256") for d in datasets], [""] * len(datasets))
     starts = np.cumsum([0, *(d.num_images for d in datasets)])
     learned = np.concatenate([start + part.rows(splits) for start, part in zip(starts, parts)])
-    kept = np.concatenate([start + _in_splits(d, splits) for start, d in zip(starts, datasets)])
+    kept = np.concatenate([start + _in_splits(part, splits) for start, part in zip(starts, parts)])
     held = np.setdiff1d(np.arange(starts[-1]), kept)
 
     held_persons, held_images = np.unique(person[held]), np.unique(image[held])

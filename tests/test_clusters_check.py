@@ -220,12 +220,12 @@ def test_every_recipe_is_right_and_opens_with_its_commands(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["aws.yaml", "gcp.yaml", "kuberay/rayjob.yaml", "kuberay/raycluster.yaml"])
-def test_where_nodes_come_and_go_a_run_uses_those_there_are_without_limit(recipe: str) -> None:
+def test_where_nodes_come_and_go_a_run_uses_those_there_are_and_their_gpus(recipe: str) -> None:
     text = (FOLDER / recipe).read_text()
     words = dict(re.findall(r"cluster\.(\w+)=([^\s']+)", text))
     cluster = ClusterConfig.model_validate({name: yaml.safe_load(value) for name, value in words.items()})
     fewest, most = (int(re.findall(rf"(?:{name}): (\d+)", text)[-1]) for name in LIMITS)
-    assert (cluster.num_workers, cluster.max_failures) == ((fewest, most), -1)
+    assert (cluster.num_workers, cluster.use_gpu, cluster.max_failures) == ((fewest, most), True, 20)
 
 
 def test_no_recipe_is_forgotten() -> None:

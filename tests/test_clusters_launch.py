@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from clusters import distributed, leaving
-from clusters.config import InputError
+from clusters.config import Config, InputError
 from clusters.launch import ClusterConfig, Passing, launch, plain, refuse_other_storage
 from clusters.storage import Folder
 from data.dataset import Dataset
@@ -207,6 +207,10 @@ def meet_a_bad_image(_: PretrainConfig) -> dict[str, Any]:
     return {}
 
 
+def count_ranks(_: Config) -> dict[str, int]:
+    return {"ranks": distributed.world_size()}
+
+
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray cluster of two nodes with one core each, connected to."""
@@ -240,6 +244,17 @@ def test_two_nodes_learn_what_two_processes_learn(
     assert not (tmp_path / "run/.ray").exists()
     with pytest.raises(InputError, match="ask for a GPU each"):
         launch(lambda _: {}, config, ClusterConfig(num_workers=1, use_gpu=True), Folder(tmp_path / "run"))
+
+
+def test_a_run_folder_in_a_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another S3 than Amazon's, told where Arrow, which Ray would ask, does not look."""
+    (tmp_path / "config").write_text(f"[default]\nendpoint_url = {os.environ['AWS_ENDPOINT_URL']}\n")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    use_own_ray(monkeypatch)
+    run = Folder(f"{bucket}/runs/a")
+    assert launch(count_ranks, Config(), ClusterConfig(num_workers=2), run) == {"ranks": 2}
+    assert run.names() == []
 
 
 def free_ports(count: int) -> list[int]:
@@ -282,9 +297,9 @@ def head(tmp_path: Path) -> Iterator[str]:
 def test_a_submitted_job_learns_the_same(
     synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path, head: str
 ) -> None:
-    """The README's `ray job submit --working-dir . -- python -m pretrain …`, the project not installed."""
+    """The README's `submit … --working-dir . -- python -m pretrain …`, the project not installed."""
     words = command(synthetic_dataset, tmp_path)
-    submit = [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", "."]
+    submit = [sys.executable, "-m", "clusters", "submit", head, "--working-dir", "."]
     ended = subprocess.run(
         [*submit, "--", "python", *words], cwd=ROOT, env=RAY_ENVIRONMENT, capture_output=True, text=True, timeout=400
     )

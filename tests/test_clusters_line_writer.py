@@ -35,6 +35,16 @@ def test_metrics_that_a_full_disk_refuses_are_written_later(tmp_path: Path, caps
     assert capsys.readouterr().out.count("could not be written (No space left on device)") == 1
 
 
+def test_a_long_file_behind_a_url_is_written_less_often(tmp_path: Path) -> None:
+    """Each write reads and writes all of it: so many bytes a second at most, however long the run."""
+    folder = Folder(f"memory://{tmp_path.name}")
+    writer = line_writer.LineWriter(folder, METRICS, print)
+    assert writer._between() == line_writer.EVERY_S
+    for megabytes, seconds in ((0.1, line_writer.EVERY_S), (3, 3e6 / line_writer.BYTES_PER_S)):
+        folder.write(METRICS, b"x" * int(megabytes * 1e6))
+        assert writer._between() == seconds
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_stalled_storage_holds_up_no_metrics_and_a_checkpoint_only_with_those_of_its_steps(
     tmp_path: Path, local: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

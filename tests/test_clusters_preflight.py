@@ -154,13 +154,11 @@ def test_looking_needs_no_ray_and_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_gpus_that_are_too_few_for_the_workers_are_said_to_be_left_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_do_not_silently_train_on_cpus_while_nodes_with_gpus_come(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     assert check_resources(ClusterConfig(num_workers=1))
-    assert capsys.readouterr().out == ""
-    assert not check_resources(ClusterConfig(num_workers=2))
-    assert "no GPU for each of 2 workers: they use CPUs; cluster.num_workers=1 takes GPUs" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no GPU for each of 2 workers, the cluster has 1; wait for its nodes"):
+        check_resources(ClusterConfig(num_workers=2))
+    assert not check_resources(ClusterConfig(num_workers=2, use_gpu=False))

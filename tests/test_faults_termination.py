@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from clusters import leaving, termination
+from clusters import launch, leaving, termination
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import Dataset
@@ -171,7 +171,65 @@ def test_a_worker_that_left_as_it_was_told_is_no_failure(tmp_path: Path) -> None
         assert policy.make_decision(gone) == FailureDecision.RETRY
     leaving.notes(run).write(leaving.left("launch-2"), b"")
     assert [policy.make_decision(gone) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
-    assert (tmp_path / "log.txt").read_text() == "failed on rank 1: gone; the workers are started again\n"
+    told = "failed on rank 1: gone; the workers are started again (restart 1 of 1 without a newer checkpoint)"
+    assert (tmp_path / "log.txt").read_text() == f"{told}\n"
+
+
+def test_failures_are_counted_since_the_newest_checkpoint(tmp_path: Path) -> None:
+    """One that a later start has only written again is no newer one."""
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    run = Folder(tmp_path)
+    policy = leaving.failure_policy(run, "launch-1", FailureConfig(max_failures=2))
+    gone = WorkerGroupError("gone", {1: RuntimeError("gone")})
+    saved = "1-simclr/checkpoints/step-000000100", "training/untrained/checkpoints/step-000000100"
+    for stage in saved:
+        assert [policy.make_decision(gone) for _ in range(2)] == [FailureDecision.RETRY] * 2
+        run.write(f"{stage}/MANIFEST.json", b"{}")
+    assert policy.make_decision(gone) == FailureDecision.RETRY
+    run.write(f"{saved[0]}-attempt-2/MANIFEST.json", b"{}")
+    run.write("1-simclr/checkpoints/step-000000200/state.json", b"{}")  # not committed
+    assert [policy.make_decision(gone) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+    said = [line.split(" (")[1] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert said == [f"restart {n} of 2 without a newer checkpoint)" for n in (1, 2, 1, 2, 1, 2)]
+
+
+def test_a_drained_node_is_heard_of_while_the_storage_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_to_leave(*_: object) -> str:
+        raise OSError("slow down")
+
+    kept: list[str] = []
+    for name, value in {"LOOK_EVERY_S": 0.01, "DRAIN_EVERY_S": 0.0, "told_to_leave": told_to_leave}.items():
+        monkeypatch.setattr(leaving, name, value)
+    monkeypatch.setattr(leaving, "_is_drained", lambda: True)
+    monkeypatch.setattr(termination, "keep", kept.append)
+    monkeypatch.setattr(termination, "notice", lambda: kept[0] if kept else None)
+    leaving._look(Folder(tmp_path), "launch-1", is_main=True)
+    assert kept == ["its node is taken back"]
+
+
+def test_what_a_killed_driver_left_goes_with_the_next_launch_and_hides_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Folder(tmp_path)
+    (tmp_path / ".launch").mkdir()
+    (tmp_path / ".launch/launch-0-here").touch()
+    (tmp_path / ".ray/launch-0").mkdir(parents=True)
+    (tmp_path / ".ray/search-0").mkdir()
+    launch._tidy(run)
+    assert [path.name for path in tmp_path.rglob("*")] == [".ray", "search-0"]
+    (tmp_path / ".ray/launch-1").mkdir()
+
+    def refuse(self: Folder, name: str = "") -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Folder, "remove", refuse)
+    launch._tidy(run)
+    assert "is still there (Input/output error)" in capsys.readouterr().out
 
 
 def test_what_workers_wait_for_is_said_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,29 @@ def test_a_server_that_cannot_be_reached(
     assert_unaffected(tmp_path / "run", capsys.readouterr().out)
 
 
+def test_nobody_waits_for_a_server_that_does_not_answer_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other ranks would wait too, and perhaps give rank 0 up."""
+    import wandb
+
+    answers, asked = threading.Event(), threading.Event()
+
+    def init(**_: object) -> None:
+        asked.set()
+        assert answers.wait(60)
+        raise OSError("no route")
+
+    monkeypatch.setattr(wandb, "init", init)
+    tracker = Tracker(Folder(tmp_path / "run"), TrackingConfig(wandb="offline"), "a run", {})
+    assert asked.wait(60)
+    for step in range(1, 4):
+        tracker.log(step, {"loss": 1 / step})
+    answers.set()
+    tracker.close()
+    assert_unaffected(tmp_path / "run", capsys.readouterr().out)
+
+
 LIMITED = """
 import resource, signal, sys
 from clusters.storage import Folder
@@ -79,7 +103,7 @@ def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:
 
 
 STALLED = """
-import os, signal, sys
+import os, signal, sys, time
 import wandb
 import clusters.wandb_run
 from clusters.storage import Folder
@@ -87,6 +111,8 @@ from clusters.tracking import Tracker, TrackingConfig
 
 clusters.wandb_run.STALLED_S = clusters.wandb_run.FINISH_TIMEOUT_S = 1.0
 tracker = Tracker(Folder(sys.argv[1]), TrackingConfig(wandb="offline"), "a run", {})
+while tracker._wandb._run is None:
+    time.sleep(0.1)
 service = wandb.setup()._connection._proc._process
 os.kill(service.pid, signal.SIGSTOP)  # as if the disk of its folder did not answer
 for step in range(2_000):

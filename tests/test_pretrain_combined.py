@@ -193,11 +193,16 @@ def test_who_is_held_out_is_not_learned_from(
 def test_a_dataset_to_be_evaluated_on_is_kept_out_without_being_learned_from(
     synthetic_dataset: Dataset, same_patients: Dataset, tmp_path: Path
 ) -> None:
+    """Whole: where a dataset is evaluated on alone, its patients of all splits are."""
+    more = imported(tmp_path / "more", splits=ALL_TRAIN, name="more", num_cases=90)
     held_out = {"held_out": [synthetic_dataset.location]}
     with pytest.raises(InputError, match="on_leak=exclude"):
-        pretrain(config(tmp_path / "run", same_patients, **held_out))
+        pretrain(config(tmp_path / "run", more, **held_out))
     stages = values(tmp_path)["stages"][:1]
-    pretrain(config(tmp_path / "run", same_patients, **held_out, on_leak="exclude", stages=stages))
+    pretrain(config(tmp_path / "run", more, **held_out, on_leak="exclude", stages=stages))
+    seen = read_seen(str(tmp_path / "run")).patients["source:synthetic"]
+    assert seen
+    assert not seen & {hash64(patient) for patient in synthetic_dataset.column("patient")}
     study = FinetuneConfig(data=synthetic_dataset.location, encoder="/none", out="/none")
     assert find_leaks(choose_cohort(synthetic_dataset, study), str(tmp_path / "run"), "refuse") == []
     with pytest.raises(InputError, match="made with another config"):
