@@ -29,7 +29,8 @@ class TrackingConfig(Config):
     """Where metrics go besides metrics.jsonl. May change between resumes."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        default="auto", description="W&B mode; auto: online where WANDB_API_KEY is set, else offline"
+        default="auto",
+        description="W&B mode; auto: online where there is a key (WANDB_API_KEY, `wandb login`), else offline",
     )
     privacy: Literal["normal", "strict"] = Field(
         default="normal",
@@ -129,11 +130,8 @@ class Tracker:
             return
         self._gauges = Gauges(title, part) if gauges_are_read() else None
         if config.wandb != "disabled":
-            mode = config.wandb
-            if mode == "auto":
-                mode = "online" if os.environ.get("WANDB_API_KEY") and not strict else "offline"
-            told = {"project": config.project, "name": title, "group": group, "mode": mode, "config": run_config}
-            self._wandb = WandbRun(run, part, strict, told)
+            told = {"name": title, "group": group, "project": config.project, "mode": config.wandb}
+            self._wandb = WandbRun(run, part, strict, {**told, "config": run_config})
 
     def start_section(
         self,

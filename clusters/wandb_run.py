@@ -42,7 +42,10 @@ class WandbRun:
     """
 
     def __init__(self, run: Folder, part: str, strict: bool, init: dict[str, Any]) -> None:
-        """`init`: what wandb.init is told of the run (project, name, group, mode, config)."""
+        """`init`: what wandb.init is told of the run (project, name, group, mode, config).
+
+        Of `mode` it does not know auto: online where a key is found, and otherwise offline, which is said.
+        """
         self._part, self._strict = part, strict
         self._run: Any = None
         self._failed = False
@@ -122,8 +125,12 @@ class WandbRun:
         directory.mkdir(parents=True, exist_ok=True)
         for killed in (directory / "wandb").glob("*run-*") if self._strict else ():
             privacy.remove_logs(str(killed))
+        mode, why_offline = init["mode"], None
+        if mode == "auto":
+            why_offline = "" if self._strict else _why_offline()
+            mode = "online" if why_offline is None else "offline"
         self._run = wandb.init(
-            **init,
+            **{**init, "mode": mode},
             id=run.read_json("wandb.json")["id"],
             job_type=self._part,
             resume="allow",
@@ -145,6 +152,11 @@ class WandbRun:
         # Once more, so that it comes before W&B's own, which would wait for a process that stalls
         atexit.unregister(self.finish)
         atexit.register(self.finish)
+        if why_offline:
+            _say(
+                f"W&B records offline, in {directory / 'wandb'} ({why_offline}); `wandb sync` brings it online, or "
+                "from the next start on WANDB_API_KEY or `wandb login` on the machine of rank 0"
+            )
 
     def _later(self, call: Callable[[], object]) -> None:
         """Have the thread call this after what it was told before."""
@@ -186,11 +198,29 @@ class WandbRun:
             self._leave_out(f"{type(error).__name__}: {told}")
 
     def _leave_out(self, why: str) -> None:
-        from clusters.tracking import say  # which knows this file
-
         if not self._failed:
-            say(f"W&B is left out from here on ({why}); metrics.jsonl goes on")
+            _say(f"W&B is left out from here on ({why}); metrics.jsonl goes on")
         self._failed = True
+
+
+def _why_offline() -> str | None:
+    """Why W&B would not go online from here; none: it has a key, of which it asks no server."""
+    import wandb
+
+    try:
+        # The environment, ~/.netrc or $NETRC, and W&B's own settings, which may ask for offline too
+        if wandb.login(prompt=False, verify=False):
+            return None
+    except wandb.Error as error:  # a key that is none
+        return " ".join(str(error).split())
+    mode = os.environ.get("WANDB_MODE")
+    return f"WANDB_MODE={mode}" if mode else "no key was found"
+
+
+def _say(text: str) -> None:
+    from clusters.tracking import say  # which knows this file
+
+    say(text)
 
 
 def _name(what: Made) -> str:

@@ -19,6 +19,11 @@ from tests.ranks import Ranks
 # take a cluster that asks for it for broken, and the other way round.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+# No test goes online for a login that this machine has.
+for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+    os.environ.pop(name, None)
+os.environ |= {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull}
+
 # A shell starts what it runs in the background deaf to Ctrl-C, and processes started here would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import psutil
 import pytest
 import torch
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from clusters.privacy import OFFLINE as OFFLINE_VARIABLES
@@ -193,6 +196,70 @@ def test_wandb_is_told_of_a_broken_step_and_of_no_case_and_no_place(
     assert "(case-of-jane, case-of-john, …)" in capsys.readouterr().out
     assert "case-of" not in (tmp_path / "mrs-example/1-simclr/metrics.jsonl").read_text()
     assert run.read_json("1-simclr/not-finite.json") == {"1": ["case-of-jane", "case-of-john"]}
+
+
+LOGGED_IN = f"machine api.wandb.ai\n  login user\n  password {'a' * 40}\n"
+ONCE = "W&B records offline, in {} ({}); `wandb sync` brings it online, or from the next start on WANDB_API_KEY or"
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "why_offline"),
+    [
+        ({"WANDB_API_KEY": "a" * 40}, "", None),
+        ({}, LOGGED_IN, None),
+        ({}, "", "no key was found"),
+        ({}, LOGGED_IN.replace("wandb.ai", "example.org"), "no key was found"),
+        ({}, LOGGED_IN.replace("aaa", ""), "API key must have 40+ characters, has 1."),
+        ({"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}, LOGGED_IN, "WANDB_MODE=offline"),
+    ],
+)
+def test_wandb_goes_online_where_it_has_a_key_and_says_where_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    netrc: str,
+    why_offline: str | None,
+) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    (tmp_path / "netrc").chmod(0o600)
+    for name, value in {"NETRC": str(tmp_path / "netrc"), **environment}.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # which remembers what it has found
+    before = psutil.Process().children()
+    try:
+        with mock.patch("wandb.init") as init:
+            Tracker(Folder(tmp_path / "run"), TrackingConfig(), "demo", {}).close()
+        assert psutil.Process().children() == before, "its process is the one that would ask a server"
+    finally:
+        wandb.teardown()
+    assert init.call_args.kwargs["mode"] == ("offline" if why_offline else "online")
+    said = capsys.readouterr().out.splitlines()
+    if why_offline is None:
+        assert said == []
+    else:
+        (line,) = said
+        assert line.startswith(ONCE.format(tmp_path / "run/wandb", why_offline))
+
+
+def test_a_strict_run_looks_for_no_key_and_says_nothing_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**OFFLINE_VARIABLES, "WANDB_API_KEY": "a" * 40}.items():  # the first strict sets itself
+        monkeypatch.setenv(name, value)
+    umask = os.umask(0o022)
+    try:
+        with mock.patch("wandb.init") as init, mock.patch("wandb.login") as login:
+            Tracker(Folder(tmp_path / "run"), TrackingConfig(privacy="strict"), "demo", {}).close()
+    finally:
+        os.umask(umask)
+    assert init.call_args.kwargs["mode"] == "offline"
+    assert not login.called
+    assert capsys.readouterr().out == ""
+
+
+def test_no_test_has_a_login() -> None:
+    assert not wandb.login(prompt=False, verify=False)
 
 
 def test_runs_that_differ_in_data_and_seed_alone_are_of_one_recipe() -> None:
