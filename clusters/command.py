@@ -5,10 +5,12 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from clusters import security
-from clusters.config import Config, InputError, config_classes, short
+from clusters.config import Config, InputError, short
+from clusters.config_fields import config_classes
 
 
 def run_main(command: Callable[[Sequence[str]], None], argv: Sequence[str], help_text: Callable[[], str]) -> None:
@@ -48,7 +50,9 @@ def describe(kind: type[Config], prefix: str = "") -> str:
     return "\n".join(_described(kind, prefix, frozenset(), {}))
 
 
-def _described(kind: type[Config], prefix: str, left_out: frozenset[str], places: dict[type[Config], str]) -> list[str]:
+def _described(
+    kind: type[BaseModel], prefix: str, left_out: frozenset[str], places: dict[type[BaseModel], str]
+) -> list[str]:
     """`left_out`: fields told already. `places`: where each section of the top was described, by its class."""
     lines, sections = [], []
     for name, field in kind.model_fields.items():
@@ -71,7 +75,7 @@ def _described(kind: type[Config], prefix: str, left_out: frozenset[str], places
 
 
 def _described_section(
-    path: str, title: str, field: FieldInfo, variants: list[type[Config]], places: dict[type[Config], str]
+    path: str, title: str, field: FieldInfo, variants: list[type[BaseModel]], places: dict[type[BaseModel], str]
 ) -> list[str]:
     shared = _shared_fields(variants)
     lines = []
@@ -85,7 +89,7 @@ def _described_section(
     return lines
 
 
-def _shared_fields(variants: list[type[Config]]) -> frozenset[str]:
+def _shared_fields(variants: list[type[BaseModel]]) -> frozenset[str]:
     """The fields that several classes have with the same type, default and meaning; none of one class alone."""
     first, *others = variants
     same = (

@@ -7,8 +7,6 @@ Unknown keys are refused with their path and the nearest name that exists.
 
 import difflib
 import os
-import types
-import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -16,6 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined
+
+from clusters.config_fields import alternatives, known_keys, listed_default, meaning, takes_text
 
 
 class InputError(ValueError):
@@ -59,10 +59,10 @@ def load_config(kind: type[C], argv: Sequence[str]) -> C:
         if not separator or not key:
             raise InputError(f"'{word}' is not key=value; see --help for the keys")
         path = key.split(".")
-        value = text if _takes_text(kind, path, listed=text.startswith("[")) else _parse_value(text)
-        _assign(values, key, value)
-        for other in _alternatives(kind, path) if value is not None else ():
-            _assign(values, other, None)
+        value = text if takes_text(kind, path, listed=text.startswith("[")) else _parse_value(text)
+        _assign(kind, values, key, value)
+        for other in alternatives(kind, path) if value is not None else ():
+            _assign(kind, values, other, None)
     return validate(kind, values, source, {word.partition("=")[0] for word in overrides})
 
 
@@ -137,29 +137,6 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _alternatives(kind: type[Config], path: list[str]) -> list[str]:
-    """The dotted keys that a key on the command line stands in for."""
-    sections, names = [kind], [part for part in path[:-1] if not part.isdigit()]
-    for name in names:
-        fields = [section.model_fields[name] for section in sections if name in section.model_fields]
-        sections = [found for field in fields for found in config_classes(field.annotation)]
-    groups = {section.alternatives for section in sections if path[-1] in section.alternatives}
-    return [".".join([*path[:-1], other]) for group in groups for other in group if other != path[-1]]
-
-
-def _takes_text(kind: type[Config], path: list[str], listed: bool) -> bool:
-    """Whether a field is text, so that what was typed (a path with a #, a name like 2024) is taken as it is.
-
-    `listed`: what was typed opens as a list does, which a field of one text or several takes as one.
-    """
-    field = kind.model_fields.get(path[0])
-    if field is None or (len(path) > 1 and path[1].isdigit()):
-        return False
-    if len(path) > 1:
-        return any(_takes_text(section, path[1:], listed) for section in config_classes(field.annotation))
-    return field.annotation is str or (field.annotation == str | list[str] and not listed)
-
-
 def _parse_value(text: str) -> Any:
     """Read a value as YAML would, except that an e-notation number without a dot is a number too."""
     try:
@@ -174,18 +151,32 @@ def _parse_value(text: str) -> Any:
     return value
 
 
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+def _assign(kind: type[Config], values: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     node: Any = values
     for depth, part in enumerate(path):
-        inside: Any = node[_list_position(node, part, dotted)] if isinstance(node, list) else node.setdefault(part, {})
-        node = inside
+        if isinstance(node, list):
+            node = node[_list_position(node, part, dotted)]
+        else:
+            if part not in node:
+                node[part] = _begun(kind, [*path, last], depth)
+            node = node[part]
         if not isinstance(node, (dict, list)):
             raise InputError(f"{dotted}: '{'.'.join(path[: depth + 1])}' is a value, not a section")
     if isinstance(node, list):
         node[_list_position(node, last, dotted)] = value
     else:
         node[last] = value
+
+
+def _begun(kind: type[Config], path: list[str], depth: int) -> dict[str, Any] | list[Any]:
+    """What a key is set in where nobody has given that part of its path yet: a list's default, or an empty section."""
+    name, place = ".".join(path[: depth + 1]), path[depth + 1]
+    default = listed_default(kind, path[: depth + 1]) if place.isdigit() else None
+    if default is not None and int(place) >= len(default):
+        has = f"the default of '{name}' has {len(default)}" if default else f"'{name}' has none by default"
+        raise InputError(f"{'.'.join(path)}: there is no place {place}, since {has}; give all of it as {name}=[…]")
+    return {} if default is None else default
 
 
 def _list_position(node: list[Any], part: str, dotted: str) -> int:
@@ -203,11 +194,12 @@ def _explain(
     if any(f"{key}.".startswith(f"{word}.") or word.startswith(f"{key}.") for word in typed):
         source = "the command line"
     if first["type"] == "extra_forbidden":
-        known, last = _known_keys(kind), str(location[-1])
+        known, last = known_keys(kind), str(location[-1])
         hint = " (a key of other sections, not of this one)" if last in known else nearest(last, sorted(known))
         return f"unknown key '{key}' in {source}{hint}"
     if first["type"] == "missing":
-        return f"'{key}' is missing in {source}; add {key}=…"
+        told = meaning(kind, [str(part) for part in location])
+        return f"'{key}' is missing in {source}; add {key}=…" + (f" ({key}: {told})" if told else "")
     if first["type"] == "union_tag_invalid":
         told = first.get("ctx", {})
         there = f"there is no {told['discriminator'].strip(chr(39))} '{told['tag']}'; there are {told['expected_tags']}"
@@ -229,24 +221,6 @@ def _is_variant_tag(part: Any, values: dict[str, Any], location: tuple[Any, ...]
             if not (isinstance(node, dict) and step in node.values()):
                 return False
     return False
-
-
-def _known_keys(kind: type[Config]) -> set[str]:
-    keys: set[str] = set()
-    for name, field in kind.model_fields.items():
-        keys.add(name)
-        for variant in config_classes(field.annotation):
-            keys |= _known_keys(variant)
-    return keys
-
-
-def config_classes(annotation: Any) -> list[type[Config]]:
-    """The Config classes named in a field's type, through lists, unions and Annotated."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return [annotation]
-    if typing.get_origin(annotation) in (list, tuple, typing.Union, types.UnionType, typing.Annotated):
-        return [found for part in typing.get_args(annotation) for found in config_classes(part)]
-    return []
 
 
 def short(value: Any) -> str:

@@ -55,6 +55,25 @@ def test_of_epochs_and_steps_the_last_one_typed_counts(
     assert config.stages[0].epochs == 2
 
 
+@pytest.mark.parametrize("text", [None, "seed: 3\n"])
+def test_a_place_in_a_list_that_nobody_has_given_is_one_of_its_default(tmp_path: Path, text: str | None) -> None:
+    def load(*words: str) -> PretrainConfig:
+        file = [] if text is None else [recipe(tmp_path, text)]
+        return load_config(PretrainConfig, [*file, "data=/d", "run=/r", *words])
+
+    (stage,) = load("stages.0.batch_size=64", "stages.0.optim.lr=0.5").stages
+    assert (stage.method, stage.epochs, stage.batch_size, stage.optim.lr) == ("simclr", 100, 64, 0.5)
+    (stage,) = load("stages.0.steps=5").stages
+    assert (stage.epochs, stage.steps) == (None, 5)
+    assert load("stages.0.method=micle").stages == load("stages=[{method: micle, epochs: 100}]").stages
+    assert load("views.crop_area.0=0.3").views.crop_area == (0.3, 1.0)
+    assert load().stages[0].batch_size != 64 and load().views.crop_area == (0.08, 1.0), "the default stays what it is"
+    with pytest.raises(
+        InputError, match=r"stages\.1\.epochs: there is no place 1, since the default of 'stages' has 1;"
+    ):
+        load("stages.1.epochs=3")
+
+
 def test_epochs_and_steps_in_one_recipe_are_refused(tmp_path: Path) -> None:
     text = "stages: [{method: simclr, epochs: 2, steps: 5}]"
     with pytest.raises(InputError, match="either epochs or steps"):
@@ -97,7 +116,12 @@ def test_a_refusal_says_where_the_value_stands(tmp_path: Path) -> None:
         (["data=/d", "run=/r", "views.crop_aspect=[0,1]"], ["'views.crop_aspect.0'", "greater than 0"]),
         (["data=/d", "run=/r", "views.crop_area=[0.5,0.2]"], ["crop_area must go from low to high"]),
         (["data=/d", "run=/r", "views.size_px=20000000"], ["'views.size_px'", "4096"]),
-        (["run=/r"], ["'data' is missing"]),
+        (["run=/r"], ["'data' is missing in", "; add data=… (data: dataset folder, path or URL, or several: [a,b])"]),
+        (
+            ["data=/d", "run=/r", "weights.1=2"],
+            ["weights.1: there is no place 1, since 'weights' has none by default; give all of it as weights=[…]"],
+        ),
+        (["data=/d", "run=/r", "seed.0=3"], ["'seed'", "valid integer"]),
         (["data=/d", "run"], ["'run' is not key=value"]),
         (["data=/d", "run=/r", "precision=fp8"], ["'precision'", "bf16"]),
         (
