@@ -4,6 +4,7 @@
 #   once        ray get-auth-token --generate && chmod 600 ~/.ray/auth_token      # home is on every node
 #               python -m clusters check clusters/slurm.sh
 #   bring up and submit    sbatch --nodes=4 clusters/slurm.sh RECIPE.yaml data=/shared/ham run=/shared/runs/ham
+#               MANYVIEW_ROOM=finetune sbatch --nodes=2 clusters/slurm.sh RECIPE.yaml data=… encoder=… out=…
 #   watch       tail -f manyview-JOBID.log;  squeue --me
 #   take down   scancel JOBID
 #
@@ -11,7 +12,8 @@
 # (--requeue) and goes on from its newest checkpoint. Three minutes before its time is over, and on
 # `scancel --batch --signal=TERM JOBID`, it saves the step that it is at and ends with 143; submit it again to go
 # on. `ray symmetric-run` calls `ray stop` at its end, which stops every Ray of yours on these nodes: hence
-# --exclusive. A worker a GPU; cluster.num_workers=N says otherwise, and has to on nodes without GPUs.
+# --exclusive. A worker a GPU; cluster.num_workers=N says otherwise, and has to on nodes without GPUs. MANYVIEW_ROOM is
+# what runs: pretrain, as where it is not set, or finetune.
 #SBATCH --job-name=manyview
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -27,6 +29,11 @@ set -euo pipefail
 umask 077
 
 [ $# -ge 1 ] || { echo "usage: sbatch clusters/slurm.sh RECIPE.yaml data=DIR run=DIR [key=value …]" >&2; exit 2; }
+room=${MANYVIEW_ROOM:-pretrain}
+case "$room" in
+    pretrain | finetune) ;;
+    *) echo "MANYVIEW_ROOM is pretrain or finetune, not '$room'" >&2; exit 2 ;;
+esac
 [ -f .venv/bin/activate ] || { echo "no .venv here; make it with: make .venv/installed" >&2; exit 2; }
 source .venv/bin/activate
 
@@ -63,7 +70,7 @@ tell() { # the driver, as soon as there is one; before srun's process is known i
 trap tell TERM
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$gpus" --disable-usage-stats -- \
-    bash -c 'echo $$ > "$0"; exec python -u -m pretrain "$@"' "$driver" "$1" ${workers:+"$workers"} "${@:2}" \
+    bash -c 'echo $$ > "$0"; exec python -u -m "$@"' "$driver" "$room" "$1" ${workers:+"$workers"} "${@:2}" \
     cluster.address="$head:$port" &
 srun=$!
 [ -z "$early" ] || tell

@@ -100,7 +100,7 @@ WRONG = [
     (JOB, "-m pretrain", "-m pretrian", "no module 'pretrian' (nearest: pretrain)", "entrypoint"),
     (JOB, "recipes/ham10000", "recipes/ham1000", "(nearest: pretrain/recipes/ham10000.yaml)", "entrypoint"),
     (JOB, "cluster.num_workers", "cluster.num_worker", "unknown key 'num_worker'", "entrypoint"),
-    ("slurm.sh", "-u -m pretrain", "-u -m pretrian", "no module 'pretrian'", "srun --kill"),
+    ("slurm.sh", '-u -m "$@"', '-u -m pretrian "$@"', "no module 'pretrian'", "srun --kill"),
     ("demo.sh", "-m data", "-m dtaa", "no module 'dtaa'", "-m dtaa"),
     ("demo.sh", "pretrain/recipes/synthetic", "pretrain/recipes/syntetic", "no recipe", "submit"),
     ("aws.yaml", "\nsetup_commands: []", "\nsetup_commands: [python -m dtaa import]", "no module 'dtaa'", "dtaa"),

@@ -29,7 +29,7 @@ time.sleep(60)
 
 
 def batch(
-    folder: Path, *words: str, gpus: int = 4, before_driver: str = "", told_before: str = ""
+    folder: Path, *words: str, gpus: int = 4, before_driver: str = "", told_before: str = "", room: str = ""
 ) -> "subprocess.Popen[str]":
     """The script on two nodes, the driver of which stands in for Manyview; told to leave before one of its commands."""
     token, bin_folder = folder / "token", folder / ".venv/bin"
@@ -48,7 +48,7 @@ def batch(
     slurm = {"JOB_NODELIST": "node[1-2]", "JOB_ID": "7", "JOB_NUM_NODES": "2", "CPUS_ON_NODE": "8"}
     slurm |= {"GPUS_ON_NODE": str(gpus)} if gpus else {}
     environment = {**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}}
-    environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "MANYVIEW_ROOM": room}
     if told_before:
         told = f"[[ $BASH_COMMAND != '{told_before}'* ]] || {{ kill -TERM $$; trap - DEBUG; }}"
         (folder / "told.sh").write_text(f"trap {shlex.quote(told)} DEBUG\n")
@@ -127,6 +127,19 @@ def test_nodes_without_gpus_want_a_number_of_workers(tmp_path: Path) -> None:
     assert ended(script) == 143
     told = (tmp_path / "told/started").read_text()
     assert told == "-u -m pretrain recipe.yaml cluster.num_workers=6 cluster.address=node1:20007"
+
+
+def test_fine_tuning_goes_the_same_way_and_nothing_else_does(tmp_path: Path) -> None:
+    script = batch(tmp_path / "full", "recipe.yaml", "head=full", room="finetune")
+    wait_for(lambda: (tmp_path / "full/started").exists(), "the driver", 60)
+    script.send_signal(signal.SIGTERM)
+    assert ended(script) == 143
+    told = (tmp_path / "full/started").read_text()
+    assert told == "-u -m finetune recipe.yaml cluster.num_workers=8 head=full cluster.address=node1:20007"
+    script = batch(tmp_path / "other", "recipe.yaml", room="http.server")
+    assert ended(script) == 2
+    assert script.stderr is not None
+    assert script.stderr.read() == "MANYVIEW_ROOM is pretrain or finetune, not 'http.server'\n"
 
 
 def test_the_user_s_number_of_workers_is_the_last_word(tmp_path: Path) -> None:
