@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from clusters import distributed, lease, leaving, preflight, scaling, tracking
 from clusters.attempt import Replaced
 from clusters.config import Config, InputError, Transient
@@ -54,6 +56,9 @@ def launch(
     """
     if cluster.num_workers == 0:
         preflight.check_here(run.location, needs)
+        num_gpus = torch.cuda.device_count()
+        if heeds and num_gpus > 1:  # a training: what is shorter need not use them all
+            tracking.say(f"{num_gpus} GPUs here and 1 is used; cluster.num_workers={num_gpus} uses all")
         return function(config)
     set_environment(address_of(cluster) == "local", cluster.timeout_s)
     import ray

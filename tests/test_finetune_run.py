@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from clusters.config import InputError, load_config, validate
-from data.dataset import open_dataset
+from data.dataset import Dataset, open_dataset
 from data.loader import evaluation_batches
 from data.shards import write_dataset
 from data.sources import read_raw, table
@@ -314,3 +316,20 @@ def test_a_misspelt_baseline_is_told_the_word(linear, tmp_path, word, told):
         finetune(linear.model_copy(update={"baselines": [word], "out": str(tmp_path)}))
     with pytest.raises(InputError, match=r"elsewhere: no model.safetensors and config.json here"):
         finetune(linear.model_copy(update={"baselines": ["elsewhere"], "out": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(("head", "said"), [("full", 1), ("linear", 0)])
+def test_gpus_that_stand_idle_are_said_at_the_start_of_a_full_training(
+    synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str, said: int
+) -> None:
+    encoder = write_encoder(tmp_path / "encoder", synthetic_dataset)
+    begun: list[str] = []
+
+    def work(_: FinetuneConfig) -> dict[str, Any]:
+        begun.append(capsys.readouterr().out)
+        raise InterruptedError
+
+    there = mock.patch("torch.cuda.device_count", return_value=4)
+    with there, mock.patch("finetune.run.work", work), pytest.raises(InterruptedError):
+        finetune(recipe(synthetic_dataset, encoder, tmp_path / "out", head=head))
+    assert begun[0].count("4 GPUs here and 1 is used; cluster.num_workers=4 uses all\n") == said

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -392,3 +393,20 @@ def test_views_are_finished_where_the_stage_was_begun(tmp_path: Path) -> None:
     assert where_views_are_finished(PretrainConfig.model_validate(values), folder) == "device"
     with pytest.raises(InputError, match="begun with augment=device"):
         where_views_are_finished(PretrainConfig.model_validate(values | {"augment": "loader"}), folder)
+
+
+@pytest.mark.parametrize(("num_gpus", "said"), [(4, 1), (1, 0)])
+def test_gpus_that_stand_idle_are_said_at_the_start(
+    synthetic_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], num_gpus: int, said: int
+) -> None:
+    begun: list[str] = []
+
+    def train(_: PretrainConfig) -> dict[str, Any]:
+        begun.append(capsys.readouterr().out)
+        raise InterruptedError
+
+    there = mock.patch("torch.cuda.device_count", return_value=num_gpus)
+    with there, mock.patch("pretrain.run.train", train), pytest.raises(InterruptedError):
+        run(synthetic_dataset, tmp_path / "run")
+    assert begun[0].count("4 GPUs here and 1 is used; cluster.num_workers=4 uses all\n") == said
+    assert begun[0].count("GPUs here") == said
