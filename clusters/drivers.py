@@ -11,8 +11,9 @@ from fsspec.spec import AbstractFileSystem
 
 from clusters.config import InputError
 
-# What `pip install` needs for the places whose drivers do not come along by themselves.
-EXTRAS = {"s3": "manyview[s3]", "s3a": "manyview[s3]"}
+# What `pip install` needs for the places whose drivers do not come along by themselves: the packages of the extra s3.
+# Not this project's name with the extra: it is on no index, and there the name would be a stranger's.
+PACKAGES = {"s3": "s3fs>=2025.3", "s3a": "s3fs>=2025.3"}
 
 KEYS = re.compile(
     r"""
@@ -41,8 +42,8 @@ def open_driver(location: str) -> tuple[Any, str]:
         # No listing is kept: other processes write here too.
         return fsspec.core.url_to_fs(location, use_listings_cache=False)
     except ImportError as error:
-        extra = EXTRAS.get(location.split("://")[0])
-        mend = f"pip install '{extra}'" if extra else str(error)
+        package = PACKAGES.get(location.split("://")[0])
+        mend = f"pip install '{package}'" if package else str(error)
         raise InputError(f"{location}: the driver for such places is not installed; {mend}") from None
     except ValueError as error:
         raise InputError(f"{location}: not a place that can be opened ({error})") from None

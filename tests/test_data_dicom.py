@@ -505,8 +505,8 @@ def test_pydicom_is_loaded_for_dicom_files_only_and_a_missing_decoder_is_named_w
     told = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert told.stdout.splitlines() == [
         "False",
-        "needs the extra manyview[dicom] (JPEG lossless)",
-        "needs the extra manyview[dicom] (JPEG-LS)",
+        "needs pip install 'python-gdcm>=3.0.24' (JPEG lossless)",
+        "needs pip install 'python-gdcm>=3.0.24' (JPEG-LS)",
     ]
     assert told.stderr == ""
 

@@ -4,9 +4,13 @@ import ast
 import itertools
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from clusters.drivers import PACKAGES
+from data.dicom.decode import DECODER
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["clusters", "data", "pretrain", "finetune"]
@@ -86,6 +90,20 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     for path in tracked():
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".lock", ""} and path.is_file():
             assert not private.search(path.read_text(errors="replace")), path
+
+
+def test_what_is_told_to_be_installed_is_what_the_extras_hold_and_not_a_stranger_s_package() -> None:
+    """The project is on no index: there its name may be anybody's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "Private :: Do Not Upload" in project["classifiers"]
+    extras = project["optional-dependencies"]
+    assert {"s3": [PACKAGES["s3"]], "dicom": [DECODER]} == extras
+    assert set(PACKAGES.values()) == {*extras["s3"]}
+    from_an_index = re.compile(rf"""{project["name"]}\[|pip3? install [^`\n]*\b{project["name"]}\b""")
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".yaml", ".sh", ""} and path.is_file() and path != Path(__file__):
+            assert not from_an_index.search(path.read_text(errors="replace")), path
+    assert set(re.findall(r"pip install '\.\[(\w+)\]'", (ROOT / "README.md").read_text())) == extras.keys()
 
 
 def test_the_readme_s_tree_is_the_tree() -> None:

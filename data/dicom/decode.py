@@ -44,7 +44,8 @@ PIXEL_TAGS = (
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
     *OF_FRAMES,
 )
-# What the optional decoder (python-gdcm) reads: the names for messages, by the end of the transfer syntax's UID.
+DECODER = "python-gdcm>=3.0.24"  # the extra dicom, as pip finds it: this project itself is on no index
+# What that optional decoder reads: the names for messages, by the end of the transfer syntax's UID.
 BY_EXTRA = {
     "4.50": "JPEG",
     "4.57": "JPEG lossless",
@@ -248,7 +249,7 @@ def _decoded(dataset: "Dataset") -> np.ndarray:
         # Pillow reads some of what gdcm does; what it cannot may be damaged, or beyond it.
         kind = decoder.UID.removeprefix("1.2.840.10008.1.2.")
         if kind in BY_EXTRA and "gdcm" not in decoder.available_plugins:
-            raise BadImage(f"needs the extra manyview[dicom] ({BY_EXTRA[kind]})") from None
+            raise BadImage(f"needs pip install '{DECODER}' ({BY_EXTRA[kind]})") from None
         if kind in WITHOUT_DECODER:
             raise BadImage(f"no decoder for {WITHOUT_DECODER[kind]}") from None
         raise
