@@ -37,6 +37,7 @@ def import_command(argv: Sequence[str]) -> None:
     from data.privacy import discreet
     from data.shards import write_dataset
     from data.sources import read_raw, source_module
+    from data.splits import mend_of_empty
 
     source = source_module(load_config(SourceChoice, argv).source)
     config = load_config(source.Options, argv)
@@ -59,9 +60,12 @@ def import_command(argv: Sequence[str]) -> None:
         return
     splits = ", ".join(f"{split} {part.images:,}" for split, part in manifest.splits.items())
     print(f"wrote {config.out}: {what} ({splits}) in {time.monotonic() - begun:.1f} s, {manifest.sha256[:12]}")
+    there = [split for split, part in manifest.splits.items() if part.images]
     for split, share in config.splits.model_dump().items():
-        if share > 0 and not manifest.splits[split].images:
-            print(f"the split {split} is empty: {counts.patients:,} patients in all")
+        if share > 0 and split not in there:
+            mend = mend_of_empty(split, there, config.source)
+            mend = f"; fine-tuning needs it: {mend}" if mend else ""
+            print(f"the split {split} is empty: {counts.patients:,} patients in all{mend}")
     if manifest.quarantined.count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in manifest.quarantined.reasons.items())
         print(f"left out {manifest.quarantined.count} bad images ({reasons}); the manifest names them")

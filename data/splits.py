@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 SPLITS = ("train", "val", "test")
 
@@ -27,6 +27,19 @@ def split_of(patient: str, salt: str, fractions: Mapping[str, float]) -> str:
         if place < upper:
             return split
     return last
+
+
+def mend_of_empty(split: str, there: Collection[str], source: str) -> str:
+    """What to do about a split without patients where those of `there` have some, for messages; empty: nobody knows.
+
+    Sub-folders are official splits, of which only validation can be cut from train by the hash.
+    """
+    if (source, split) != ("folder", "test") or "val" not in there:
+        return ""
+    return (
+        "where raw= has train/ and val/ alone, rename val/ to test/ and import into a new out=: validation is then cut "
+        "from train by the patient's hash"
+    )
 
 
 def salt_id(salt: str) -> str:

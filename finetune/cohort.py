@@ -18,6 +18,7 @@ from finetune.study import study_of
 from finetune.study_checks import (
     check_classes,
     check_fraction,
+    check_splits,
     class_members,
     classified,
     notes_on,
@@ -120,6 +121,7 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
             "class_weighting: balanced weighs images by their class, and these labels do not exclude each other; "
             "give class_weighting=none"
         )
+    check_splits(dataset)
     patients = dataset.column("patient").astype(str)
     by_split = {}
     for split in SPLITS:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusters.config import InputError
+from data.dataset import Dataset
+from data.splits import SPLITS, mend_of_empty
 from finetune.bootstrap import Floats
 from finetune.tasks import Task
 
@@ -30,6 +32,18 @@ def class_members(task: Task, truth_NK: Floats) -> dict[str, NDArray[np.bool_]]:
 def classified(task: Task, truth_NK: Floats) -> NDArray[np.bool_]:
     """Rows of which some class is known, (N,)."""
     return np.any(list(class_members(task, truth_NK).values()), axis=0)
+
+
+def check_splits(dataset: Dataset) -> None:
+    """Raise InputError where a split has nobody."""
+    there = [split for split in SPLITS if dataset.manifest.splits[split].images]
+    for split in SPLITS:
+        if split not in there:
+            mend = mend_of_empty(split, there, dataset.manifest.source)
+            raise InputError(
+                f"no split '{split}' in {dataset.location}; there are {', '.join(there)}, and fine-tuning needs all "
+                f"three: {mend or 'import into a new out= with patients in each'}"
+            )
 
 
 def check_classes(task: Task, truth: Floats, location: str, by_split: dict[str, Rows]) -> None:

@@ -81,6 +81,33 @@ def test_folders_of_official_splits_are_kept(tmp_path: Path, parts: tuple[str, .
     assert (raw.task, {case.split for case in raw.cases}) == ("unlabelled", set(splits.values()))
 
 
+def test_without_test_the_mend_is_told_and_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """val/ renamed to test/: its patients are the test split, and validation comes out of train by the hash."""
+    raw = tmp_path / "raw"
+    files = [
+        f"{part}/{kind}/{part}{n}_{kind}.png" for part in ("train", "val") for kind in ("a", "b") for n in range(9)
+    ]
+    words = ["import", "source=folder", folder(raw, *files), r"patient=(\w+\d)_", f"keyring={tmp_path / 'k.json'}"]
+    words += ["num_processes=1", "splits.train=0.5", "splits.val=0.4", "splits.test=0.1"]
+    main([*words, f"out={tmp_path / 'before'}"])
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "is empty" in line]
+    assert told.startswith("the split test is empty: 18 patients in all; fine-tuning needs it: where raw= has train/")
+    assert "rename val/ to test/ and import into a new out=" in told
+
+    (raw / "val").rename(raw / "test")
+    main([*words, f"out={tmp_path / 'after'}"])
+    assert "is empty" not in capsys.readouterr().out
+    before, after = (open_dataset(str(tmp_path / name)) for name in ("before", "after"))
+    patients = {
+        (name, split): set(dataset.column("patient")[dataset.column("split") == split])
+        for name, dataset in (("before", before), ("after", after))
+        for split in ("train", "val", "test")
+    }
+    assert patients["after", "test"] == patients["before", "val"]
+    assert patients["after", "val"] and patients["after", "val"] < patients["before", "train"]
+    assert patients["after", "val"] | patients["after", "train"] == patients["before", "train"]
+
+
 def test_images_without_folders_have_no_labels(tmp_path: Path) -> None:
     raw = read(folder(tmp_path, "a.png", "b.png"), "patient=none")
     assert (raw.task, raw.label_names, len(raw.cases)) == ("unlabelled", (), 2)

@@ -179,6 +179,25 @@ def imported(
     return open_dataset(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("source", "empty", "mend"),
+    [
+        ("folder", "test", "where raw= has train/ and val/ alone, rename val/ to test/ and import into a new out="),
+        ("folder", "val", "import into a new out= with patients in each"),
+        ("table", "test", "import into a new out= with patients in each"),
+    ],
+)
+def test_a_split_without_anybody_is_refused_with_its_mend(synthetic_dataset, source, empty, mend):
+    manifest = synthetic_dataset.manifest
+    nobody = dict.fromkeys(("cases", "images", "patients"), 0)
+    splits = {**manifest.splits, empty: manifest.splits[empty].model_copy(update=nobody)}
+    there = ", ".join(split for split in ("train", "val", "test") if split != empty)
+    changed = manifest.model_copy(update={"source": source, "splits": splits})
+    dataset = Dataset(synthetic_dataset.location, changed)
+    with pytest.raises(InputError, match=f"no split '{empty}' in .*; there are {there}, and .* all three: {mend}"):
+        choose_cohort(dataset, config(dataset))
+
+
 @pytest.fixture(scope="module")
 def chest(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Findings of radiographs: a third of Edema and a sixth of Consolidation in doubt, Fracture never."""

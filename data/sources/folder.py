@@ -4,7 +4,8 @@ r"""A folder of image files, the class of each being the sub-folder that it lies
 
 `raw` holds `CLASS/…` with images at any depth, or, where it has exactly such folders, `train/CLASS/…`,
 `val/CLASS/…` and `test/CLASS/…`: these are official splits then (without `val`, that is cut from `train` by the
-hash). Images that lie in no sub-folder, or labels=none, make a dataset without labels.
+hash; without `test`, which fine-tuning needs, rename `val` to `test`). Images that lie in no sub-folder, or
+labels=none, make a dataset without labels.
 
 Whose an image is stands nowhere but in its path: `patient=` is a regular expression with one group that finds the
 patient in the path below raw (`train/nv/P0012_3.jpg`), `case=` one that finds the lesion or study.
