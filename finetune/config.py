@@ -106,7 +106,8 @@ class FinetuneConfig(Config):
     baselines: list[str] = Field(
         default=["untrained"],
         description="what to compare with on the same patients: untrained, pca, orb, knn, imagenet:WEIGHTS, vgg16 or "
-        "vgg16:WEIGHTS, inception_v3 likewise (a .safetensors file; untrained without), or other encoders' locations",
+        "vgg16:WEIGHTS, inception_v3 likewise (a .safetensors file, or timm:default, which are timm's; untrained "
+        "without), or other encoders' locations",
     )
     size_px: int | None = Field(
         default=None, ge=8, description="side of the images given to the encoder; none: as pretrained"

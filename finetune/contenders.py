@@ -7,8 +7,9 @@ pca                     logistic regression on principal components of small pix
 orb                     ORB keypoints, bag of visual words, linear SVM (Yadav & Jadhav, 2019, J. Big Data 6:113)
 knn                     nearest neighbours by the encoder's features
 imagenet:PATH           the same network from weights of others, read from a file or a folder in timm's layout
-vgg16[:PATH]            VGG16 from such weights; without a file its weights are random
-inception_v3[:PATH]     InceptionV3 likewise
+imagenet:timm:default   the same network from the weights that timm publishes, from the hub's cache or the hub
+vgg16[:WEIGHTS]         VGG16 from such weights; without any they are random
+inception_v3[:WEIGHTS]  InceptionV3 likewise
 anything else           the location of another encoder
 """
 
@@ -81,12 +82,14 @@ def contenders(config: FinetuneConfig) -> list[Contender]:
 
 def absolute_baseline(word: str) -> str:
     """A baseline's word with its path made absolute. Raises InputError for one that is nearly a known word."""
+    from pretrain.weights_source import TIMM_DEFAULT
+
     name, separator, location = word.partition(":")
     if word in WORDS:
         return word
     _refuse_misspelt(word)
     if separator and (name == "imagenet" or name in PUBLISHED):
-        return f"{name}:{absolute(location)}"
+        return word if location == TIMM_DEFAULT else f"{name}:{absolute(location)}"
     return absolute(word)
 
 
@@ -222,21 +225,24 @@ def _published_card(word: str, config: FinetuneConfig) -> "EncoderCard":
 
     from pretrain.encoder import SIMCLR_RESNETS, EncoderConfig, native_size_px
     from pretrain.encoder_folder import EncoderCard, read_card
+    from pretrain.weights_source import TIMM_DEFAULT
 
     name, _, location = word.partition(":")
     channels = 3
     if name == "imagenet":
         if not location:
             raise InputError(
-                "encoder.weights: nothing is fetched from the network here; give the file, as imagenet:PATH with a "
-                ".safetensors file of timm's or torchvision's names, or a folder in timm's layout"
+                "encoder.weights: which weights? Give imagenet:timm:default, timm's own of this network (from the "
+                "hub's cache or the hub), or imagenet:PATH with a .safetensors file of timm's or torchvision's names, "
+                "or a folder in timm's layout"
             )
         ours = read_card(config.encoder).config
         # Nobody publishes ImageNet weights under SimCLR's names: those of the plain network stand for them.
         name = _told_architecture(location) or (ours.name.split("_")[0] if ours.name in SIMCLR_RESNETS else ours.name)
         channels = ours.channels
     encoder = EncoderConfig(name=name, channels=channels, weights=location or "none")
-    known = timm.get_pretrained_cfg(encoder.timm_name)
+    # timm's own weights are those of the name's tag, each with an input of its own; a file tells no tag.
+    known = timm.get_pretrained_cfg(encoder.name if location == TIMM_DEFAULT else encoder.timm_name)
     mean, std = (known.mean, known.std) if known else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return EncoderCard(encoder, mean, std, native_size_px(encoder), "", [], [])  # type: ignore[arg-type]
 
@@ -244,8 +250,9 @@ def _published_card(word: str, config: FinetuneConfig) -> "EncoderCard":
 def _told_architecture(location: str) -> str | None:
     """The network that a folder in timm's layout names; none of a file."""
     from clusters.storage import Folder
+    from pretrain.weights_source import TIMM_DEFAULT
 
-    if location.endswith(".safetensors") or not Folder(location).exists("config.json"):
+    if location == TIMM_DEFAULT or location.endswith(".safetensors") or not Folder(location).exists("config.json"):
         return None
     try:
         return Folder(location).read_json("config.json").get("architecture")
@@ -273,8 +280,9 @@ def _told_as(word: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        told = str(error)
+        name, told = word.partition(":")[0], str(error)
         for key in ("encoder.weights", "encoder.name"):
             told = told.removeprefix(f"{key}: ")
         told = told.replace("views.size_px", "size_px").replace("set encoder.name to", "give a file of")
-        raise InputError(f"baselines: {word.partition(':')[0]}: {told}") from None
+        told = told.replace("set encoder.weights=none, or another encoder.name", f"give a file, as {name}:PATH")
+        raise InputError(f"baselines: {name}: {told}") from None

@@ -1,10 +1,12 @@
 """The baselines that reviewers ask for, in the same command and table."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import huggingface_hub
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -73,6 +75,50 @@ def test_weights_of_others_are_loaded_with_their_own_input_scale(finetuned, synt
     known = timm.get_pretrained_cfg(NAME)
     assert known is not None
     assert (card.mean, card.std) == (known.mean, known.std)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """The hub's cache, empty, and no way to the hub, as under tracking.privacy=strict."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_timm_s_own_weights_are_a_baseline_as_they_are_pretrained_from(
+    finetuned, synthetic_dataset, weights, tmp_path, hub
+):
+    known = timm.get_pretrained_cfg(NAME)
+    assert known is not None and known.hf_hub_id
+    words = ["imagenet:timm:default"]
+    config = recipe(synthetic_dataset, finetuned.encoder, tmp_path / "out", head="linear", baselines=words)
+    with pytest.raises(InputError, match=rf"^baselines: imagenet: {known.hf_hub_id} cannot be fetched .* its path$"):
+        finetune(config)
+
+    snapshot = hub / f"models--{known.hf_hub_id.replace('/', '--')}/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("abc")
+    shutil.copy(weights, snapshot / "model.safetensors")
+    finetune(config)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    model = results["models"]["imagenet"]
+    assert model["title"] == f"{NAME}, timm {NAME}.{known.tag}"
+    assert model["fingerprint"] == hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    assert any("weights of others, of which nobody knows" in warning for warning in results["warnings"])
+    assert "imagenet:timm:default" in (tmp_path / "out/report.html").read_text()
+
+    encoder, card = load(contenders(config)[1], config)
+    given = safetensors.torch.load_file(weights)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in encoder.state_dict().items())
+    assert (card.mean, card.std) == (known.mean, known.std)
+
+
+def test_a_network_that_timm_has_no_weights_for_is_told_what_to_give(monkeypatch, finetuned, synthetic_dataset, hub):
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)
+    config = recipe(synthetic_dataset, finetuned.encoder, Path("/none"), baselines=["vgg16:timm:default"])
+    with pytest.raises(InputError, match=r"^baselines: vgg16: timm has no .* 'vgg16'; give a file, as vgg16:PATH$"):
+        contenders(config)
 
 
 def test_neighbours_are_those_of_scikit_learn(synthetic_dataset, tmp_path):
@@ -232,9 +278,7 @@ def test_what_cannot_be_had_is_said_in_one_line(finetuned, synthetic_dataset, tm
             contenders(recipe(synthetic_dataset, finetuned.encoder, tmp_path, baselines=list(words), **changed))
         assert "\n" not in str(caught.value)
 
-    refused(
-        "^baselines: imagenet: nothing is fetched from the network here; give the file, as imagenet:PATH", "imagenet"
-    )
+    refused("^baselines: imagenet: which weights\\? Give imagenet:timm:default, .* or imagenet:PATH with a", "imagenet")
     refused("^baselines: vgg16: .*/none.safetensors: no such file", f"vgg16:{tmp_path}/none.safetensors")
     refused("^baselines: imagenet: .*/x.pth is a pickle", f"imagenet:{tmp_path}/x.pth")
     refused("^baselines: inception_v3: .*not the weights of inception_v3", f"inception_v3:{weights}")
@@ -262,5 +306,7 @@ def test_paths_are_made_absolute_and_words_are_not():
     for word in ("untrained", "pca", "orb", "knn", "vgg16", "imagenet"):
         assert absolute_baseline(word) == word
     assert absolute_baseline("imagenet:w.safetensors") == f"imagenet:{Path.cwd()}/w.safetensors"
+    for word in ("imagenet:timm:default", "vgg16:timm:default"):
+        assert absolute_baseline(word) == word
     assert absolute_baseline("runs/other") == f"{Path.cwd()}/runs/other"
     assert absolute_baseline("vgg16:s3://b/w.safetensors") == "vgg16:s3://b/w.safetensors"
