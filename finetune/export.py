@@ -2,7 +2,8 @@
 
 MODEL is a results folder or its model/. `out` receives model.onnx, or model.pt2 of torch.export, for any batch size,
 and its card, model.onnx.json or model.pt2.json, which says what an image must go through before, what comes out, how
-far the file's answers were from the model's, and how long one image takes on this machine. Inside of the file are
+far the file's answers were from the model's, how long one image takes on this machine, and which data and licences bind
+its use. Inside of the file are
 normalisation, the temperature of probabilities and the scale of predicted numbers. Both formats fit into one folder.
 
 Loading a .pt2 file can run code: load only those that you wrote. An .onnx file holds none.
@@ -235,6 +236,8 @@ def _latency(answer: Run, image: NDArray[np.float32], format_: str) -> dict[str,
 
 def _card(model: "Model") -> dict[str, Any]:
     """What a program must do before and after, for a person and for a machine."""
+    from finetune.terms import terms
+
     card = model.card
     short_side = card.processing.get("short_side_px")
     shrunk = [
@@ -266,4 +269,5 @@ def _card(model: "Model") -> dict[str, Any]:
         "task": card.task,
         "model": card.fingerprint,
         "made_from": card.made_from,
+        "terms": terms(card.made_from),
     }

@@ -2,7 +2,8 @@
 
 encoder.safetensors   the encoder, fine-tuned or as it was pretrained
 head.safetensors      weight (K, D) and bias (K): logits = features · weightᵀ + bias; with attention, its weights too
-model.json            task, labels, input, thresholds, temperature, and where it comes from; written last
+model.json            task, labels, input, thresholds, temperature, where it comes from, and what binds its use; written
+                      last
 
 Shapes: D features, K labels.
 """
@@ -26,6 +27,7 @@ from finetune.heads import POOLING, Head
 from finetune.linear import Choice
 from finetune.model import POOLINGS, Decision, Model, ModelCard
 from finetune.tasks import TASKS
+from finetune.terms import origin_of, terms
 from finetune.two_heads import TwoHeads
 from pretrain.encoder import EncoderConfig, create_encoder
 from pretrain.encoder_folder import load_weights
@@ -76,6 +78,13 @@ def write_model(
     contender, task = judged.outcome.contender, cohort.task
     encoder, card = load(contender, config)
     parts = _trained(out / "training" / contender.name) if choice is None else _with_head(encoder, choice)
+    made_from = {
+        "encoder": contender.fingerprint,
+        "lineage": contender.lineage,
+        "dataset": cohort.dataset.fingerprint,
+        "trained_on": origin_of(cohort.dataset.manifest),
+        "recipe": config.recipe(),
+    }
     told: dict[str, Any] = {
         "task": task.kind,
         "task_described": task.describe(),
@@ -93,12 +102,8 @@ def write_model(
             "std": list(card.std[: card.config.channels]),
             "processing": cohort.dataset.manifest.images,
         },
-        "made_from": {
-            "encoder": contender.fingerprint,
-            "lineage": contender.lineage,
-            "dataset": cohort.dataset.fingerprint,
-            "recipe": config.recipe(),
-        },
+        "made_from": made_from,
+        "terms": terms(made_from),
     }
     save_model(folder, parts, told)
 

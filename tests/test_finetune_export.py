@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import html
 import io
 import json
 import re
@@ -28,6 +29,7 @@ from finetune.image_list import input_pixels
 from finetune.inference import _Tracer, for_inference
 from finetune.model_folder import load_model
 from finetune.run import finetune
+from finetune.terms import terms
 from pretrain.encoder import EncoderConfig
 from pretrain.heads import first_layers, projection_head
 from tests import miniatures
@@ -92,6 +94,41 @@ def test_a_file_tells_nothing_of_the_machine_that_wrote_it(exported):
     for name, content in contents.items():
         for told in (str(checkout), sys.prefix, str(exported), 'File "', 'File \\"', "export.py"):
             assert told.encode() not in content, (name, told)
+
+
+def test_cards_say_whose_data_and_licences_bind_the_model(exported, finetuned, synthetic_dataset):
+    cards = [json.loads((exported / f"{name}.json").read_text()) for name in FILES.values()]
+    cards.append(json.loads((Path(finetuned.out) / "model/model.json").read_text()))
+    manifest = synthetic_dataset.manifest
+    origin = {"name": manifest.name, "source": manifest.source, "licence": manifest.licence}
+    page = html.unescape((Path(finetuned.out) / "report.html").read_text())
+    for card in cards:
+        told = card["terms"]
+        assert told["trained_on"] == card["made_from"]["trained_on"] == origin
+        assert told["pretrained_on"] == [origin] and told["pretrained_from"] == []
+        assert told["licence"] == f"What is made from data is bound by its licence: {manifest.licence}."
+        assert "not a medical device" in told["not_for"] and told["not_for"] in page
+        assert synthetic_dataset.location not in json.dumps(card) and str(finetuned.out) not in json.dumps(card)
+
+
+def test_what_is_not_known_of_data_and_weights_is_said_in_the_terms():
+    ours = {"name": "ward", "source": "table", "licence": "not stated", "fingerprint": "f"}
+    public = {"name": "ham10000", "source": "ham10000", "licence": "CC BY-NC 4.0", "fingerprint": "g"}
+    begun = {"weights": "timm resnet50.a1_in1k", "sha256": "0", "seen": "unknown"}
+    stages = [{"datasets": [public, ours], "starts_from": begun}, {"datasets": [public]}]
+    told = terms({"trained_on": ours, "lineage": stages})
+    assert told["trained_on"] == {"name": "ward", "source": "table", "licence": "unknown"}
+    assert [one["licence"] for one in told["pretrained_on"]] == ["CC BY-NC 4.0", "unknown"]
+    assert told["pretrained_from"] == ["timm resnet50.a1_in1k: made from data that is not known"]
+    assert told["licence"].startswith(
+        "What is made from data is bound by its licence: CC BY-NC 4.0. The licence of ward "
+    )
+    assert told["licence"].endswith("is unknown here.")
+
+    before = terms({})  # of a card from before there were terms
+    assert before["trained_on"] == {"name": "unknown", "source": "unknown", "licence": "unknown"}
+    assert before["pretrained_from"] == ["weights of which nothing is known"]
+    assert "The licence of the data is unknown" in before["licence"]
 
 
 @pytest.mark.parametrize("format_", ["onnx", "torch"])

@@ -28,6 +28,7 @@ from finetune.report.words import (
     title_of,
     value_of,
 )
+from finetune.terms import NOT_FOR
 
 CHECKLISTS = "Reporting checklists: TRIPOD+AI (Collins et al., 2024) and CLAIM (Tejani et al., 2024)"
 OURS, AUTHORS = "on this page", "for the authors to state"
@@ -99,7 +100,7 @@ def _intended(results: Results) -> list[str]:
 def _not_for(results: Results) -> list[str]:
     chooses = "it must choose among these, and " if label_kind(results) == "multiclass" else "it "
     return [
-        "Diagnosis, triage or treatment of a patient: it is not a medical device, and nothing here shows use in care.",
+        NOT_FOR,
         f"Conditions other than {listed(label_names(results))}: {chooses}says nothing of others. "
         "Images of another kind, or of poor quality, get an answer too.",
         "Patients, devices, hospitals or skin tones that were not measured here, before they are.",
