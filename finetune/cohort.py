@@ -29,7 +29,7 @@ from finetune.tasks import Task, pool_cases
 from finetune.two_heads import TwoHeads
 from pretrain.encoder_folder import encoder_folder, read_card, read_seen
 from pretrain.export import ids_scheme
-from pretrain.leakage import seen_of
+from pretrain.leakage import if_namesakes, seen_of
 
 Rows = NDArray[np.int64]
 SPLITS = ("train", "val", "test")
@@ -218,7 +218,7 @@ def find_leaks(cohort: Cohort, location: str, on_leak: str) -> list[str]:
             raise InputError(
                 f"{encoder_folder(location)} {found} of {dataset.location}, so its test figures would mean nothing; "
                 f"pretrain again with held_out=[{dataset.location}] on_leak=exclude, which leaves them out "
-                "(on_leak=warn goes on here and says so)"
+                f"(on_leak=warn goes on here and says so){if_namesakes([scheme], patients, images)}"
             )
         warnings.append(f"{LEAKAGE}{name} {found}; the test figures do not show how it does on new patients")
     patients, images = seen_of(dataset, dataset.rows(["val"]), seen)

@@ -38,7 +38,7 @@ from finetune.sealed import is_altered, sealed
 from finetune.trained import Trained, open_trained
 from pretrain.encoder_folder import began_elsewhere, seen_in_file
 from pretrain.export import ids_scheme
-from pretrain.leakage import seen_of
+from pretrain.leakage import if_namesakes, seen_of
 
 Rows = NDArray[np.int64]
 
@@ -179,6 +179,7 @@ def _leaks(trained: Trained, dataset: Dataset, rows: Rows, config: EvaluateConfi
             raise InputError(
                 f"{config.results} {found}, so its figures would mean nothing; evaluate on splits=[test] of a dataset "
                 "that it learned from, or leave these out (on_leak=warn goes on here and says so)"
+                f"{if_namesakes([ids_scheme(dataset)], patients, images)}"
             )
         warnings.append(f"LEAKAGE: the model {found}; the figures do not show how it does on new patients")
     return warnings

@@ -78,7 +78,11 @@ def check_leakage(dataset: AnyDataset, config: PretrainConfig) -> None:
         f"{' or '.join(part.location for part in (*parts_of(dataset), *others))} holds out for evaluation"
     )
     if config.on_leak == "refuse":
-        raise InputError(f"{found}; set on_leak=exclude to leave these patients' {len(overlap.rows)} images out")
+        schemes = [ids_scheme(part) for part in (*parts_of(dataset), *others)]
+        namesakes = if_namesakes([s for s in schemes if schemes.count(s) > 1], overlap.patients, overlap.images)
+        raise InputError(
+            f"{found}; set on_leak=exclude to leave these patients' {len(overlap.rows)} images out{namesakes}"
+        )
     say(f"{found}: the {len(overlap.rows)} images of these patients are left out of pretraining")
     for part, left_out in rows_of_parts(dataset, overlap.rows):
         if len(left_out) == len(part.rows(config.splits)):
@@ -104,7 +108,7 @@ def check_seen_before(dataset: AnyDataset, config: PretrainConfig) -> None:
             raise InputError(
                 f"encoder.weights: {source.folder} was pretrained on {patients} patients and {images} images that "
                 f"{part.location} holds out for evaluation; start from other weights, or make these again with "
-                f"held_out=[{part.location}] on_leak=exclude"
+                f"held_out=[{part.location}] on_leak=exclude{if_namesakes([ids_scheme(part)], patients, images)}"
             )
         if ids_scheme(part) not in seen.ids:
             say(
@@ -112,6 +116,16 @@ def check_seen_before(dataset: AnyDataset, config: PretrainConfig) -> None:
                 f"schemes {', '.join(sorted(seen.ids))} and {ids_scheme(part)}; of images only exact copies are known "
                 "again"
             )
+
+
+def if_namesakes(schemes: Sequence[str], patients: int, images: int) -> str:
+    """A clause of refusals for patients who may be others: under one keyring equal numbers are one person.
+
+    Nothing where ids are as published, and where as many images are found as patients, which makes them the same.
+    """
+    if images >= patients or not any(scheme.startswith("keyed:") for scheme in schemes):
+        return ""
+    return "; if these are different people with equal numbers (two hospitals), import each with a keyring= of its own"
 
 
 def seen_of(dataset: Dataset, rows: Rows, seen: Seen) -> tuple[int, int]:

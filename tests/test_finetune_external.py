@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from clusters.config import InputError, load_config
-from data.dataset import open_dataset
+from data.dataset import Dataset, open_dataset
 from data.shards import write_dataset
 from data.sources import read_raw, synthetic
 from finetune import foreign
@@ -264,6 +264,30 @@ def test_a_url_in_somebody_s_results_is_not_gone_to(trained, elsewhere, tmp_path
     with listener, pytest.raises(BlockingIOError):
         listener.accept()
     assert asked == [] and any("was behind a URL (training_data=DIR names it)" in said for said in results["warnings"])
+
+
+def test_patients_of_equal_numbers_are_refused_with_the_mend_for_two_hospitals(tmp_path):
+    """And evaluated on once each hospital has a keyring of its own."""
+
+    def hospital(name: str, seed: int, keyring: str) -> Dataset:
+        options = synthetic.Options(
+            source="synthetic", out=str(tmp_path / name), num_cases=50, size_px=48, num_processes=1, seed=seed,
+            name=name, ids="keyed", keyring=str(tmp_path / keyring),
+        )  # fmt: skip
+        write_dataset(read_raw(options), options)
+        return open_dataset(options.out)
+
+    (tmp_path / "ours.json").write_text(json.dumps({"version": 1, "id_key": "1f" * 32, "split_salt": "2e" * 32}))
+    (tmp_path / "ours.json").chmod(0o600)
+    ours = hospital("ours", 0, "ours.json")
+    config = recipe(ours, write_encoder(tmp_path / "encoder", ours), tmp_path / "trained", head="linear", full={})
+    finetune(config)
+    namesakes, apart = hospital("namesakes", 3, "ours.json"), hospital("apart", 3, "theirs.json")
+    words = [config.out, f"out={tmp_path / 'out'}", RESAMPLES, "foreign=false"]
+    mend = r"\(two hospitals\), import each with a keyring= of its own$"
+    with pytest.raises(InputError, match=rf"on \d+ patients and 0 images of namesakes, .* equal numbers {mend}"):
+        run([*words, f"data=[{namesakes.location}]"])
+    run([*words, f"data=[{apart.location}]"])
 
 
 def test_who_was_learned_from_is_refused(trained, synthetic_dataset, elsewhere, tmp_path):

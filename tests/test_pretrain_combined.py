@@ -22,7 +22,7 @@ from finetune.config import FinetuneConfig
 from pretrain.batches import ViewBatches
 from pretrain.config import PretrainConfig
 from pretrain.encoder_folder import hash64, load_encoder, read_seen
-from pretrain.leakage import find_overlap, pretraining_rows
+from pretrain.leakage import find_overlap, if_namesakes, pretraining_rows
 from pretrain.methods import METHODS, AnyStage
 from pretrain.monitor import probe_dataset
 from pretrain.run import pretrain
@@ -249,6 +249,53 @@ def test_equal_names_under_other_schemes_are_other_people(
     study = FinetuneConfig(data=synthetic_dataset.location, encoder="/none", out="/none")
     (warning,) = find_leaks(choose_cohort(synthetic_dataset, study), encoder, "refuse")
     assert "unknown for ids of scheme source:elsewhere" in warning
+
+
+NAMESAKES = (
+    r"; if these are different people with equal numbers \(two hospitals\), import each with a keyring= of its own$"
+)
+
+
+def test_equal_numbers_under_one_keyring_are_told_to_be_perhaps_two_people(
+    synthetic_dataset: Dataset, same_patients: Dataset, folders: Path, tmp_path: Path
+) -> None:
+    """Another hospital's patients, of whom no image is known: wherever they are refused, and not of public ids."""
+    one_keyring = {"ids": "keyed", "keyring": str(folders / "keyring.json")}
+    splits = {"train": 0.4, "val": 0.3, "test": 0.3}
+    ward = imported(tmp_path / "ward", seed=3, num_cases=100, splits=splits, **one_keyring)
+    namesakes = imported(tmp_path / "namesakes", seed=2, splits=ALL_TRAIN, **one_keyring)
+    for learned, held_out in (([ward, namesakes], []), ([namesakes], [ward.location])):
+        with pytest.raises(InputError, match=rf"patients and 0 images of splits train .* images out{NAMESAKES}"):
+            pretrain(config(tmp_path / "run", *learned, held_out=held_out))
+    encoder = write_encoder(tmp_path / "encoder", namesakes)
+    begun = config(tmp_path / "run", ward, encoder={"name": "test_resnet", "weights": encoder})
+    with pytest.raises(InputError, match=rf"and 0 images that .* holds out .* on_leak=exclude{NAMESAKES}"):
+        pretrain(begun)
+    study = FinetuneConfig(data=ward.location, encoder="/none", out="/none")
+    with pytest.raises(InputError, match=rf"patients and 0 test images of .* says so\){NAMESAKES}"):
+        find_leaks(choose_cohort(ward, study), encoder, "refuse")
+
+    apart = imported(tmp_path / "apart", seed=2, splits=ALL_TRAIN, ids="keyed", keyring=str(tmp_path / "k.json"))
+    assert len(find_overlap(CombinedDataset([ward, apart]), ["train"], []).rows) == 0
+    with pytest.raises(InputError, match=r"images out$"):
+        pretrain(config(tmp_path / "run", synthetic_dataset, same_patients))
+
+
+@pytest.mark.parametrize(
+    ("schemes", "patients", "images", "told"),
+    [
+        (["keyed:a"], 3, 2, True),
+        (["source:table:x", "keyed:a"], 1, 0, True),
+        (["keyed:a"], 3, 3, False),
+        (["keyed:a"], 0, 0, False),
+        (["source:folder:keyed:"], 3, 0, False),
+        ([], 3, 0, False),
+    ],
+)
+def test_only_keyed_patients_whose_images_are_others_may_be_two_people(
+    schemes: list[str], patients: int, images: int, told: bool
+) -> None:
+    assert bool(if_namesakes(schemes, patients, images)) == told
 
 
 def test_the_probe_looks_at_all_whose_labels_agree(synthetic_dataset: Dataset, other: Dataset, tmp_path: Path) -> None:
