@@ -45,6 +45,7 @@ python -m data import source=synthetic out="$RUNS/data"
 clusters/local.sh up
 clusters/local.sh submit python -m pretrain pretrain/recipes/synthetic.yaml \
     data="$RUNS/data" run="$RUNS/pretrain" cluster.num_workers=2 "$@"
+echo "pretrained after $SECONDS s"
 clusters/local.sh submit python -m finetune finetune/recipes/synthetic.yaml \
     data="$RUNS/data" encoder="$RUNS/pretrain" out="$RUNS/finetune" cluster.num_workers=2
-echo "report: $RUNS/finetune/report.html"
+echo "fine-tuned after $SECONDS s; report: $RUNS/finetune/report.html"

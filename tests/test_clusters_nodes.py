@@ -1,6 +1,7 @@
 """A real Ray of several nodes on this machine: the one that differs is named, and metrics stand at Ray's endpoint."""
 
 import itertools
+import os
 import shlex
 import signal
 import subprocess
@@ -72,6 +73,32 @@ def test_one_node_is_looked_at_from_here_without_a_task(
         preflight.check_nodes(run, Needs([], [10**18]), ONE_CORE, 1)
 
 
+def test_a_run_that_has_to_wait_for_others_says_so(
+    nodes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    class Other:
+        def there(self) -> bool:
+            return True
+
+    preflight.check_nodes(str(tmp_path), Needs([], [1], every_h=1.0), ONE_CORE, 1)
+    said = capsys.readouterr().out
+    assert "whether for those that follow, one every 1 h, was not looked at" in said
+    assert "waits" not in said
+    cores = ray.cluster_resources()["CPU"]
+    others = [ray.remote(num_cpus=1)(Other).remote() for _ in range(int(cores))]
+    assert all(ray.get([other.there.remote() for other in others]))
+    until = time.monotonic() + 60
+    while ray.available_resources().get("CPU"):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    preflight.check_nodes(str(tmp_path), Needs(), ONE_CORE, 1)
+    assert "1 workers ask for 1 CPU each; free now: 0 CPU. The run waits for its turn" in capsys.readouterr().out
+    for other in others:
+        ray.kill(other)
+
+
 def test_workers_that_find_no_place_on_any_node_are_refused(nodes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 workers ask for 2 CPU each, and the nodes have places for 0"):
         preflight.check_nodes(str(tmp_path), Needs(), {"CPU": 2.0, "GPU": 0.0}, 1)
@@ -134,10 +161,11 @@ def test_the_node_that_differs_is_named(nodes: dict[str, Any], synthetic_dataset
 def start_node_that_cannot_write(address: str, folder: Path) -> subprocess.Popen[bytes]:
     """A node whose processes see this folder read-only; skips where no namespace of mounts can be made."""
     closed = READ_ONLY.format(shlex.quote(str(folder)))
-    if subprocess.run(["unshare", "-m", "sh", "-c", closed], check=False, capture_output=True).returncode:
-        pytest.skip("this test mounts a folder read-only for one node, which asks for root")
+    apart = ["unshare", *(["--map-root-user"] if os.getuid() else []), "-m", "sh", "-c"]
+    if subprocess.run([*apart, closed], check=False, capture_output=True).returncode:
+        pytest.skip("this test mounts a folder read-only for one node, which this machine does not let it")
     start = f"exec {sys.executable} -m ray.scripts.scripts start --address={address} --num-cpus=1 --block"
-    return subprocess.Popen(["unshare", "-m", "sh", "-c", f"{closed} && {start}"], stdout=subprocess.DEVNULL)
+    return subprocess.Popen([*apart, f"{closed} && {start}"], stdout=subprocess.DEVNULL)
 
 
 def test_the_node_that_cannot_write_the_run_folder_is_named(nodes: dict[str, Any], tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_process_of_wandb_that_stalls_holds_up_neither_training_nor_end(tmp_pa
 
 
 TRAINED = """
-import os, signal, sys
+import os, signal, sys, time
 from unittest import mock
 import wandb
 import clusters.wandb_run
@@ -156,10 +156,13 @@ from pretrain.run import train
 from pretrain.training import Training
 
 clusters.wandb_run.STALLED_S = clusters.wandb_run.FINISH_TIMEOUT_S = 1.0
+clusters.wandb_run.INIT_TIMEOUT_S = 5.0
 take = Training.step
 
 def step(training, number, *batch):
-    if number == 5:
+    if number == 5 and sys.argv[2] == "stalls":
+        while wandb.run is None:
+            time.sleep(0.1)
         os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGSTOP)
         print("stopped")
     return take(training, number, *batch)
@@ -169,18 +172,24 @@ with mock.patch.object(Training, "step", step):
 """
 
 
-def test_a_whole_training_beside_a_wandb_that_stalls(synthetic_dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["says nothing"], indirect=True)
+@pytest.mark.parametrize("fault", ["stalls", "cannot be reached"])
+def test_a_whole_training_beside_a_wandb_that_is_of_no_use(
+    synthetic_dataset: Dataset, server: str, tmp_path: Path, fault: str
+) -> None:
     """It ends by itself, with the weights, the metrics and the encoder of one without W&B."""
     steps = 120
     alone = recipe(synthetic_dataset, tmp_path / "alone", num_workers=0, steps=steps)
     train(PretrainConfig.model_validate(alone))
-    tracked = {**alone, "run": str(tmp_path / "run"), "tracking": {**alone["tracking"], "wandb": "offline"}}
-    command = [sys.executable, "-c", TRAINED, json.dumps(tracked)]
+    mode = "offline" if fault == "stalls" else "online"
+    tracked = {**alone, "run": str(tmp_path / "run"), "tracking": {**alone["tracking"], "wandb": mode}}
+    command = [sys.executable, "-c", TRAINED, json.dumps(tracked), fault]
     apart = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    apart |= {"WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40}
     done = subprocess.run(command, cwd=ROOT, env=apart, check=False, timeout=240, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stopped") == 1
-    assert done.stdout.count("W&B is left out from here on (its process takes nothing more") == 1
+    assert done.stdout.count("stopped") == (fault == "stalls")
+    assert done.stdout.count("W&B is left out from here on (") == 1
     assert_same_state(tmp_path / "run", tmp_path / "alone")
     losses = [record["step"] for record in read_metrics(Folder(tmp_path / "run/1-simclr")) if "loss" in record]
     assert losses == list(range(1, steps + 1))
