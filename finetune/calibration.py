@@ -196,19 +196,43 @@ def _both_sides(truth_N: Floats) -> bool:
 def ece_by_chance(cases: "ScoredCases", label: str | None) -> float:
     """The mean ECE that these scores would show if they were right, their outcomes drawn (Bröcker & Smith, 2007).
 
-    ECE is above 0 by chance alone, the more so the fewer the cases; what exceeds this is miscalibration.
+    ECE is above 0 by chance alone, the more so the fewer the cases; what exceeds this is miscalibration. Each outcome
+    is drawn by its own score. Those of one patient are taken to depend on each other as much as the mistakes in these
+    cases do: where all cases of a patient share one truth, there are hardly more outcomes than patients.
     """
     rng = np.random.default_rng(0)
     if label is None and cases.exclusive:
-        return _drawn_ece(cases.scores_NK.max(axis=1), rng)
+        right_N = (cases.scores_NK.argmax(axis=1) == cases.true_class_N).astype(np.float64)
+        return _drawn_ece(right_N, cases.scores_NK.max(axis=1), cases.patient_N, rng)
     names = cases.label_names if label is None else (label,)
     columns = [cases.label_names.index(name) for name in names]
     known = [(k, np.isfinite(cases.truth_NK[:, k])) for k in columns]
-    return float(np.mean([_drawn_ece(cases.scores_NK[rows, k], rng) for k, rows in known if rows.any()]))
+    found = [
+        _drawn_ece(cases.truth_NK[rows, k], cases.scores_NK[rows, k], cases.patient_N[rows], rng)
+        for k, rows in known
+        if rows.any()
+    ]
+    return float(np.mean(found))
 
 
-def _drawn_ece(scores_N: Floats, rng: np.random.Generator) -> float:
+def _drawn_ece(truth_N: Floats, scores_N: Floats, patient_N: Integers, rng: np.random.Generator) -> float:
     place, num = equal_mass_bins(scores_N)
-    truth_DN = rng.random((NUM_DRAWS, len(scores_N))) < scores_N
+    drawn_DN = rng.random((NUM_DRAWS, len(scores_N)))
+    expected_N = np.sqrt(np.maximum(scores_N * (1 - scores_N), 0))
+    alike = _alike_within_patients(truth_N - scores_N, expected_N, patient_N * num + place)
+    if alike > 0:
+        # Two cases are both drawn by their patient's number in that share of the draws.
+        by_patient_DN = rng.random((NUM_DRAWS, int(patient_N.max()) + 1))[:, patient_N]
+        drawn_DN = np.where(rng.random(drawn_DN.shape) < np.sqrt(alike), by_patient_DN, drawn_DN)
     in_bin_NB = np.eye(num)[place]
-    return float(np.abs((scores_N - truth_DN) @ in_bin_NB).sum(axis=1).mean() / len(scores_N))
+    return float(np.abs((scores_N - (drawn_DN < scores_N)) @ in_bin_NB).sum(axis=1).mean() / len(scores_N))
+
+
+def _alike_within_patients(error_N: Floats, expected_N: Floats, cell_N: Integers) -> float:
+    """The correlation, 0 to 1, of the errors of two cases of one patient in one bin; 0 where no bin has two.
+
+    Only cases of one bin add up in an ECE. `expected_N` is the standard deviation of an error by its score.
+    """
+    _, place = np.unique(cell_N, return_inverse=True)
+    products, most = (float((np.bincount(place, of_N) ** 2).sum() - (of_N**2).sum()) for of_N in (error_N, expected_N))
+    return min(max(products / most, 0.0), 1.0) if np.bincount(place).max() > 1 and most > 0 else 0.0

@@ -12,7 +12,9 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from finetune.bootstrap import draw_patients
 from finetune.calibration import (
+    NUM_DRAWS,
     ReliabilityFigures,
+    ece_by_chance,
     equal_mass_bins,
     fit_temperature,
     negative_log_likelihood,
@@ -84,6 +86,34 @@ def test_multiclass_brier_sums_over_classes_and_ece_is_of_the_largest():
     rows = reliability_table(right, scores.max(1))
     expected = sum(row["cases"] * abs(row["mean_score"] - row["share_positive"]) for row in rows) / len(right)
     assert found["ece",][0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("truth_is_of", ["patients of one score", "patients", "cases"])
+def test_what_a_calibrated_model_shows_by_chance_is_told_where_patients_have_several_cases(truth_is_of):
+    observed, told = [], []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        patients = np.repeat(np.arange(300), 3)
+        if truth_is_of == "patients":  # each case shows something of its patient's truth, by Bayes' rule
+            truth = (rng.random(300) < 0.3)[patients]
+            seen = rng.normal(size=900) + 1.5 * truth
+            scores = expit(np.log(0.3 / 0.7) + 1.5 * seen - 1.5**2 / 2)
+        else:
+            scores = rng.uniform(0.05, 0.95, 300)[patients]
+            truth = (rng.random(300)[patients] if truth_is_of == "patients of one score" else rng.random(900)) < scores
+        cases = binary(truth.astype(float), scores, patients)
+        observed.append(ReliabilityFigures(cases)(np.ones((300, 1), dtype=np.float32))["ece", "x"][0])
+        told.append(ece_by_chance(cases, "x"))
+    assert np.mean(told) == pytest.approx(np.mean(observed), rel=0.08)
+
+
+def test_where_each_patient_has_one_case_outcomes_are_drawn_one_by_one():
+    scores = np.random.default_rng(1).random(200)
+    truth = (np.random.default_rng(2).random(200) < scores).astype(float)
+    bins = np.eye(10)[equal_mass_bins(scores)[0]]
+    drawn = np.random.default_rng(0).random((NUM_DRAWS, 200)) < scores
+    expected = np.abs((scores - drawn) @ bins).sum(axis=1).mean() / 200
+    assert ece_by_chance(binary(truth, scores), "x") == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60))
