@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.dataset import Dataset
-from finetune.bootstrap import BootstrapConfig, Floats, Key, bootstrap, patient_strata
+from finetune.bootstrap import BootstrapConfig, Floats, Integers, Key, bootstrap, patient_strata
 from finetune.interval_forms import Spread, student_difference
 from finetune.metrics import DecisionFigures, RankFigures, ScoredCases
 from finetune.ranking import share
@@ -70,6 +70,10 @@ def _table(
     common = _common(groups)
     figures = {name: _GroupFigures(part, common, _some(numbers, group_N == name)) for name, part in groups.items()}
     measured = numbers.names if numbers else ()
+    patients_of = {name: np.unique(cases.patient_N[group_N == name]) for name in names if name not in NO_GROUPS}
+
+    def gap(*key: str) -> dict[str, Any] | None:
+        return _gap(reported, key, patients_of)
 
     def all_figures(counts_PR: NDArray[np.float32]) -> dict[Key, NDArray[np.float64]]:
         return {(name, *key): values for name, of in figures.items() for key, values in of(counts_PR).items()}
@@ -88,11 +92,9 @@ def _table(
         "macro_over": list(common),
         "gaps_are": GAP,
         "gaps": {
-            **{figure: _gap(reported, (figure,)) for figure in FIGURES},
-            "labels": {
-                label: {figure: _gap(reported, (figure, label)) for figure in FIGURES} for label in cases.label_names
-            },
-            **({"numbers": {name: {ERROR: _gap(reported, (ERROR, name))} for name in measured}} if measured else {}),
+            **{figure: gap(figure) for figure in FIGURES},
+            "labels": {label: {figure: gap(figure, label) for figure in FIGURES} for label in cases.label_names},
+            **({"numbers": {name: {ERROR: gap(ERROR, name)} for name in measured}} if measured else {}),
         },
     }
 
@@ -149,11 +151,21 @@ def _errors(numbers: ScoredNumbers, counts_PR: NDArray[np.float32]) -> dict[Key,
 
 
 def _common(groups: dict[str, ScoredCases]) -> tuple[str, ...]:
-    """The labels that means are over: those that the two largest groups can be judged on, so that two have a mean."""
+    """The labels that means are over: those that the largest groups, two or more, can all be judged on.
+
+    Of how many groups these are is what makes most of labels times patients, so that a rare label takes the mean from
+    no group that has hardly anybody of it, nor a small group a label from the mean of all others.
+    """
     named = [part for name, part in groups.items() if name not in NO_GROUPS] or list(groups.values())
-    largest = sorted(named, key=lambda part: -len(np.unique(part.patient_N)))[:2]
-    labels = named[0].label_names if named else ()
-    return tuple(label for label in labels if all(_is_judged(part, label) for part in largest))
+    largest = sorted(named, key=lambda part: -len(np.unique(part.patient_N)))
+    sizes = [len(np.unique(part.patient_N)) for part in largest]
+    judged = [{label for label in part.label_names if _is_judged(part, label)} for part in largest]
+    chosen, most = set[str](), 0
+    for num in range(min(2, len(largest)), len(largest) + 1):
+        common = set.intersection(*judged[:num]) if num else set[str]()
+        told = len(common) * sum(size for size, labels in zip(sizes, judged) if common <= labels)
+        chosen, most = (common, told) if told > most else (chosen, most)
+    return tuple(label for label in named[0].label_names if label in chosen) if named else ()
 
 
 def _is_judged(part: ScoredCases, label: str) -> bool:
@@ -181,10 +193,11 @@ def _row(one: Reported, measured: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
+def _gap(groups: dict[str, Reported], key: Key, patients_of: dict[str, Integers]) -> dict[str, Any] | None:
     """The best group less the worst; of errors, the worst less the best. None where fewer than two can be judged by it.
 
-    The two are chosen for being so, which their interval does not know: it is of these two groups' difference.
+    The two are chosen for being so, which their interval does not know: it is of these two groups' difference. With it
+    stands of how many groups, of all that there are, and how many patients the others have.
     """
     labels = () if key[0] == ERROR else key[1:]
     found = {
@@ -209,6 +222,9 @@ def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
         "undefined_resamples": int((~np.isfinite(difference_R)).sum()),
         "best": low if key[0] == ERROR else high,
         "worst": high if key[0] == ERROR else low,
+        "groups": len(found),
+        "of_groups": len(patients_of),
+        "patients_in_others": _together([who for name, who in patients_of.items() if name not in found]),
     }
     if all(spread is not None for spread in spreads) and told["undefined_resamples"] * 2 < len(difference_R):
         spread = _sum_of([s for s in spreads if s is not None])
@@ -218,6 +234,11 @@ def _gap(groups: dict[str, Reported], key: Key) -> dict[str, Any] | None:
             interval = student_difference(told["value"], spread, one.confidence, 0).interval
             told |= {"low": interval.low, "high": interval.high}
     return told
+
+
+def _together(patients: list[Integers]) -> int:
+    """How many patients some groups have, those of several groups once."""
+    return len(np.unique(np.concatenate(patients))) if patients else 0
 
 
 def _of_shared(spread: Spread, one_R: Floats, other_R: Floats) -> Spread:

@@ -1,5 +1,7 @@
 """Tables of groups: planted gaps are found, small groups are hidden, unknown is no group."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.metrics import mean_absolute_error, roc_auc_score
@@ -9,8 +11,12 @@ from data.shards import write_dataset
 from finetune.bootstrap import BootstrapConfig
 from finetune.metrics import ScoredCases
 from finetune.regression import ScoredNumbers
+from finetune.report.groups import subgroups
+from finetune.report.model_card import model_card
+from finetune.report.words import shown
 from finetune.subgroups import case_attributes, subgroup_tables
 from tests import drawn_cases
+from tests.test_data_page import Outline
 
 CONFIG = BootstrapConfig(resamples=200)
 
@@ -171,6 +177,66 @@ def test_means_over_labels_are_over_those_that_the_largest_groups_can_be_judged_
     assert young["labels"]["c"]["auroc"]["value"] is None
     assert young["auroc"]["value"] == pytest.approx(np.mean([young["labels"][n]["auroc"]["value"] for n in "ab"]))
     assert table["gaps"]["labels"]["c"]["auroc"] is None
+
+
+def eight_bands(num_each: int) -> tuple[ScoredCases, np.ndarray]:
+    """Bands of age: the first four hold whatever there is, the last four no case of the rarest of four classes."""
+    rng = np.random.default_rng(7)
+    true = np.arange(8 * num_each) % 4
+    band = np.arange(8 * num_each) // num_each
+    true = np.where((band >= 4) & (true == 3), 0, true)
+    true = np.where((band >= 2) & (true == 2), 1, true)  # nor, from the third on, of the next
+    truth, labels = np.eye(4)[true], ("a", "b", "c", "d")
+    scores = truth + rng.random((len(true), 4)) * 1.5
+    patients = np.arange(len(true))
+    return ScoredCases(truth, scores, true, scores.argmax(1), patients, labels, labels), (band * 10).astype(str)
+
+
+def test_means_are_over_labels_that_most_patients_can_be_judged_on():
+    cases, band = eight_bands(40)
+    band[:12] = "0"
+    table = subgroup_tables(cases, {"age": band}, CONFIG, 0)["age"]
+    assert table["macro_over"] == ["a", "b"], "two labels of eight groups tell more than four of two, or three of four"
+    assert all(row["auroc"]["value"] is not None for row in table["groups"].values())
+    gap = table["gaps"]["auroc"]
+    assert (gap["groups"], gap["of_groups"], gap["patients_in_others"]) == (8, 8, 0)
+
+
+def test_a_gap_says_how_many_groups_and_patients_it_is_not_of():
+    """Two large groups can be judged on four labels, six small ones, of which one is not shown, on two."""
+    cases, band = eight_bands(40)
+    small, place = np.isin(band, ["20", "30", "40", "50", "60", "70"]), np.arange(320) % 40
+    kept = ~small | (place < np.where(band == "70", 9, 10))
+    some = {name: getattr(cases, name)[kept] for name in ("truth_NK", "scores_NK", "true_class_N", "decided_class_N")}
+    patients, names = np.arange(kept.sum()), cases.label_names
+    cases = ScoredCases(**some, patient_N=patients, label_names=names, class_names=names)
+    groups = {"age": band[kept], "sex": np.where(patients % 2, "f", "m")}
+    table = subgroup_tables(cases, groups, CONFIG, 0)
+    assert table["age"]["macro_over"] == ["a", "b", "c", "d"] and table["age"]["hidden_groups"] == 1
+    gap, whole = table["age"]["gaps"]["auroc"], table["sex"]["gaps"]["auroc"]
+    assert (gap["groups"], gap["of_groups"], gap["patients_in_others"]) == (2, 8, 5 * 10 + 9)
+    assert (whole["groups"], whole["of_groups"], whole["patients_in_others"]) == (2, 2, 0)
+    told = ", of 2 of 8 groups, with 59 lesions in the others"
+    page = " ".join(Outline(str(subgroups(results_with(table, names))[0])).words)
+    assert f"AUROC {shown(gap)} ({gap['best']} over {gap['worst']}{told})" in page
+    assert page.count("in the others") == 3, "beside AUROC, sensitivity and specificity by age, none by sex"
+    card = " ".join(Outline(str(model_card(results_with(table, names), None))).words)
+    assert f"age {shown(gap)}{told}; sex {shown(whole)}" in card
+
+
+def results_with(table: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """As much of results as a page of groups and a card need."""
+    model = {"title": "one", "head": "linear", "lineage": [], "fingerprint": "f"}
+    return {
+        "dataset": {"name": "x", "patient_unit": "lesion"},
+        "task": "multiclass",
+        "labels": list(labels),
+        "identity": {},
+        "warnings": [],
+        "bootstrap": {"confidence": 0.95},
+        "cohort": {"test": {"patients": 1, "cases": 1, "images": 1}},
+        "models": {"one": {**model, "test": {"subgroups": table, "per_class": {}}}},
+    }
 
 
 def test_attributes_of_cases_are_unknown_where_empty_and_mixed_where_images_differ(tmp_path):

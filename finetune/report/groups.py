@@ -11,6 +11,7 @@ from finetune.report.words import (
     NAMES,
     Results,
     calibration_mark,
+    covered,
     first_model,
     label_names,
     listed,
@@ -39,11 +40,11 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
             caption = f"{title}; in brackets the number of patients."
             caption += "" if whole is None else " The line is that of everybody."
             parts.append(figure(forest(rows, title, whole), caption))
-            parts += [_gaps(told.get("gaps") or {}, attribute), _group_table(groups, attribute)]
+            parts += [_gaps(told.get("gaps") or {}, attribute, results), _group_table(groups, attribute)]
             drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", title, [row[:2] for row in rows]))
         else:
             parts.append(paragraph("No label can be judged in two groups; each label by itself is below."))
-        parts += [_by_label(groups, attribute), _numbers(told, attribute), _left_out(told, results)]
+        parts += [_by_label(groups, attribute), _numbers(told, attribute, results), _left_out(told, results)]
     return join(parts), [drawing for drawing in drawings if drawing]
 
 
@@ -147,9 +148,9 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
     return join(parts), [drawing]
 
 
-def _gaps(gaps: dict[str, Any], attribute: str) -> Html:
+def _gaps(gaps: dict[str, Any], attribute: str, results: Results) -> Html:
     told = [
-        f"{NAMES[name]} {shown(gap)} ({gap['best']} over {gap['worst']})"
+        f"{NAMES[name]} {shown(gap)} ({gap['best']} over {gap['worst']}{covered(gap, results)})"
         for name in JUDGED
         if (gap := gaps.get(name)) and gap["value"] is not None
     ]
@@ -182,7 +183,7 @@ def _by_label(groups: dict[str, Any], attribute: str) -> Html:
     return folded(f"{attribute} by class", table(["", "positives", "AUROC", "sensitivity", "specificity"], rows))
 
 
-def _numbers(told: dict[str, Any], attribute: str) -> Html:
+def _numbers(told: dict[str, Any], attribute: str, results: Results) -> Html:
     """The mean absolute error of each predicted number in every group, and the gaps; empty without numbers."""
     rows = [
         [f"{name}, {number}", group["patients"], shown(found["mae"])]
@@ -190,7 +191,7 @@ def _numbers(told: dict[str, Any], attribute: str) -> Html:
         for number, found in (group.get("numbers") or {}).items()
     ]
     gaps = [
-        f"{number} {shown(gap)} ({gap['best']} better than {gap['worst']})"
+        f"{number} {shown(gap)} ({gap['best']} better than {gap['worst']}{covered(gap, results)})"
         for number, found in ((told.get("gaps") or {}).get("numbers") or {}).items()
         if (gap := found["mae"])
     ]
@@ -204,7 +205,7 @@ def _left_out(told: dict[str, Any], results: Results) -> Html:
         texts.append(f"{hidden} group{'s' if hidden > 1 else ''} of too few patients are not shown.")
     over, labels = told.get("macro_over"), label_names(results)
     if over and set(over) != set(labels) and len(labels) > 1:
-        texts.append(f"Means are over the labels that the two largest groups can be judged on: {listed(list(over))}.")
+        texts.append(f"Means are over the labels that the largest groups can be judged on: {listed(list(over))}.")
     if over and any(row["auroc"]["value"] is None for row in told["groups"].values()):
         texts.append("A group that cannot be judged on all of them has none.")
     return paragraph(" ".join(texts)) if texts else EMPTY

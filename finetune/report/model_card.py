@@ -16,6 +16,7 @@ from finetune.report.words import (
     calibration_mark,
     confidence,
     counted,
+    covered,
     drawn,
     first_model,
     interval_of,
@@ -120,9 +121,10 @@ def _known(results: Results) -> dict[str, Content]:
             told[title_of(name, results) + calibration_mark(name, model)] = _measured(test[name], results)
     for name, row in (test.get("numbers") or {}).items():
         told[f"{name}: mean absolute error"] = _measured(row["mae"], results)
-    groups = list(test.get("subgroups") or {})
+    subgroups = test.get("subgroups") or {}
+    groups = list(subgroups)
     told["groups judged"] = listed(groups) if groups else "none: who it fails for is not known"
-    gaps = [f"{attribute} {shown(gap)}" for attribute, row in (test.get("subgroups") or {}).items()
+    gaps = [f"{attribute} {shown(gap)}{covered(gap, results)}" for attribute, row in subgroups.items()
             if (gap := (row.get("gaps") or {}).get("auroc")) and gap["value"] is not None]  # fmt: skip
     if gaps:
         told["gaps in AUROC"] = "; ".join(gaps)

@@ -159,6 +159,15 @@ def patient_unit(results: Results) -> str:
     return str((results.get("dataset") or {}).get("patient_unit", "patient"))
 
 
+def covered(gap: dict[str, Any], results: Results) -> str:
+    """`, of 2 of 8 groups, with 212 patients in the others`: what a gap says nothing of; empty where it is of all."""
+    groups, of_groups = gap.get("groups"), gap.get("of_groups")
+    if groups is None or groups == of_groups:  # results of earlier versions do not tell
+        return ""
+    others = counted(gap["patients_in_others"], patient_unit(results))
+    return f", of {groups} of {of_groups} groups, with {others} in the others"
+
+
 def drawn(results: Results) -> str:
     """`12 of 480 patients (2.5 %)`: of those with labels, how many training drew; empty where all of them."""
     train = results["cohort"].get("train", {})
