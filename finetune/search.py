@@ -28,11 +28,11 @@ from finetune.cohort import choose_cohort, find_leaks
 from finetune.config import FinetuneConfig, SgdConfig, Strength
 from finetune.contenders import contenders
 from finetune.lineage import tracker_of
-from finetune.results import LEDGER
-from finetune.run import finetune, needs_of, numbers_of, work
+from finetune.run import needs_of, numbers_of, work
 from finetune.search_page import score_of, search_page, summary
+from finetune.search_seeds import TRIAL, diverged, seeds_on_test, train_seed
 
-RESULTS, PAGE, TRIAL = "search.json", "search.html", "trial.json"
+RESULTS, PAGE = "search.json", "search.html"
 SCHEMA_VERSION = 1
 
 Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -122,7 +122,7 @@ def run(argv: Sequence[str]) -> None:
 def search(config: SearchConfig) -> None:
     """Run the trials that are not there yet, choose, run the seeds, and write what was found.
 
-    Raises InputError as fine-tuning does, and where no trial has ended well.
+    Raises InputError as fine-tuning does, and where no trial has ended well, or no seed of the best pair.
     """
     started = time.time()
     places = {name: absolute(getattr(config, name)) for name in ("data", "encoder", "out")}
@@ -145,7 +145,7 @@ def search(config: SearchConfig) -> None:
             say(f"chosen: learning rate {best['lr']:g}, weight decay {best['weight_decay']:g}, of {len(rows)} pairs")
             seeds = [config.seed + number for number in range(config.grid.seeds)]
             runs = [config.trial(best["lr"], best["weight_decay"], seed) for seed in seeds]
-            run_trials(finetune, runs, config.cluster, out, needs)
+            run_trials(train_seed, runs, config.cluster, out, needs)
 
         results = {
             "schema_version": SCHEMA_VERSION,
@@ -155,7 +155,7 @@ def search(config: SearchConfig) -> None:
             "warnings": warnings,
             "grid": rows,
             "chosen": best,
-            **_tested(runs, seeds),
+            **seeds_on_test(runs, seeds),
             "seconds": round(time.time() - started, 1),
         }
         out.write(PAGE, search_page(results).encode())
@@ -185,7 +185,7 @@ def train_trial(config: FinetuneConfig) -> None:
             title = f"learning rate {config.linear.sgd.lr:g}" if config.linear.sgd else ""
             found = fit_linear(cohort, train, val, config.class_weighting, config.linear, title, config.seed).chosen
     except InputError as error:
-        if "not finite" not in str(error) and "the loss is" not in str(error):
+        if not diverged(error):
             raise
         found = {"failed": str(error)}
     out.write_json(TRIAL, found)
@@ -211,48 +211,6 @@ def _best(rows: list[Row]) -> Row:
     if not judged:
         raise InputError(f"grid: no trial has ended well; the first: {rows[0].get('failed', 'no score on validation')}")
     return max(judged, key=lambda row: (round(score_of(row), 9), row["weight_decay"], -row["lr"]))
-
-
-def _tested(runs: list[FinetuneConfig], seeds: list[int]) -> dict[str, Any]:
-    """The figures of each seed on test, and their mean and spread."""
-    tested, evaluations = [], 0
-    for seed, run_config in zip(seeds, runs):
-        folder = Folder(run_config.out)
-        model = folder.read_json("results.json")["models"]["pretrained"]
-        figures, run_name = _figures(model["test"]), folder.location.rsplit("/", 1)[-1]
-        tested.append({"seed": seed, "run": f"runs/{run_name}", **model["chosen"], "test": figures})
-        evaluations += folder.read_json(LEDGER)["count"]
-    earlier = sum(
-        ledger["count"] for ledger in _ledgers(Folder(runs[0].out.rsplit("/", 1)[0]), [run.out for run in runs])
-    )
-    return {
-        "seeds": tested,
-        "test": _over_seeds([row["test"] for row in tested]),
-        "test_evaluations": evaluations + earlier,
-        "test_evaluations_of_earlier_choices": earlier,
-    }
-
-
-def _figures(test: dict[str, Any]) -> dict[str, Any]:
-    """The values alone of a model's figures, with those of each predicted number."""
-    plain = {name: found["value"] for name, found in test.items() if isinstance(found, dict) and "value" in found}
-    numbers = {name: _figures(found) for name, found in test.get("numbers", {}).items()}
-    return plain | ({"numbers": numbers} if numbers else {})
-
-
-def _over_seeds(told: list[Any]) -> dict[str, Any]:
-    """Mean and spread of each figure, in the shape of what each seed tells."""
-    if isinstance(told[0], dict):
-        return {name: _over_seeds([one[name] for one in told]) for name in told[0]}
-    values = [value for value in told if value is not None]
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)) if values else None, "sd": spread, "seeds": len(values)}
-
-
-def _ledgers(folder: Folder, without: list[str]) -> list[dict[str, Any]]:
-    """How often test was looked at by runs in a folder, those left out that are named."""
-    there = [folder / name for name in folder.names()]
-    return [one.read_json(LEDGER) for one in there if one.location not in without and one.exists(LEDGER)]
 
 
 def _ungridded(config: SearchConfig) -> dict[str, Any]:

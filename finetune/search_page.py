@@ -33,6 +33,7 @@ def summary(results: dict[str, Any]) -> str:
     widths = [max(len(row[place]) for row in shown) for place in range(len(shown[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
     lines.append("score on validation; * chosen")
+    lines += [f"{told}, left out" for told in _failed(results)]
     for name, figure in titled(results["test"]).items():
         if figure["mean"] is not None:
             spread = "" if figure["sd"] is None else f" ± {figure['sd']:.4f}"
@@ -42,11 +43,11 @@ def summary(results: dict[str, Any]) -> str:
 
 def search_page(results: dict[str, Any]) -> str:
     """The whole page."""
-    best, dataset = results["chosen"], results["dataset"]
+    best, dataset, failed = results["chosen"], results["dataset"], _failed(results)
     lead = (
         f"{results['model']['title']} on {dataset['name']}: {len(results['grid'])} pairs of learning rate and weight "
         f"decay judged on validation; the best, {best['lr']:g} and {best['weight_decay']:g}, tested with "
-        f"{len(results['seeds'])} seeds."
+        f"{len(results['seeds'])} seeds{f', of which {len(failed)} diverged' if failed else ''}."
     )
     sections = [
         Section("Result", _result(results)),
@@ -67,7 +68,8 @@ def _result(results: dict[str, Any]) -> Html:
         for name, figure in titled(results["test"]).items()
         if figure["mean"] is not None
     ]
-    return join([*(note(warning, kind="warning") for warning in results["warnings"]), tiles(shown)])
+    left_out = [f"{told}: the figures are of the other seeds alone." for told in _failed(results)]
+    return join([*(note(told, kind="warning") for told in [*results["warnings"], *left_out]), tiles(shown)])
 
 
 def _grid(results: dict[str, Any]) -> Html:
@@ -94,10 +96,17 @@ def _grid(results: dict[str, Any]) -> Html:
 def _seeds(results: dict[str, Any]) -> Html:
     names = list(titled(results["test"]))
     rows = [
-        [row["seed"], f"{score_of(row):.4f}", *(_number(titled(row["test"])[name]) for name in names)]
+        [row["seed"], "diverged", *(None for _ in names)]
+        if "failed" in row
+        else [row["seed"], f"{score_of(row):.4f}", *(_number(titled(row["test"])[name]) for name in names)]
         for row in results["seeds"]
     ]
     return table(["seed", "validation", *names], rows, "The chosen pair on test.")
+
+
+def _failed(results: dict[str, Any]) -> list[str]:
+    """The seeds of the chosen pair that diverged, and why."""
+    return [f"seed {row['seed']} diverged ({row['failed']})" for row in results["seeds"] if "failed" in row]
 
 
 def _method(results: dict[str, Any]) -> Html:

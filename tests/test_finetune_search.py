@@ -12,13 +12,15 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 from clusters.config import InputError, load_config
+from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.cohort import choose_cohort
-from finetune.config import SgdConfig
+from finetune.config import FinetuneConfig, SgdConfig
 from finetune.contenders import contenders
 from finetune.run import needs_of
 from finetune.search import SearchConfig, search
 from finetune.search_page import summary
+from finetune.search_seeds import seeds_on_test
 from finetune.sgd_head import train_head
 from tests import miniatures
 from tests.fault_runs import ROOT, wait_for
@@ -93,6 +95,43 @@ def test_a_trial_that_diverges_is_told_and_the_chosen_one_is_not_trained_again(f
     assert told["chosen"]["val_auroc"] == judged["val_auroc"]
     page = " ".join(Outline((Path(full.out) / "search.html").read_text()).words)
     assert "diverged" in page and f"{judged['val_auroc']:.4f} *" in page
+
+
+def test_a_seed_of_the_chosen_pair_that_diverges_is_told_and_left_out_of_the_mean(
+    synthetic_dataset, tmp_path, monkeypatch, capsys
+):
+    tried = []
+
+    def train(*given):
+        tried.append(given[-1])
+        if given[-1] == 1:
+            raise InputError("the linear head's weights are not finite; lower linear.sgd.lr, which is 0.1")
+        return train_head(*given)
+
+    monkeypatch.setattr("finetune.linear.train_head", train)
+    grid = {"learning_rates": [0.1], "weight_decays": [0.0], "seeds": 3}
+    config = searched(synthetic_dataset, tmp_path, head="linear", grid=grid)
+    results, printed = results_of(config), capsys.readouterr().out
+    first, failed, third = results["seeds"]
+    assert failed == {"seed": 1, "run": "runs/lr-0.1-wd-0-seed-1", "failed": failed["failed"]}
+    assert "not finite" in failed["failed"] and results["test_evaluations"] == 2
+    values = [row["test"]["auroc"] for row in (first, third)]
+    told = results["test"]["auroc"]
+    assert (told["mean"], told["sd"], told["seeds"]) == pytest.approx((np.mean(values), np.std(values, ddof=1), 2))
+    assert "seed 1 diverged" in printed and "over 2 seeds" in printed
+    page = " ".join(Outline((Path(config.out) / "search.html").read_text()).words)
+    assert "3 seeds, of which 1 diverged" in page and "the figures are of the other seeds alone" in page
+    tried.clear()
+    search(config)
+    assert tried == [] and results_of(config)["seeds"] == results["seeds"]
+
+
+def test_where_every_seed_of_the_chosen_pair_diverges_nothing_is_told(tmp_path):
+    runs = [FinetuneConfig(data="/d", encoder="/e", out=str(tmp_path / name)) for name in ("a", "b")]
+    for run in runs:
+        Folder(run.out).write_json("trial.json", {"failed": "the loss is nan"})
+    with pytest.raises(InputError, match=r"grid.seeds: no seed of the chosen pair .* the first: the loss is nan"):
+        seeds_on_test(runs, [0, 1])
 
 
 def test_all_seeds_learn_from_the_same_patients_on_features_computed_once(synthetic_dataset, tmp_path):
