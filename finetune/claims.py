@@ -5,6 +5,7 @@ from typing import Any
 from clusters.config import InputError, differences
 from clusters.occupied import is_stage_config, refuse_occupied
 from clusters.storage import Folder
+from finetune.made_with import versions
 
 CONFIG, SWEEP = "config.json", "sweep.json"
 """What one model of a folder was made with, and what all models of one that holds many have in common."""
@@ -35,8 +36,16 @@ def is_begun(out: Folder, identity: dict[str, Any]) -> bool:
 
 
 def begin(out: Folder, identity: dict[str, Any], config: dict[str, Any]) -> None:
-    """Make the folder that of this model."""
-    out.write_json(CONFIG, {"identity": identity, "config": config})
+    """Make the folder that of this model, and note with what code it was begun first."""
+    made_with = versions_begun_with(out) if out.exists(CONFIG) else versions()
+    noted = {} if made_with is None else {"versions": made_with}
+    out.write_json(CONFIG, {"identity": identity, "config": config, **noted})
+
+
+def versions_begun_with(out: Folder) -> dict[str, str] | None:
+    """With what code a folder was begun; None in a new one, and where earlier versions did not note it."""
+    config = out.read_json(CONFIG) if out.exists(CONFIG) else {}
+    return config.get("versions")
 
 
 def claim(out: Folder, identity: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from clusters.storage import Folder
 from clusters.tracking import Progress, TrackingConfig
 from data.dataset import Dataset
 from data.loader import evaluation_batches
+from finetune.made_with import note_versions
 
 MAX_PART_IMAGES = 4096
 MIN_PARTS = 16
@@ -51,6 +52,8 @@ def compute_parts(
     parts = _parts(rows)
     there = set(distributed.broadcast_object(folder.names() if distributed.is_main() else None))
     missing = [n for n in range(len(parts)) if _file(n) not in there]
+    if distributed.is_main() and len(missing) == len(parts):
+        note_versions(folder)
     mine = missing[distributed.rank() :: distributed.world_size()]
     progress = Progress(f"{title}: images", sum(len(parts[n]) for n in mine), tracking)
     done = 0

@@ -15,6 +15,7 @@ from finetune.config import FinetuneConfig
 from finetune.contenders import Contender
 from finetune.evaluate import Judged, Outcome, compare, judge, one_sided
 from finetune.linear import Choice
+from finetune.made_with import versions
 from finetune.model_folder import MODEL_FILES, write_model
 from finetune.patients import unknown_patients
 from finetune.report.evidence import HASH, hash_of, why_not_theirs
@@ -147,13 +148,3 @@ def count_evaluation(out: Folder) -> int:
     evaluations = 1 + max((out.read_json(name)[key] for name, key in told if out.exists(name)), default=0)
     out.write_json(LEDGER, {"count": evaluations})
     return evaluations
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that figures depend on."""
-    import sklearn
-    import timm
-    import torch
-
-    modules = {"torch": torch, "timm": timm, "scikit-learn": sklearn, "numpy": np}
-    return {name: str(module.__version__) for name, module in modules.items()}

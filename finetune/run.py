@@ -14,7 +14,7 @@ from clusters.storage import Folder
 from data.dataset import open_dataset
 from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
 from finetune.checks import check_full
-from finetune.claims import begin, is_begun
+from finetune.claims import begin, is_begun, versions_begun_with
 from finetune.cohort import Cohort, Rows, choose_cohort, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.contenders import CLASSICAL, Contender, absolute_baseline, contenders, load, weights_bytes
@@ -23,7 +23,8 @@ from finetune.features import cache_name, compute_parts, read_parts
 from finetune.heads import pool_images
 from finetune.lineage import tell_lineage, tracker_of
 from finetune.linear import fit_linear
-from finetune.results import REPORT, Fitted, is_whole, write_results
+from finetune.made_with import VERSIONS, Part, changed, made_with_other_code
+from finetune.results import REPORT, RESULTS, Fitted, is_whole, write_results
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -46,13 +47,25 @@ def finetune(config: FinetuneConfig) -> None:
     warnings = [*cohort.notes, *_told_of_the_past(entrants, cohort, config)]
     if is_begun(out, identity) and is_whole(out):
         print(f"reused: these results were finished earlier: {out.file(REPORT)}")
+        if others := changed(out.read_json(RESULTS).get("versions")):
+            print(f"they were made with other code than is here: {'; '.join(others)}")
         return
     with run_lock(out, config.tracking.privacy):
+        begun_with = versions_begun_with(out)
         begin(out, identity, config.model_dump(mode="json"))
         started = time.time()
         launch(work, config, config.cluster, out, sizes, needs_of(config, entrants), heeds=config.head == "full")
         fitted = [_fit(entrant, cohort, config, out) for entrant in entrants]
-        write_results(out, config, cohort, identity, fitted, warnings, started)
+        parts: list[Part] = [("what had been trained here", begun_with)]
+        parts += [_numbers_made_with(entrant, cohort, config, out) for entrant in entrants]
+        write_results(out, config, cohort, identity, fitted, [*warnings, *made_with_other_code(parts)], started)
+
+
+def _numbers_made_with(entrant: Contender, cohort: Cohort, config: FinetuneConfig, out: Folder) -> Part:
+    """The numbers of a contender's images, which may be those of another run."""
+    folder, _ = _cache(entrant, cohort, config, out)
+    made_with = folder.read_json(VERSIONS) if folder.exists(VERSIONS) else None
+    return f"{'answers' if entrant.head == 'full' else 'features'} of {entrant.name}", made_with
 
 
 def _told_of_the_past(entrants: list[Contender], cohort: Cohort, config: FinetuneConfig) -> list[str]:

@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
+from clusters.versions import MANYVIEW
 from data.page import Html, join, pairs, paragraph, tag
+from finetune.made_with import changed
 from finetune.report.words import Results
 
 NUM_FIRST = 6
@@ -22,10 +24,25 @@ def reproduce(results: Results, config: dict[str, Any] | None) -> Html:
     parts = [
         tag("pre", shown, {"class": "command", "tabindex": 0}),
         pairs({word: tag("code", what) for word, what in places.items()}),
-        paragraph("The same command on the same data and encoder gives the same figures with these versions: ",
-                  ", ".join(f"{name} {version}" for name, version in results["versions"].items()), "."),
-    ]  # fmt: skip
+        *map(paragraph, _promised(results)),
+    ]
     return join(parts)
+
+
+def _promised(results: Results) -> list[str]:
+    """With what the command gives the same figures, and whether this page was made with something else."""
+    noted: dict[str, str] = results["versions"]
+    named = {MANYVIEW: "Manyview's sources (a hash of them)"}
+    told = [f"{named.get(name, name)} {version}" for name, version in noted.items() if version != "missing"]
+    sources = "" if MANYVIEW in noted else " and the same sources of Manyview, which were not noted then"
+    texts = [
+        "On a processor of the same kind, with as many threads, the same command on the same data and encoder gives "
+        f"the same figures with these versions{sources}: {', '.join(told)}. Elsewhere the last bits of sums may "
+        "differ, and what is trained on a GPU may differ by more."
+    ]
+    if others := changed(noted):
+        texts.append(f"This page was made from those figures with other code: {'; '.join(others)}.")
+    return texts
 
 
 def command(results: Results, config: dict[str, Any] | None) -> tuple[list[str], dict[str, str]]:
