@@ -554,7 +554,13 @@ def test_the_card_says_what_is_known_and_no_more(finished: Made) -> None:
     assert "0.610 (0.570 to 0.650), 95 % interval" in words
     assert "by id and exact pixels, encoders that saw those of test are refused" in words
     assert "seed" not in words, "a linear head does not depend on it"
-    for changed in ({"linear": {"sgd": {"lr": 0.1}}}, {"label_fraction": 0.1}, {"uncertain": {"nevus": "smooth"}}):
+    by_chance: list[dict[str, Any]] = [{"label_fraction": 0.1}, {"uncertain": {"nevus": "smooth"}}]
+    by_chance += [
+        {"linear": {"sgd": {"lr": 0.1}}},
+        {"linear": {"pooling": "max"}},
+        {"linear": {"pooling": "attention"}},
+    ]
+    for changed in by_chance:
         recipe_of = {**told["identity"]["recipe"], **changed}
         words = card_of({**told, "identity": {**told["identity"], "recipe": recipe_of}})
         assert "the intervals do not hold what another seed of the training would change." in words

@@ -167,7 +167,9 @@ def _depends_on_seed(results: Results) -> bool:
     """Whether a training draws anything: a linear head that is solved on all labels does not."""
     recipe = results["identity"].get("recipe", {})
     linear, policy = recipe.get("linear") or {}, recipe.get("uncertain")
-    by_chance = linear.get("sgd") or linear.get("pooling") == "attention" or recipe.get("label_fraction", 1) < 1
+    by_chance = (
+        linear.get("sgd") or linear.get("pooling") in ("max", "attention") or recipe.get("label_fraction", 1) < 1
+    )
     smoothed = any(one in SMOOTH for one in (policy.values() if isinstance(policy, dict) else [policy]))
     return first_model(results).get("head") != "linear" or bool(by_chance) or smoothed
 
