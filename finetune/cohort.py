@@ -17,7 +17,6 @@ from finetune.config import FinetuneConfig
 from finetune.study import study_of
 from finetune.study_checks import (
     check_classes,
-    check_fraction,
     check_splits,
     class_members,
     classified,
@@ -134,7 +133,6 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
     strata = task.hard(truth)[:, : len(task.parts[0].label_names)][by_split["train"]]
     chosen = choose_patients(patients[by_split["train"]], strata, config.label_fraction, config.seed_of_labels)
     train = by_split["train"][np.isin(patients[by_split["train"]], list(chosen))]
-    check_fraction(task, truth, by_split["train"], train, config.label_fraction)
     if isinstance(task, TwoHeads):
         task = task.fitted(truth[train])
     return Cohort(

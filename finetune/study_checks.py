@@ -86,17 +86,6 @@ def _check_numbers(task: Task, truth: Floats, location: str, by_split: dict[str,
                 )
 
 
-def check_fraction(task: Task, truth: Floats, before: Rows, after: Rows, fraction: float) -> None:
-    """Raise InputError where the rows left hold no case of a class that was there before."""
-    left = class_members(task, truth[after])
-    lost = [name for name, who in class_members(task, truth[before]).items() if who.any() and not left[name].any()]
-    if lost:
-        raise InputError(
-            f"label_fraction: {fraction:g} of the training patients leaves none of class '{lost[0]}'; "
-            "raise label_fraction"
-        )
-
-
 def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[str, Rows]) -> tuple[str, ...]:
     """Sentences for the warnings of the results: classes of one patient, and classes without a case to judge them."""
     meaning = {
