@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
 def efficiency(config: EfficiencyConfig) -> None:
     """Check everything, fit every model that is not there yet, and write the curves.
 
-    Raises InputError as fine-tuning does, and for a share that leaves a class empty, before anything is computed.
+    Raises InputError as fine-tuning does, before anything is computed.
     """
     started = time.time()
     config = _with_absolute_locations(config)
@@ -122,19 +122,13 @@ def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: s
 
 
 def draw_cohorts(dataset: Dataset, config: EfficiencyConfig) -> Cohorts:
-    """The patients of every share and draw; with all labels, a linear head is the same whatever was drawn.
-
-    Raises InputError for a share that leaves a class empty.
-    """
+    """The patients and labels of every share and draw; one draw where none are drawn and the head is linear."""
     cohorts = {}
     for share in config.shares():
-        for draw in range(1 if config.head == "linear" and share == 1 else config.draws):
-            try:
-                cohorts[share, draw] = choose_cohort(
-                    dataset, config.plain(label_fraction=share, seed=config.seed + draw)
-                )
-            except InputError as error:
-                raise InputError(str(error).replace("label_fraction", f"fractions, draw {draw}", 1)) from None
+        alike = config.head == "linear" and not config.plain(label_fraction=share).draws_labels
+        for draw in range(1 if alike else config.draws):
+            plain = config.plain(label_fraction=share, seed=config.seed + draw)
+            cohorts[share, draw] = choose_cohort(dataset, plain)
     return cohorts
 
 

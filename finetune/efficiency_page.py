@@ -131,10 +131,12 @@ def _numbers(results: dict[str, Any], names: dict[str, str]) -> Html:
 def _method(results: dict[str, Any]) -> Html:
     times = results["test_evaluations"]
     head = "a linear head on frozen features" if results["head"] == "linear" else "encoder and head, trained whole"
+    draws, whole = results["draws"], len(results["training"][-1]["draws"])
+    of_all = "" if draws == 1 else "With all labels they differ in what else a seed draws."
     texts = [
         f"Each model is {head}. Of every class the same share of the patients is drawn, at least one; a smaller share "
-        f"of a draw lies within its larger ones; {results['draws']} draws of each share. With all labels a linear "
-        "head is one model.",
+        f"of a draw lies within its larger ones; {draws} draws of each share. "
+        + ("With all labels there is one model." if whole < draws else of_all),
         "Strength or epoch are chosen on the validation split, which is whole for every share; so with very few labels "
         "the validation patients are more than those trained on, and a study with as few in all would do worse.",
         "Shares are the patients learned from of all labelled training patients, whatever share was asked for.",

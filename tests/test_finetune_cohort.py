@@ -18,6 +18,8 @@ from data.uncertain import Policy, labels_under_policy
 from finetune.bootstrap import patient_strata
 from finetune.cohort import choose_cohort, choose_patients, find_leaks
 from finetune.config import FinetuneConfig
+from finetune.efficiency import draw_cohorts
+from finetune.efficiency_config import EfficiencyConfig
 from finetune.regression import Regression
 from tests.finetune_runs import write_encoder
 
@@ -270,6 +272,16 @@ def test_a_study_masks_each_label_and_policies_reach_training_only(chest: Datase
     assert list(counts) == list(FINDINGS)
     _, first = np.unique(chest.case_of[cohort.train], return_index=True)
     assert list(counts.values()) == (cohort.truth[cohort.train[first]] >= 0.5).sum(axis=0).tolist()
+
+
+@pytest.mark.parametrize(("policy", "num_whole"), [("smooth", 3), ("ones", 1)])
+def test_a_sweep_has_several_draws_of_all_labels_where_doubtful_ones_are_drawn(chest: Dataset, policy, num_whole):
+    told = {"data": chest.location, "encoders": ["/none"], "out": "/none", "fractions": [0.5], "draws": 3}
+    cohorts = draw_cohorts(chest, EfficiencyConfig.model_validate({**told, "uncertain": {"Edema": policy}}))
+    assert list(cohorts) == [(0.5, 0), (0.5, 1), (0.5, 2), *((1.0, draw) for draw in range(num_whole))]
+    whole = [cohort for (share, _), cohort in cohorts.items() if share == 1]
+    assert all(cohort.train.tolist() == whole[0].train.tolist() for cohort in whole)
+    assert len({cohort.truth[cohort.train].tobytes() for cohort in whole}) == num_whole
 
 
 def test_a_seed_of_labels_fixes_what_doubtful_ones_are_smoothed_to(chest: Dataset):
