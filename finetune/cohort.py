@@ -147,7 +147,7 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         labelled_patients=len(np.unique(patients[by_split["train"]])),
         notes=(
             *notes_on_copies(dataset, {"train": train, "val": by_split["val"], "test": by_split["test"]}),
-            *notes_on(task, truth, patients, {**by_split, "train": train}),
+            *notes_on(task, truth, patients, {**by_split, "train": train}, dataset.manifest.patient_unit),
             *notes_on_ties(task, truth, dataset.case_of, by_split["test"]),
             *notes_on_left_out(task, truth, dataset.case_of, {name: dataset.rows([name]) for name in ("val", "test")}),
         ),

@@ -9,7 +9,8 @@ from typing import Any
 from clusters.storage import Folder
 from data.page import Html, Section, figure, folded, join, note, page, pairs, paragraph, table, tag
 from finetune.cells import safe
-from finetune.labels_saved import UNTESTED, in_words, percent, sentence, share_of, why_not_as_asked
+from finetune.labels_saved import in_words, percent, sentence, share_of, untested, why_not_as_asked
+from finetune.report.words import patient_units
 
 FILES = ("efficiency.html", "efficiency.svg", "efficiency.png", "efficiency.csv")
 COLOURS = ("#0b6e75", "#9a5b13", "#6b4fa0", "#4d6b1f", "#b0346d", "#1f5fae", "#7a3b1e", "#3d4650")
@@ -60,7 +61,7 @@ def draw(results: dict[str, Any], kind: str) -> bytes:
         ticks = {percent(share_of(row)): 100 * share_of(row) for row in results["training"]}
         axes.set_xticks(list(ticks.values()), list(ticks))
         axes.minorticks_off()
-        axes.set_xlabel("share of the labelled training patients")
+        axes.set_xlabel(f"share of the labelled training {patient_units(results)}")
         axes.set_ylabel(f"{results['figure']} on test")
         axes.grid(alpha=0.25)
         axes.legend(loc="lower right", frameon=False)
@@ -94,7 +95,7 @@ def _page(results: dict[str, Any], picture: bytes) -> str:
     test = results["test"]
     lead = (
         f"{dataset['name']}: models trained with small and larger shares of the labels, tested on the same "
-        f"{test['cases']} cases of {test['patients']} {dataset.get('patient_unit', 'patient')}s."
+        f"{test['cases']} cases of {test['patients']} {patient_units(results)}."
     )
     return page(f"{dataset['name']}: how many labels are enough", sections, lead)
 
@@ -104,7 +105,7 @@ def _result(results: dict[str, Any], names: dict[str, str], picture: bytes) -> H
     baseline = names[results["baseline"]]
     for name, saved in results["labels_saved"].items():
         parts.append(paragraph(sentence(names[name], baseline, results["figure"], saved)))
-    parts += [paragraph(UNTESTED)] if results["labels_saved"] else []
+    parts += [paragraph(untested(patient_units(results)))] if results["labels_saved"] else []
     source = f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
     shown = Html(f'<img src="{source}" alt="Curves; the numbers stand in the table below" style="max-width:100%">')
     box = tag("div", shown, {"style": "background:#fff;max-width:46rem"})
@@ -124,8 +125,10 @@ def _numbers(results: dict[str, Any], names: dict[str, str]) -> Html:
             shown.append(f"{point['mean']:.3f} ({point['low']:.3f} to {point['high']:.3f})")
         rows.append(shown)
     caption = f"{results['figure']} on test: mean of the draws (lowest to highest)."
-    caption += f" Labels: share of the labelled training patients. {why_not_as_asked(results['training'])}".rstrip()
-    return table(["labels", "patients", *names.values()], rows, caption)
+    units = patient_units(results)
+    why = why_not_as_asked(results["training"], units)
+    caption += f" Labels: share of the labelled training {units}. {why}".rstrip()
+    return table(["labels", units, *names.values()], rows, caption)
 
 
 def _method(results: dict[str, Any]) -> Html:
@@ -133,18 +136,19 @@ def _method(results: dict[str, Any]) -> Html:
     head = "a linear head on frozen features" if results["head"] == "linear" else "encoder and head, trained whole"
     draws, whole = results["draws"], len(results["training"][-1]["draws"])
     of_all = "" if draws == 1 else "With all labels they differ in what else a seed draws."
+    units = patient_units(results)
     texts = [
-        f"Each model is {head}. Of every class the same share of the patients is drawn, at least one; a smaller share "
+        f"Each model is {head}. Of every class the same share of the {units} is drawn, at least one; a smaller share "
         f"of a draw lies within its larger ones; {draws} draws of each share. "
         + ("With all labels there is one model." if whole < draws else of_all),
         "Strength or epoch are chosen on the validation split, which is whole for every share; so with very few labels "
-        "the validation patients are more than those trained on, and a study with as few in all would do worse.",
-        "Shares are the patients learned from of all labelled training patients, whatever share was asked for.",
+        f"the validation {units} are more than those trained on, and a study with as few in all would do worse.",
+        f"Shares are the {units} learned from of all labelled training {units}, whatever share was asked for.",
         "Labels saved: the smallest share from which on the mean curve stays at or above the baseline with all labels, "
         "interpolated over the logarithm of the share.",
         f"The test split was evaluated {times} times in this folder, once for each model.",
-        "Limits: bands show how much it matters which patients were labelled, not how the figures would vary with "
-        "other test patients.",
+        f"Limits: bands show how much it matters which {units} were labelled, not how the figures would vary with "
+        f"other test {units}.",
     ]
     rows = {name: tag("code", curve["fingerprint"]) for name, curve in results["curves"].items()}
     identity = json.dumps(results["identity"], indent=2)

@@ -39,11 +39,11 @@ def in_words(point: dict[str, Any]) -> str:
     return percent(share_of(point)) + asked
 
 
-def why_not_as_asked(points: Sequence[dict[str, Any]]) -> str:
-    """A sentence on shares that are not those asked for; empty where all are."""
+def why_not_as_asked(points: Sequence[dict[str, Any]], units: str) -> str:
+    """A sentence on shares of patients, or what stands for them, that are not those asked for; empty where all are."""
     if not any(_is_another(point) for point in points):
         return ""
-    return "Of each class at least one patient is drawn, and whole ones, so that some shares are not those asked for."
+    return f"Whole {units} are drawn, at least one of each class, so that some shares are not those asked for."
 
 
 def _is_another(point: dict[str, Any]) -> bool:
@@ -109,7 +109,9 @@ def told(saved: dict[str, Any]) -> str:
     return reached
 
 
-UNTESTED = "The figures alone: whether the two differ on other patients was not tested."
+def untested(units: str) -> str:
+    """What stands beside labels saved; `units` are patients, or what stands for them."""
+    return f"The figures alone: whether the two differ on other {units} was not tested."
 
 
 def sentence(name: str, baseline: str, figure: str, saved: dict[str, Any]) -> str:
@@ -123,7 +125,8 @@ def sentence(name: str, baseline: str, figure: str, saved: dict[str, Any]) -> st
 def summary(results: dict[str, Any]) -> str:
     """The table for a terminal, and a line an encoder on the labels that it saves."""
     curves = results["curves"]
-    cells = [["labels", "patients", *curves]]
+    units = f"{results['dataset'].get('patient_unit', 'patient')}s"
+    cells = [["labels", units, *curves]]
     for place, row in enumerate(results["training"]):
         patients = sorted(counts["patients"] for counts in row["draws"])
         shown = [in_words(row), str(patients[len(patients) // 2])]
@@ -134,9 +137,9 @@ def summary(results: dict[str, Any]) -> str:
     widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
     lines.append(f"{results['figure']} on test: mean of the draws (lowest to highest)")
-    lines += filter(None, [why_not_as_asked(results["training"])])
+    lines += filter(None, [why_not_as_asked(results["training"], units)])
     baseline = results["baseline"]
     for name, saved in results["labels_saved"].items():
         lines.append(sentence(name, baseline, results["figure"], saved))
-    lines += [UNTESTED] if results["labels_saved"] else []
+    lines += [untested(units)] if results["labels_saved"] else []
     return "\n".join(lines)

@@ -151,7 +151,7 @@ def search(config: SearchConfig) -> None:
             "schema_version": SCHEMA_VERSION,
             "identity": out.read_json(SWEEP),
             "model": entrant.describe(),
-            "dataset": {"name": dataset.manifest.name, "licence": dataset.manifest.licence},
+            "dataset": {name: getattr(dataset.manifest, name) for name in ("name", "licence", "patient_unit")},
             "warnings": warnings,
             "grid": rows,
             "chosen": best,

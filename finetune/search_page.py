@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from data.page import Html, Section, folded, join, note, page, paragraph, table, tag, text, tiles
+from finetune.report.words import patient_units
 
 NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "top1": "accuracy",
@@ -111,13 +112,14 @@ def _failed(results: dict[str, Any]) -> list[str]:
 
 def _method(results: dict[str, Any]) -> Html:
     times, earlier = results["test_evaluations"], results["test_evaluations_of_earlier_choices"]
+    units = patient_units(results)
     before = f", {earlier} of them for choices from smaller grids, or of other seeds, before" if earlier else ""
     texts = [
         "The grid and the number of seeds follow Azizi et al. (2021): seven learning rates and four weight decays by "
         "default, the best on validation trained again with other seeds. No trial looks at the test split.",
         f"The test split was evaluated {times} time{'s' if times != 1 else ''}{before}: once for each seed of a pair. "
-        "Each seed has a report of its own with intervals over patients.",
-        "The spread over seeds says how much the training varies, not how the figures would vary with other patients.",
+        f"Each seed has a report of its own with intervals over {units}.",
+        f"The spread over seeds says how much the training varies, not how the figures would vary with other {units}.",
     ]
     return join(
         [*(paragraph(t) for t in texts), folded("Config", tag("pre", json.dumps(results["identity"], indent=2)))]

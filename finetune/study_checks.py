@@ -86,12 +86,17 @@ def _check_numbers(task: Task, truth: Floats, location: str, by_split: dict[str,
                 )
 
 
-def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[str, Rows]) -> tuple[str, ...]:
-    """Sentences for the warnings of the results: classes of one patient, and classes without a case to judge them."""
+def notes_on(
+    task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[str, Rows], unit: str = "patient"
+) -> tuple[str, ...]:
+    """Sentences for the warnings of the results: classes of one patient, and classes without a case to judge them.
+
+    `unit` is what counts as a patient.
+    """
     meaning = {
-        "train": "what is learned of it rests on that patient",
-        "val": "what is chosen by it rests on that patient",
-        "test": "its figures say nothing of other patients and have no interval, nor have differences of means over it",
+        "train": f"what is learned of it rests on that {unit}",
+        "val": f"what is chosen by it rests on that {unit}",
+        "test": f"its figures say nothing of other {unit}s and have no interval, nor have differences of means over it",
     }
     without = {
         "val": "nothing is chosen by it",
@@ -102,7 +107,7 @@ def notes_on(task: Task, truth: Floats, patients: NDArray[Any], by_split: dict[s
         members = class_members(task, truth[rows])
         single = [name for name, who in members.items() if len(np.unique(patients[rows[who]])) == 1]
         if single:
-            notes.append(f"the {split} split has one patient of {_quoted(single)}: {meaning[split]}")
+            notes.append(f"the {split} split has one {unit} of {_quoted(single)}: {meaning[split]}")
     for split, told in without.items():
         absent = [name for name, who in class_members(task, truth[by_split[split]]).items() if not who.any()]
         if absent:

@@ -11,7 +11,7 @@ from clusters.config import InputError, load_config
 from data.dataset import Dataset
 from finetune.cohort import choose_cohort
 from finetune.efficiency import EfficiencyConfig, draw_cohorts, efficiency
-from finetune.labels_saved import UNTESTED, labels_saved, matching_fraction, percent, sentence, told
+from finetune.labels_saved import labels_saved, matching_fraction, percent, sentence, told, untested
 from finetune.report.groups import label_efficiency
 from finetune.run import finetune
 from tests import miniatures
@@ -84,7 +84,7 @@ def test_files_for_people_hold_the_numbers(swept):
     words, saved = " ".join(outline.words), results["labels_saved"]["pretrained"]
     assert f"{first['mean']:.3f} ({first['low']:.3f} to {first['high']:.3f})" in words
     assert sentence("test_resnet, simclr", "test_resnet, untrained", "macro AUROC", saved) in words
-    assert UNTESTED in words
+    assert untested("patients") in words
     assert (out / "efficiency.svg").read_text().count("<path") > 5
     assert (out / "efficiency.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -108,7 +108,7 @@ def test_shares_are_those_learned_from_where_a_patient_of_each_class_is_more_tha
     words = " ".join(Outline((tmp_path / "efficiency.html").read_text()).words)
     html, (drawing,) = label_efficiency(results)
     for place in (printed, words, str(html)):
-        assert in_words in place and "Of each class at least one patient is drawn" in place
+        assert in_words in place and "Whole patients are drawn, at least one of each class" in place
     svg = (tmp_path / "efficiency.svg").read_text()
     assert percent(share) in svg and "0.1 %" not in svg
     assert drawing.rows[0][1] == pytest.approx(share)

@@ -343,8 +343,10 @@ def test_where_nobody_says_who_is_who_no_patient_is_claimed(
     out, results, evidence = finished
     shutil.copy(out / "predictions.parquet", tmp_path / "predictions.parquet")
     told = whole(results, evidence)
-    told["dataset"] = {**told["dataset"], "patient_unit": "lesion"}
-    write_report(Folder(tmp_path), told, synthetic_dataset)
+    told |= {"dataset": {**told["dataset"], "patient_unit": "lesion"}, "warnings": []}
+    next(iter(first_model(told)["test"]["per_class"].values()))["patients"] = 7
+    swept = {**EFFICIENCY, "dataset": {"name": "x", "patient_unit": "lesion"}}
+    write_report(Folder(tmp_path), told, synthetic_dataset, Beside(efficiency=swept))
     page = re.sub(r"<[^>]+>", "", (tmp_path / "report.html").read_text())
     number = told["cohort"]["test"]["patients"]
     assert f"It was tested on {number} lesions" in page
@@ -353,7 +355,12 @@ def test_where_nobody_says_who_is_who_no_patient_is_claimed(
     )
     assert "Splits are by lesion, which stands for the patient everywhere here" in page
     assert "resamples of whole lesions" in page
+    for words in ("Fewer than 10 test lesions have", "with other lesions like these", "on the evaluated lesions"):
+        assert words in page
+    for words in ("between the same lesions", "in brackets the number of lesions", "share of labelled lesions"):
+        assert words in page
     assert f"{number} patients" not in page
+    assert not re.search(r"(test|these|such|same|evaluated|labelled|other|whole) patients", page)
 
 
 def test_figures_elsewhere_stand_beside_those_over_the_same_labels(finished: Made) -> None:

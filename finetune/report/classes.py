@@ -15,7 +15,7 @@ from finetune.report.drawings import (
 from finetune.report.evidence import Evidence, thresholds_of
 from finetune.report.headline import FEW_PATIENTS
 from finetune.report.tables import confusion_table
-from finetune.report.words import NAMES, Results, calibration_mark, first_model, shown, value_of
+from finetune.report.words import NAMES, Results, calibration_mark, first_model, patient_units, shown, value_of
 
 FIRST, MORE = ("auroc", "auprc", "sensitivity", "specificity"), ("precision", "f1", "brier", "ece")
 TWO_DIGITS = ("sensitivity", "specificity", "precision", "f1")
@@ -29,9 +29,9 @@ def by_class(results: Results, evidence: Evidence | None) -> tuple[Html, list[Dr
         return EMPTY, []
     told = "each class against the rest" if len(per_class) > 1 else "the label against its absence"
     caption = f"{model['title']}, {told}."
-    parts = [_class_table(model, FIRST, caption), _thresholds(results), _operating(results)]
+    parts = [_class_table(results, FIRST, caption), _thresholds(results), _operating(results)]
     if any(name in row for row in per_class.values() for name in MORE):
-        parts.append(folded("Precision, F1, Brier score and ECE", _class_table(model, MORE, caption)))
+        parts.append(folded("Precision, F1, Brier score and ECE", _class_table(results, MORE, caption)))
     drawings = [forest_drawing("classes-auroc", "AUROC by class", [(n, r["auroc"]) for n, r in per_class.items()])]
     if evidence is not None:
         curves, drawn = _curves(results, evidence)
@@ -88,7 +88,8 @@ def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | 
     return told
 
 
-def _class_table(model: dict[str, Any], names: tuple[str, ...], caption: str) -> Html:
+def _class_table(results: Results, names: tuple[str, ...], caption: str) -> Html:
+    model, units = first_model(results), patient_units(results)
     per_class = model["test"]["per_class"]
     shows = [name for name in names if any(name in row for row in per_class.values())]
     rows: list[list[str | int | None]] = [
@@ -100,7 +101,7 @@ def _class_table(model: dict[str, Any], names: tuple[str, ...], caption: str) ->
         ]
         for label, row in per_class.items()
     ]
-    header = ["class", "cases", "patients", *(NAMES.get(name, name) + calibration_mark(name, model) for name in shows)]
+    header = ["class", "cases", units, *(NAMES.get(name, name) + calibration_mark(name, model) for name in shows)]
     delong = [_delong(row.get("auroc")) for row in per_class.values()]
     if "auroc" not in shows or not any(delong):
         return table(header, rows, caption)
@@ -174,7 +175,8 @@ def _operating(results: Results) -> Html:
     high_specificity, high_sensitivity = (f"{100 * wanted.get(k, 0.9):g} %" for k in ("specificity", "sensitivity"))
     header = ["class", f"at {high_specificity} specificity: from", "sensitivity", "specificity",
               f"at {high_sensitivity} sensitivity: from", "sensitivity", "specificity"]  # fmt: skip
-    caption = "What thresholds chosen on validation for a fixed specificity, or sensitivity, gave on these patients."
+    units = patient_units(results)
+    caption = f"What thresholds chosen on validation for a fixed specificity, or sensitivity, gave on these {units}."
     return folded("At fixed specificity and sensitivity", table(header, rows, caption))
 
 

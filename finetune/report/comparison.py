@@ -16,6 +16,7 @@ from finetune.report.words import (
     listed,
     name_of,
     p_of,
+    patient_units,
     shown,
     title_of,
 )
@@ -27,7 +28,7 @@ COMPARED = (*FIRST, "f1", "top3", "brier", "ece")
 
 def comparison(results: Results) -> tuple[Html, list[Drawing]]:
     """Section and drawings; a section of one model shows its figures alone."""
-    models = results["models"]
+    models, units = results["models"], patient_units(results)
     parts: list[Html] = []
     more: list[Html] = []
     drawings = []
@@ -42,7 +43,7 @@ def comparison(results: Results) -> tuple[Html, list[Drawing]]:
             smaller = " Smaller is better." if name in SMALLER_IS_BETTER else ""
             place = parts if name in FIRST else more
             measured = ", with intervals" if any(found.get("low") is not None for _, found, _ in rows) else ""
-            place.append(figure(forest(rows, title), f"{title} on the evaluated patients{measured}.{smaller}"))
+            place.append(figure(forest(rows, title), f"{title} on the evaluated {units}{measured}.{smaller}"))
             drawings.append(forest_drawing(f"models-{name}", title, [row[:2] for row in rows]))
     parts += [folded("More figures", join(more))] if more else []
     parts.append(_numbers(results))
@@ -107,11 +108,12 @@ def _differences(rows: list[dict[str, Any]], results: Results) -> Html:
         least = row.get("detectable")
         cells += [None if least is None else f"{least:.3f}"] if detectable else []
         body.append(cells)
-    parts = [table(header, body, "Paired differences between the same patients, with interval and two-sided p.")]
+    units = patient_units(results)
+    parts = [table(header, body, f"Paired differences between the same {units}, with interval and two-sided p.")]
     if corrected or detectable:
         texts = ["Holm: corrected for all comparisons in this figure." if corrected else ""]
         before = ", before Holm's correction" if corrected else ""
-        texts.append("Detectable: the smallest difference that is found four times in five with as many such patients"
+        texts.append(f"Detectable: the smallest difference that is found four times in five with as many such {units}"
                      f"{before}." if detectable else "")  # fmt: skip
         parts.append(paragraph(" ".join(filter(None, texts))))
     return join(parts)

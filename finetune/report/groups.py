@@ -4,17 +4,19 @@ from typing import Any
 
 from data.charts import legend
 from data.page import EMPTY, Html, figure, folded, join, paragraph, table, tag
-from finetune.labels_saved import UNTESTED, in_words, sentence, share_of, why_not_as_asked
+from finetune.labels_saved import in_words, sentence, share_of, untested, why_not_as_asked
 from finetune.report.drawings import Drawing, curve_drawing, forest_drawing, slug
 from finetune.report.tables import forest
 from finetune.report.words import (
     NAMES,
     Results,
     calibration_mark,
+    counted,
     covered,
     first_model,
     label_names,
     listed,
+    patient_units,
     shown,
     title_of,
     with_own_titles,
@@ -32,15 +34,16 @@ def subgroups(results: Results) -> tuple[Html, list[Drawing]]:
         groups = told["groups"]
         parts.append(tag("h3", attribute))
         if not groups:
-            parts.append(paragraph("No group has enough patients to be judged by itself."))
+            parts.append(paragraph(f"No group has enough {patient_units(results)} to be judged by itself."))
             continue
         if any(row[name]["value"] is not None for row in groups.values() for name in JUDGED):
             rows = [(f"{name} ({row['patients']})", row["auroc"], 0) for name, row in groups.items()]
             title, whole = f"{title_of('auroc', results)} by {attribute}", _of_everybody(told, results)
-            caption = f"{title}; in brackets the number of patients."
+            caption = f"{title}; in brackets the number of {patient_units(results)}."
             caption += "" if whole is None else " The line is that of everybody."
             parts.append(figure(forest(rows, title, whole), caption))
-            parts += [_gaps(told.get("gaps") or {}, attribute, results), _group_table(groups, attribute)]
+            parts += [_gaps(told.get("gaps") or {}, attribute, results)]
+            parts.append(_group_table(groups, attribute, results))
             drawings.append(forest_drawing(f"subgroups-{slug(attribute)}", title, [row[:2] for row in rows]))
         else:
             parts.append(paragraph("No label can be judged in two groups; each label by itself is below."))
@@ -120,7 +123,8 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
         ]
         for model in models.values()
     }
-    drawing = curve_drawing("efficiency", f"{name} by share of labels", curves, "share of labelled patients", name)
+    units = patient_units(efficiency)
+    drawing = curve_drawing("efficiency", f"{name} by share of labels", curves, f"share of labelled {units}", name)
     if drawing is None:
         return EMPTY, []
     baseline = models[efficiency["baseline"]]["title"]
@@ -130,12 +134,12 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
     if saved:
         parts.append(
             paragraph(
-                f"{UNTESTED} Of the labels to train on, that is: at every share the whole validation split chooses the "
-                "model, and its labels are not counted."
+                f"{untested(units)} Of the labels to train on, that is: at every share the whole validation split "
+                "chooses the model, and its labels are not counted."
             )
         )
     caption = (
-        f"{name} on test patients: mean of {efficiency['draws']} draws, with a band from the lowest to the highest."
+        f"{name} on test {units}: mean of {efficiency['draws']} draws, with a band from the lowest to the highest."
     )
     parts += [legend(list(curves)), figure(drawing.content, caption)]
     rows = [
@@ -143,7 +147,7 @@ def label_efficiency(efficiency: dict[str, Any] | None) -> tuple[Html, list[Draw
         for model in models.values()
         for point in model["points"]
     ]
-    why = why_not_as_asked(models[efficiency["baseline"]]["points"])
+    why = why_not_as_asked(models[efficiency["baseline"]]["points"], units)
     parts.append(folded("Numbers of the curves", table(["", name], rows, why)))
     return join(parts), [drawing]
 
@@ -158,12 +162,12 @@ def _gaps(gaps: dict[str, Any], attribute: str, results: Results) -> Html:
         return EMPTY
     return paragraph(
         f"Gap between the best and the worst group of {attribute}: {'; '.join(told)}. The two were found in these very "
-        "patients, so that chance alone makes gaps, and the interval is too high."
+        f"{patient_units(results)}, so that chance alone makes gaps, and the interval is too high."
     )
 
 
-def _group_table(groups: dict[str, Any], attribute: str) -> Html:
-    header = [attribute, "patients", "cases", "AUROC", "sensitivity", "specificity"]
+def _group_table(groups: dict[str, Any], attribute: str, results: Results) -> Html:
+    header = [attribute, patient_units(results), "cases", "AUROC", "sensitivity", "specificity"]
     rows = [
         [name, row["patients"], row["cases"], *(shown(row.get(figure_name)) for figure_name in JUDGED)]
         for name, row in groups.items()
@@ -196,13 +200,14 @@ def _numbers(told: dict[str, Any], attribute: str, results: Results) -> Html:
         if (gap := found["mae"])
     ]
     between = paragraph(f"Gap in MAE between the best and the worst group: {'; '.join(gaps)}.") if gaps else EMPTY
-    return table([attribute, "patients", "MAE"], rows) + between if rows else EMPTY
+    return table([attribute, patient_units(results), "MAE"], rows) + between if rows else EMPTY
 
 
 def _left_out(told: dict[str, Any], results: Results) -> Html:
     texts = []
     if hidden := told.get("hidden_groups"):
-        texts.append(f"{hidden} group{'s' if hidden > 1 else ''} of too few patients are not shown.")
+        who = f"{counted(hidden, 'group')} of too few {patient_units(results)}"
+        texts.append(f"{who} {'is' if hidden == 1 else 'are'} not shown.")
     over, labels = told.get("macro_over"), label_names(results)
     if over and set(over) != set(labels) and len(labels) > 1:
         texts.append(f"Means are over the labels that the largest groups can be judged on: {listed(list(over))}.")

@@ -20,6 +20,7 @@ from finetune.report.words import (
     number_names,
     p_of,
     patient_unit,
+    patient_units,
     shown,
     title_of,
     value_of,
@@ -71,8 +72,8 @@ def headline(results: Results) -> Html:
         parts.append(note(told))
     few = [n for n, row in test.get("per_class", {}).items() if 0 < row["patients"] < FEW_PATIENTS]
     if few:
-        parts.append(note(f"Fewer than {FEW_PATIENTS} test patients have {listed(few)}: their intervals are wide, and "
-                          "may be too narrow even so."))  # fmt: skip
+        told = f"Fewer than {FEW_PATIENTS} test {patient_units(results)} have {listed(few)}: their intervals are wide, "
+        parts.append(note(told + "and may be too narrow even so."))
     meant = [f"{title_of(name, results)}: {meaning}." for name in TILES
              if name in test and (meaning := meaning_of(name, results))]  # fmt: skip
     parts.append(tag("p", " ".join(meant), {"class": "lead small"}))
@@ -115,7 +116,8 @@ def _success(results: Results, test: dict[str, Any]) -> list[Content]:
     for name, numbers in (test.get("numbers") or {}).items():
         if _defined(numbers["mae"]):
             said += [f"Its estimates of {name} are off by ", tag("b", shown(numbers["mae"])), " on average. "]
-    said.append("The intervals say how much these figures would move with other patients like these.")
+    units = patient_units(results)
+    said.append(f"The intervals say how much these figures would move with other {units} like these.")
     return said
 
 
@@ -135,15 +137,15 @@ def _sentences(results: Results) -> list[Html]:
 def _sentence(row: dict[str, Any], results: Results) -> Html:
     models = results["models"]
     one, other = models[row["model"]], models[row["baseline"]]
-    name = title_of("auroc", results)
+    name, units = title_of("auroc", results), patient_units(results)
     if row["value"] is None:
         return text(f"{name} against {other['title']}: undefined.")
     if row["low"] is None:
         why = "too few for an interval"
         if row["p"] == 1:
-            why = "the two never differ on these patients, which gives no interval"
+            why = f"the two never differ on these {units}, which gives no interval"
         elif row.get("constant"):
-            why = "the same whichever of these patients are drawn, which gives no interval"
+            why = f"the same whichever of these {units} are drawn, which gives no interval"
         return text(f"{name} of {one['title']}: {row['value']:+.3f} against {other['title']}; {why}.")
     p = row.get("p_holm") if row.get("p_holm") is not None else row["p"]
     corrected = " corrected" if row.get("p_holm") is not None else ""
@@ -153,7 +155,7 @@ def _sentence(row: dict[str, Any], results: Results) -> Html:
     )
     if row.get("detectable") is not None and p is not None and p >= 1 - results["bootstrap"]["confidence"]:
         before = " before the correction" if corrected else ""
-        told += f" With as many such patients the smallest difference found four times in five{before} is "
+        told += f" With as many such {units} the smallest difference found four times in five{before} is "
         told += f"{row['detectable']:.3f}."
     return text(told)
 
@@ -161,7 +163,7 @@ def _sentence(row: dict[str, Any], results: Results) -> Html:
 def _external(results: Results) -> Html:
     """How the model did where it was trained, beside how it does here."""
     test, there = first_model(results)["test"], (results.get("trained_on") or {}).get("name", "the training data")
-    told = []
+    told, units = [], patient_units({"dataset": results.get("trained_on")})
     for name in ("auroc", "balanced_accuracy"):
         before = where_trained(name, results)
         if before is not None:
@@ -169,7 +171,7 @@ def _external(results: Results) -> Html:
             over = [label for label, row in test["per_class"].items() if _defined(row[part])]
             left_out = len(over) < len(test["per_class"])
             which = f" (both over what is known here: {listed(over)})" if left_out else ""
-            told.append(f"{title_of(name, results)} {value_of(test[name])} here, {before:.3f} on the test patients of "
+            told.append(f"{title_of(name, results)} {value_of(test[name])} here, {before:.3f} on the test {units} of "
                         f"{there}{which}.")  # fmt: skip
     return join(paragraph(sentence) for sentence in told)
 

@@ -25,6 +25,7 @@ from finetune.report.words import (
     listed,
     number_names,
     patient_unit,
+    patient_units,
     shown,
     title_of,
     value_of,
@@ -158,8 +159,8 @@ def _limits(results: Results) -> list[str]:
         texts.append("Figures are of features in bf16; predict computes them in fp32, so that its probabilities differ "
                      "from these in the third decimal or so.")  # fmt: skip
     if results.get("kind") != "external":
-        texts.insert(1, "Tested on patients of the dataset that it was trained on. Other hospitals, where they are not "
-                        "on this page, were not tried.")  # fmt: skip
+        texts.insert(1, f"Tested on {patient_units(results)} of the dataset that it was trained on. Other hospitals, "
+                        "where they are not on this page, were not tried.")  # fmt: skip
     return texts
 
 
@@ -194,7 +195,7 @@ def _methods(results: Results) -> list[Item]:
         ("8", "outcome; CLAIM: reference standard, annotators, their agreement",
          f"{_outcomes(results)} as the source gives them; how they were made: {AUTHORS}"),
         ("9", "predictors", "pixels alone; no clinical field is read"),
-        ("10", "sample size", f"all labelled patients{part and f', to train on {part}'}; "
+        ("10", "sample size", f"all labelled {patient_units(results)}{part and f', to train on {part}'}; "
                               "the intervals say what it is enough for"),
         ("11", "missing data", "images without a label, or with a doubtful one in validation and test, are left out"),
         ("12a", "how data were split; CLAIM: level at which partitions are disjoint",

@@ -75,7 +75,7 @@ def method(results: Results, pooling: str | None) -> Html:
         f"Intervals: {confidence(results)}, from {resampling['resamples']} bootstrap resamples of whole {unit}s, "
         f"drawn within strata of the {unit}'s rarest class; how many {unit}s each stratum has is drawn too, since "
         f"it differs from study to study. {how[0].upper()}{how[1:]}. Differences are taken between models on the same "
-        "resamples. They say how the figures would vary with other patients, not with another seed "
+        f"resamples. They say how the figures would vary with other {unit}s, not with another seed "
         f"of the training.{'' if corrected else ' P-values are not corrected for several comparisons.'}",
     ]
     if corrected:

@@ -159,6 +159,11 @@ def patient_unit(results: Results) -> str:
     return str((results.get("dataset") or {}).get("patient_unit", "patient"))
 
 
+def patient_units(results: Results) -> str:
+    """The same of several: `lesions`."""
+    return f"{patient_unit(results)}s"
+
+
 def covered(gap: dict[str, Any], results: Results) -> str:
     """`, of 2 of 8 groups, with 212 patients in the others`: what a gap says nothing of; empty where it is of all."""
     groups, of_groups = gap.get("groups"), gap.get("of_groups")
