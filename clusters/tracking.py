@@ -56,8 +56,16 @@ class TrackingConfig(Config):
 
 def say(text: str) -> None:
     """One line for the person who watches: rank 0's, printed here or by the driver that follows the log."""
-    if not distributed.is_main():
-        return
+    if distributed.is_main():
+        _show(text)
+
+
+def say_here(text: str) -> None:
+    """One line for the person who watches, of this rank, whichever it is."""
+    _show(text if distributed.is_main() else f"rank {distributed.rank()}: {text}")
+
+
+def _show(text: str) -> None:
     if _log is not None:
         with suppress(OSError):  # a log on a full disk ends no training
             _log.append(LOG, text)

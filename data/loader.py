@@ -28,6 +28,7 @@ from torch.utils.data import Dataset as TorchDataset
 from clusters import distributed
 from clusters.config import Config, InputError, Transient, absolute
 from clusters.retries import may_pass
+from clusters.tracking import say_here
 from data.cache import CachePlace
 from data.combined import AnyDataset
 from data.config import num_cores
@@ -36,6 +37,8 @@ from data.images import BadImage, decode_stored
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 MOST_PROCESSES = 16
+MOST_IN_A_ROW, STEADY_STEPS = 3, 100
+"""How often loader processes that are killed are replaced; after so many steps without, as often once more."""
 SHARED_MEMORY = Path("/dev/shm")
 DENSE_SHARE, DENSE_ROWS = 0.1, 1 << 14
 """A remote shard is downloaded whole where so many rows of an evaluation ask for so large a share of it."""
@@ -119,21 +122,46 @@ def training_batches(
 ) -> Iterator[T]:
     """`make(step)` for each step from first_step to last_step - 1, in order, prepared ahead in processes.
 
-    The processes live until the iterator ends, and die with this one. An InputError in one of them is raised
-    here as it is; what cannot be read and a killed process are one line too. Other errors come with their traceback.
+    The processes live until the iterator ends, and die with this one. Where one is killed, others go on with the same
+    batches. An InputError in one of them is raised here as it is; what cannot be read, and processes that are killed
+    again and again, are one line too. Other errors come with their traceback.
     """
     processes = loader_processes(config, batch_bytes)
-    loader: DataLoader[T | _Refusal] = DataLoader(
-        _Steps(make),
-        batch_size=None,
-        sampler=range(first_step, last_step),
-        num_workers=processes,
-        prefetch_factor=config.prefetch if processes else None,
-        multiprocessing_context=_server() if processes else None,
-        pin_memory=distributed.device().type == "cuda",
-        worker_init_fn=_begin_process if processes else None,
-    )
-    return _told(iter(loader), processes)
+
+    def begin(step: int) -> Iterator[T]:
+        loader: DataLoader[T | _Refusal] = DataLoader(
+            _Steps(make),
+            batch_size=None,
+            sampler=range(step, last_step),
+            num_workers=processes,
+            prefetch_factor=config.prefetch if processes else None,
+            multiprocessing_context=_server() if processes else None,
+            pin_memory=distributed.device().type == "cuda",
+            worker_init_fn=_begin_process if processes else None,
+        )
+        return _told(iter(loader), processes)
+
+    return _begun_again(begin(first_step), begin, first_step)
+
+
+def _begun_again(batches: Iterator[T], begin: Callable[[int], Iterator[T]], step: int) -> Iterator[T]:
+    """The batches from this step on, their processes replaced where one is killed: the step tells which are next."""
+    in_a_row, killed_at = 0, step
+    while True:
+        try:
+            for batch in batches:
+                yield batch
+                step += 1
+            return
+        except _Killed as error:
+            in_a_row = in_a_row + 1 if step - killed_at < STEADY_STEPS else 1
+            killed_at = step
+            if in_a_row > MOST_IN_A_ROW:
+                raise Transient(
+                    f"{error}; lower loader.num_processes or loader.prefetch and run the same command"
+                ) from None
+            say_here(f"{error}; its batches are loaded anew from step {step} on")
+        batches = begin(step)
 
 
 def evaluation_batches(
@@ -169,6 +197,10 @@ def crop_and_resize(
     shrinks = min(height, width) > averaged_from * size_px
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(cut, (size_px, size_px), dst=out, interpolation=interpolation), dtype=np.uint8)
+
+
+class _Killed(RuntimeError):
+    """A loader process is gone, and nothing is wrong with what it was to load."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +248,9 @@ def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
             # An error of the process itself comes as "Caught … in DataLoader worker process 0", and stays as it is.
             if not processes or not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise Transient(
+            raise _Killed(
                 f"a loader process was killed from outside ({str(error).splitlines()[0].rstrip('.')}), mostly because "
-                "memory or /dev/shm ran out; lower loader.num_processes or loader.prefetch and run the same command"
+                "memory or /dev/shm ran out"
             ) from None
         if isinstance(batch, _Refusal):
             raise (Transient if batch.passes else InputError)(batch.line)

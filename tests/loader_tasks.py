@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import cv2
 import torch
@@ -17,6 +18,15 @@ def pids(step: int) -> torch.Tensor:
 def refuse(step: int) -> torch.Tensor:
     if step == 3:
         raise InputError("shard-000001.tar: image a.0.jpg was altered; copy the dataset again")
+    return torch.tensor([step])
+
+
+def die_once(step: int, marks: str) -> torch.Tensor:
+    """At the steps for which there is a mark, each of them once."""
+    mark = Path(marks) / str(step)
+    if mark.exists():
+        mark.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
     return torch.tensor([step])
 
 

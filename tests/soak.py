@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,23 @@ class Run:
 
     def wait_for_step(self, attempt: int) -> float:
         """When this attempt, or a later one, had taken its first step; in seconds since 1970."""
+        return self._first_step_after(
+            lambda: (self.stage / "attempt.json").stat().st_mtime if self.attempt() >= attempt else None
+        )
+
+    def _wait_for_loaded_step(self, before: set[int]) -> float:
+        """When a step was taken with a loader process that is none of these."""
+        return self._first_step_after(
+            lambda: min(
+                (one.create_time() for one in self.processes()["loader"] if one.pid not in before), default=None
+            )
+        )
+
+    def _first_step_after(self, beginning: Callable[[], float | None]) -> float:
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             assert self.driver.poll() is None, f"the driver has ended: {self._log}"
-            began = (self.stage / "attempt.json").stat().st_mtime if self.attempt() >= attempt else None
+            began = beginning()
             taken = [record["time"] for record in self.records() if began is not None and record["time"] > began]
             if taken:
                 return min(taken)
@@ -107,6 +121,8 @@ class Run:
         if kind == "driver":
             self.driver.wait()
             self.start()
+        if kind == "loader":  # it alone is replaced
+            return kind, self._wait_for_loaded_step({one.pid for one in there[kind]}) - when
         return kind, self.wait_for_step(attempt + 1) - when
 
     def measure(self) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """Loader processes: they die with their parent, and what goes wrong in them is one line here."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from pretrain.batches import ViewBatches
 from pretrain.methods.method import one_image
 from pretrain.stage import Samples
 from pretrain.views import ViewConfig
-from tests.loader_tasks import die, fail, pids, refuse, threads
+from tests.loader_tasks import die, die_once, fail, pids, refuse, threads
 
 ROOT = Path(__file__).parents[1]
 TWO = LoaderConfig(num_processes=2, prefetch=1)
@@ -84,7 +85,20 @@ def test_what_cannot_be_read_is_one_line_wherever_it_is_read(num_processes: int)
     assert "\n" not in "".join(told)
 
 
-def test_a_killed_loader_process_is_one_line_not_a_hang() -> None:
+def test_a_killed_loader_process_is_replaced_and_no_batch_is_lost_or_seen_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (4, 5, 120):
+        (tmp_path / str(step)).touch()
+    batches = training_batches(functools.partial(die_once, marks=str(tmp_path)), 2, 130, TWO)
+    assert [int(batch) for batch in batches] == list(range(2, 130))
+    assert not list(tmp_path.iterdir())
+    said = capsys.readouterr().out.splitlines()
+    assert 2 <= len(said) <= 3  # two processes may be killed at once
+    assert all("its batches are loaded anew from step" in line for line in said)
+
+
+def test_a_loader_process_that_is_killed_again_and_again_is_one_line_not_a_hang() -> None:
     with pytest.raises(
         InputError, match=r"a loader process was killed from outside .*lower loader\.num_processes"
     ) as e:

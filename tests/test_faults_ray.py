@@ -53,7 +53,7 @@ FAULTS: list[dict[str, Any]] = [
     {"kind": "holds_lock", "rank": 1},
     {"kind": "cut_off", "rank": 0},
 ]
-SAID = ("its process died or does not answer", "a planned loader_error", "a loader process was killed from outside")
+SAID = ("its process died or does not answer", "a planned loader_error")
 OF_OTHERS = ("/gloo/", "Timed out", "Connection", "DistBackendError", "DistNetworkError", "Broken pipe")
 """What a rank says that misses another."""
 
@@ -84,11 +84,14 @@ def test_whatever_happens_to_workers_the_state_is_that_of_the_undisturbed_run(
     said = [line for line in (run / "log.txt").read_text().splitlines() if line.startswith("failed on rank")]
     assert all(any(reason in line for reason in (*SAID, *OF_OTHERS)) for line in said), said
     assert all(any(reason in line for line in said) for reason in SAID), said
+    # The one fault after which no worker is started again
+    assert " its batches are loaded anew from step " in (run / "log.txt").read_text()
     for fault, step, again in zip(FAULTS, steps, faults.first_steps_after()):
-        assert step - 2 * EVERY_STEPS - PREFETCHED <= again <= step, (fault, step, again)
+        if fault["kind"] != "loader_SIGKILL":
+            assert step - 2 * EVERY_STEPS - PREFETCHED <= again <= step, (fault, step, again)
     assert answer["encoder"]
     assert_same_state(run, undisturbed[60])
-    assert json.loads((run / "1-simclr/attempt.json").read_text())["attempt"] > len(FAULTS)
+    assert json.loads((run / "1-simclr/attempt.json").read_text())["attempt"] >= len(FAULTS)
     for fault, step, recovery_s in zip(FAULTS, steps, faults.recoveries_s()):
         print(f"\n{fault} at step {step}: {recovery_s:.1f} s to the next step", end="")
     print(f"\nrecovery: median {statistics.median(faults.recoveries_s()):.1f} s")
