@@ -87,7 +87,7 @@ def test_a_run_that_has_to_wait_for_others_says_so(
     assert "whether for those that follow, one every 1 h, was not looked at" in said
     assert "waits" not in said
     cores = ray.cluster_resources()["CPU"]
-    others = [ray.remote(num_cpus=1)(Other).remote() for _ in range(int(cores))]
+    others: list[Any] = [ray.remote(num_cpus=1)(Other).remote() for _ in range(int(cores))]
     assert all(ray.get([other.there.remote() for other in others]))
     until = time.monotonic() + 60
     while ray.available_resources().get("CPU"):

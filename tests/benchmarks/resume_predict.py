@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -71,7 +72,8 @@ def _write_model(folder: Folder) -> None:
     torch.manual_seed(0)
     config = EncoderConfig(name="test_resnet")
     encoder = create_encoder(config)
-    head = {"weight": torch.randn(len(LABELS), encoder.num_features), "bias": torch.zeros(len(LABELS))}
+    num_features: Any = encoder.num_features
+    head = {"weight": torch.randn(len(LABELS), num_features), "bias": torch.zeros(len(LABELS))}
     told = {
         "task": "multiclass",
         "labels": LABELS,
