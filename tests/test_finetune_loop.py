@@ -44,7 +44,9 @@ def records(config) -> list[dict]:
 
 def logits(config) -> np.ndarray:
     (folder,) = (Path(config.out) / "features").iterdir()
-    rows = np.concatenate([safetensors.torch.load_file(f)["rows"].numpy() for f in sorted(folder.iterdir())])
+    rows = np.concatenate(
+        [safetensors.torch.load_file(f)["rows"].numpy() for f in sorted(folder.glob("*.safetensors"))]
+    )
     return read_parts(Folder(folder), rows)
 
 

@@ -18,7 +18,6 @@ from clusters.config import InputError
 from clusters.storage import Folder
 from clusters.versions import versions_here
 from data.dataset import Dataset
-from pretrain import stage_folder
 from pretrain.config import PretrainConfig
 from pretrain.encoder_folder import hash64, load_encoder, read_seen
 from pretrain.run import pretrain, where_views_are_finished
@@ -91,7 +90,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
         run(synthetic_dataset, tmp_path / "run")
     assert not (tmp_path / "run/encoder").exists()
     assert "other code" not in capfd.readouterr().out
-    monkeypatch.setattr(stage_folder, "versions_here", lambda: {**versions_here(), "torch": "3.0"})
+    monkeypatch.setattr("pretrain.run.versions_here", lambda: {**versions_here(), "torch": "3.0"})
     run(synthetic_dataset, tmp_path / "run")
     begun = 2 if killed_after_save == 4 else 1
     said = [line for line in capfd.readouterr().out.splitlines() if "other code" in line]
