@@ -11,6 +11,7 @@ and where memory, open files or threads have grown by more than a fifth.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -82,26 +83,34 @@ class Run:
 
     def wait_for_step(self, attempt: int) -> float:
         """When this attempt, or a later one, had taken its first step; in seconds since 1970."""
-        return self._first_step_after(
-            lambda: (self.stage / "attempt.json").stat().st_mtime if self.attempt() >= attempt else None
-        )
 
-    def _wait_for_loaded_step(self, before: set[int]) -> float:
-        """When a step was taken with a loader process that is none of these."""
-        return self._first_step_after(
-            lambda: min(
-                (one.create_time() for one in self.processes()["loader"] if one.pid not in before), default=None
-            )
-        )
+        def taken() -> list[float]:
+            began = (self.stage / "attempt.json").stat().st_mtime if self.attempt() >= attempt else None
+            return [record["time"] for record in self.records() if began is not None and record["time"] > began]
 
-    def _first_step_after(self, beginning: Callable[[], float | None]) -> float:
+        return self._wait_for(taken)
+
+    def _replaced(self) -> list[int]:
+        """The steps from which batches were loaded anew, one for each loader process that was killed."""
+        path = self.stage.parent / "log.txt"
+        said = path.read_text() if path.exists() else ""
+        return [int(step) for step in re.findall(r"loaded anew from step (\d+)", said)]
+
+    def _wait_for_loaded_step(self, replaced: int, when: float) -> float:
+        """When, after this moment, the first step was taken of batches that were loaded anew after so many times."""
+
+        def taken() -> list[float]:
+            later = [record for record in self.records() if record["time"] > when]
+            return [record["time"] for record in later if record["step"] - 1 in self._replaced()[replaced:][:1]]
+
+        return self._wait_for(taken)
+
+    def _wait_for(self, taken: Callable[[], list[float]]) -> float:
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             assert self.driver.poll() is None, f"the driver has ended: {self._log}"
-            began = beginning()
-            taken = [record["time"] for record in self.records() if began is not None and record["time"] > began]
-            if taken:
-                return min(taken)
+            if times := taken():
+                return min(times)
             time.sleep(0.2)
         raise TimeoutError(f"no step within {WAIT_S:.0f} s: {self._log}")
 
@@ -116,13 +125,13 @@ class Run:
         """Kill one process, of any kind or this one; returns its kind and the seconds until a step was taken again."""
         there = {kind: found for kind, found in self.processes().items() if found}
         kind = kind or rng.choice(sorted(there))
-        attempt, when = self.attempt(), time.time()
+        attempt, replaced, when = self.attempt(), len(self._replaced()), time.time()
         rng.choice(there[kind]).kill()
         if kind == "driver":
             self.driver.wait()
             self.start()
         if kind == "loader":  # it alone is replaced
-            return kind, self._wait_for_loaded_step({one.pid for one in there[kind]}) - when
+            return kind, self._wait_for_loaded_step(replaced, when) - when
         return kind, self.wait_for_step(attempt + 1) - when
 
     def measure(self) -> tuple[float, ...]:
