@@ -147,7 +147,7 @@ def check_resources(cluster: ClusterConfig, sizes: Sequence[int] | None = None) 
             f"cluster.use_gpu: there is no GPU for each of {fewest} workers, the cluster has {gpus:g}; wait for its "
             f"nodes, or set cluster.num_workers={int(gpus)}, or cluster.use_gpu=false to train on CPUs"
         )
-    use_gpu = gpus >= fewest if cluster.use_gpu is None else cluster.use_gpu
+    use_gpu = gpus > 0 if cluster.use_gpu is None else cluster.use_gpu
     if cluster.elastic:
         room = min(cpus / cluster.cpus_per_worker, gpus if use_gpu else math.inf)
         print(f"there is room for {scaling.largest(sizes, int(room))} workers now", flush=True)

@@ -66,7 +66,7 @@ class LineWriter:
     def _write_all(self) -> None:
         lines, written = [], True
         while True:
-            if self._folder.path is None:
+            if self._folder.path is None and not self._hurry.is_set():
                 self._hurry.wait(self._between())
             with self._lock:
                 for _ in lines if written else ():

@@ -13,7 +13,7 @@ from clusters.config import InputError
 from clusters.tokens import check_token, own_token, token_place
 
 ANSWER_S = 30.0
-GUARDED = (401, 403)
+OPEN, GUARDED = 200, (401, 403)
 
 
 def usage() -> str:
@@ -42,10 +42,15 @@ def guard(address: str) -> None:
     """Raise InputError unless the Ray at this address refuses strangers and takes this side's token."""
     check_token(address)
     found = _status(address)
+    if found == OPEN:
+        raise InputError(
+            f"the Ray at {address} runs whatever anybody sends it: it answers without a token; restart every node of "
+            "it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
+        )
     if found not in GUARDED:
         raise InputError(
-            f"the Ray at {address} runs whatever anybody sends it: it answers without a token ({found}); restart every "
-            "node of it with RAY_AUTH_MODE=token (see clusters/*.yaml, clusters/slurm.sh)"
+            f"{address} does not tell whether it asks for a token (HTTP {found}); give the address of Ray's dashboard, "
+            "port 8265 of the head where nothing else was chosen"
         )
     if _status(address, own_token()) in GUARDED:
         raise InputError(f"{token_place()}: not the token of the Ray at {address}; copy that of its head there")

@@ -3,8 +3,8 @@
 MODEL is a results folder or its model/. `out` receives model.onnx, or model.pt2 of torch.export, for any batch size,
 and its card, model.onnx.json or model.pt2.json, which says what an image must go through before, what comes out, how
 far the file's answers were from the model's, how long one image takes on this machine, and which data and licences bind
-its use. Inside of the file are
-normalisation, the temperature of probabilities and the scale of predicted numbers. Both formats fit into one folder.
+its use. Inside of the file are normalisation, the temperature of probabilities and the scale of predicted numbers. Both
+formats fit into one folder.
 
 Loading a .pt2 file can run code: load only those that you wrote. An .onnx file holds none.
 Shapes: B batch, S side in px, K labels with a probability, R numbers that are predicted, M = K + R logits an image

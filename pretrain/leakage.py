@@ -99,10 +99,8 @@ def check_seen_before(dataset: AnyDataset, config: PretrainConfig) -> None:
     if source.card is None:
         return
     seen = read_seen(source.folder.location)
-    others = held_out_datasets(config)
-    for part in (*parts_of(dataset), *others):
-        learned = _in_splits(part, config.splits) if part not in others else np.zeros(0, np.int64)
-        held = np.setdiff1d(np.arange(part.num_images), learned)
+    others = [(other, np.arange(other.num_images)) for other in held_out_datasets(config)]
+    for part, held in (*((part, _out_of_splits(part, config.splits)) for part in parts_of(dataset)), *others):
         patients, images = seen_of(part, held, seen)
         if patients or images:
             raise InputError(
@@ -194,6 +192,10 @@ def unknown(parts: Sequence[Dataset], others: Sequence[Dataset]) -> list[str]:
 
 def _in_splits(dataset: Dataset, splits: Sequence[str]) -> Rows:
     return np.flatnonzero(np.isin(dataset.column("split").astype(str), list(splits))).astype(np.int64)
+
+
+def _out_of_splits(dataset: Dataset, splits: Sequence[str]) -> Rows:
+    return np.setdiff1d(np.arange(dataset.num_images), _in_splits(dataset, splits))
 
 
 def _look_alikes(datasets: Sequence[Dataset], learned: Rows, held: Rows, image: Rows) -> int:

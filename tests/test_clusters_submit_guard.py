@@ -17,14 +17,14 @@ TOKEN = "a" * 64
 
 
 @contextmanager
-def dashboard(token: str | None) -> Iterator[str]:
-    """What of Ray's dashboard a stranger meets first; None: it asks for no token."""
+def dashboard(token: str | None, of_ray: bool = True) -> Iterator[str]:
+    """What of Ray's dashboard a stranger meets first; None: it asks for no token. Or what is no Ray."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             shown = self.headers["Authorization"]
             right = token is None or shown == f"Bearer {token}"
-            self.send_response(200 if right else 403 if shown else 401)
+            self.send_response((200 if right else 403 if shown else 401) if of_ray else 404)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -87,6 +87,8 @@ def test_another_s_token_an_open_one_and_none_are_told(started: list[list[str]],
 def test_where_nothing_answers_and_what_is_no_address(started: list[list[str]]) -> None:
     with dashboard(TOKEN) as address:
         pass
+    with dashboard(None, of_ray=False) as other, pytest.raises(InputError, match=r"does not tell .* \(HTTP 404\)"):
+        submit.run([other, *COMMAND])
     with pytest.raises(InputError, match="no dashboard of Ray answers there"):
         submit.run([address, *COMMAND])
     for words in ([], ["127.0.0.1:8265", *COMMAND], [address, "python"]):

@@ -120,18 +120,24 @@ def _write_model(folder: Path) -> None:
     known = timm.get_pretrained_cfg(NAME)
     assert known is not None
     processing = {"short_side_px": 256, "jpeg_quality": 92}
-    told = {
+    seen = {"size_px": 224, "mean": list(known.mean), "std": list(known.std), "processing": processing}
+    told = untrained_card(EncoderConfig(name=NAME), LABELS, seen)
+    parts = {"encoder": encoder, "head": {"weight": whole["fc.weight"], "bias": whole["fc.bias"]}}
+    save_model(Folder(folder / "model"), parts, told)
+
+
+def untrained_card(encoder: EncoderConfig, labels: list[str], seen: dict[str, Any]) -> dict[str, Any]:
+    """The card of a model of random weights; `seen` is what it takes for an image."""
+    return {
         "task": "multiclass",
-        "labels": LABELS,
-        "classes": LABELS,
-        "task_described": MultiClass(LABELS).describe(),
+        "labels": labels,
+        "classes": labels,
+        "task_described": MultiClass(labels).describe(),
         "thresholds": {},
         "temperature": 1.0,
         "pooling": POOLING["none"],
-        "encoder": EncoderConfig(name=NAME).structure(),
+        "encoder": encoder.structure(),
         "projection": [],
-        "input": {"size_px": 224, "mean": list(known.mean), "std": list(known.std), "processing": processing},
+        "input": seen,
         "made_from": {},
     }
-    parts = {"encoder": encoder, "head": {"weight": whole["fc.weight"], "bias": whole["fc.bias"]}}
-    save_model(Folder(folder / "model"), parts, told)

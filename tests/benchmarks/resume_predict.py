@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 import torch
 
 from clusters.storage import Folder
-from finetune.heads import POOLING
 from finetune.model_folder import save_model
 from finetune.predict import PART_IMAGES
-from finetune.tasks import MultiClass
 from pretrain.encoder import EncoderConfig, create_encoder
+from tests.benchmarks.bench_predict import untrained_card
 
 LABELS, SIZE_PX, IN_A_FOLDER = ["a", "b"], 32, 1000
 
@@ -74,24 +73,9 @@ def _write_model(folder: Folder) -> None:
     encoder = create_encoder(config)
     num_features: Any = encoder.num_features
     head = {"weight": torch.randn(len(LABELS), num_features), "bias": torch.zeros(len(LABELS))}
-    told = {
-        "task": "multiclass",
-        "labels": LABELS,
-        "classes": LABELS,
-        "task_described": MultiClass(LABELS).describe(),
-        "thresholds": {},
-        "temperature": 1.0,
-        "pooling": POOLING["none"],
-        "encoder": config.structure(),
-        "projection": [],
-        "input": {
-            "size_px": SIZE_PX,
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
-            "processing": {"short_side_px": SIZE_PX, "jpeg_quality": 92},
-        },
-        "made_from": {},
-    }
+    processing = {"short_side_px": SIZE_PX, "jpeg_quality": 92}
+    seen = {"size_px": SIZE_PX, "mean": [0.5] * 3, "std": [0.5] * 3, "processing": processing}
+    told = untrained_card(config, LABELS, seen)
     save_model(folder, {"encoder": encoder.state_dict(), "head": head}, told)
 
 
