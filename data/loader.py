@@ -1,44 +1,28 @@
-"""Batches of this worker from a position on, and plain passes over a dataset for evaluation.
+"""Which samples a worker takes at a step, and with how many processes; plain passes over a dataset for evaluation.
 
-A batch is a pure function of its step: the loader is a map from step to batch, which torch's DataLoader
-spreads over processes and returns in order. Nothing has to be saved or fast-forwarded to resume.
 Shapes: B batch, H and W pixels.
 """
 
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from clusters import distributed
-from clusters.config import Config, InputError, Transient, absolute
-from clusters.retries import may_pass
-from clusters.tracking import say_here
+from clusters.config import Config, absolute
 from data.cache import CachePlace
 from data.combined import AnyDataset
 from data.config import num_cores
-from data.images import BadImage, decode_stored
+from data.images import decode_stored
 
-T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 MOST_PROCESSES = 16
-MOST_IN_A_ROW, STEADY_STEPS = 3, 100
-"""How often loader processes that are killed are replaced; after so many steps without, as often once more."""
 SHARED_MEMORY = Path("/dev/shm")
 DENSE_SHARE, DENSE_ROWS = 0.1, 1 << 14
 """A remote shard is downloaded whole where so many rows of an evaluation ask for so large a share of it."""
@@ -117,53 +101,6 @@ def positions_of(
     return positions[np.sort(by_stream[rank * share : (rank + 1) * share])]
 
 
-def training_batches(
-    make: Callable[[int], T], first_step: int, last_step: int, config: LoaderConfig, batch_bytes: int = 0
-) -> Iterator[T]:
-    """`make(step)` for each step from first_step to last_step - 1, in order, prepared ahead in processes.
-
-    The processes live until the iterator ends, and die with this one. Where one is killed, others go on with the same
-    batches. An InputError in one of them is raised here as it is; what cannot be read, and processes that are killed
-    again and again, are one line too. Other errors come with their traceback.
-    """
-    processes = loader_processes(config, batch_bytes)
-
-    def begin(step: int) -> Iterator[T]:
-        loader: DataLoader[T | _Refusal] = DataLoader(
-            _Steps(make),
-            batch_size=None,
-            sampler=range(step, last_step),
-            num_workers=processes,
-            prefetch_factor=config.prefetch if processes else None,
-            multiprocessing_context=_server() if processes else None,
-            pin_memory=distributed.device().type == "cuda",
-            worker_init_fn=_begin_process if processes else None,
-        )
-        return _told(iter(loader), processes)
-
-    return _begun_again(begin(first_step), begin, first_step)
-
-
-def _begun_again(batches: Iterator[T], begin: Callable[[int], Iterator[T]], step: int) -> Iterator[T]:
-    """The batches from this step on, their processes replaced where one is killed: the step tells which are next."""
-    in_a_row, killed_at = 0, step
-    while True:
-        try:
-            for batch in batches:
-                yield batch
-                step += 1
-            return
-        except _Killed as error:
-            in_a_row = in_a_row + 1 if step - killed_at < STEADY_STEPS else 1
-            killed_at = step
-            if in_a_row > MOST_IN_A_ROW:
-                raise Transient(
-                    f"{error}; lower loader.num_processes or loader.prefetch and run the same command"
-                ) from None
-            say_here(f"{error}; its batches are loaded anew from step {step} on")
-        batches = begin(step)
-
-
 def evaluation_batches(
     dataset: AnyDataset, rows: NDArray[np.int64], size_px: int, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
@@ -197,84 +134,3 @@ def crop_and_resize(
     shrinks = min(height, width) > averaged_from * size_px
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(cut, (size_px, size_px), dst=out, interpolation=interpolation), dtype=np.uint8)
-
-
-class _Killed(RuntimeError):
-    """A loader process is gone, and nothing is wrong with what it was to load."""
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """Bad input on its way out of a loader process: torch would wrap it in the process's traceback."""
-
-    line: str
-    passes: bool = False
-
-    def pin_memory(self) -> "_Refusal":
-        return self
-
-
-class _Steps(TorchDataset[T | _Refusal], Generic[T]):
-    def __init__(self, make: Callable[[int], T]) -> None:
-        self._make = make
-
-    def __getitem__(self, step: int) -> T | _Refusal:
-        try:
-            return self._make(step)
-        except InputError as error:
-            return _Refusal(str(error), isinstance(error, Transient))
-        except BadImage as error:
-            return _Refusal(
-                f"an image in the batch of step {step} cannot be used ({error.reason}), though its bytes are those "
-                "that were written; import the dataset again, which sets such images aside"
-            )
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            what = " ".join((error.strerror or str(error)).split()) or type(error).__name__
-            return _Refusal(
-                f"{where}{what}, while reading the batch of step {step}; check that the place is there and can be "
-                "read, and run the same command again",
-                may_pass(error),
-            )
-
-
-def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            # An error of the process itself comes as "Caught … in DataLoader worker process 0", and stays as it is.
-            if not processes or not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise _Killed(
-                f"a loader process was killed from outside ({str(error).splitlines()[0].rstrip('.')}), mostly because "
-                "memory or /dev/shm ran out"
-            ) from None
-        if isinstance(batch, _Refusal):
-            raise (Transient if batch.passes else InputError)(batch.line)
-        yield batch
-
-
-def _server() -> ForkServerContext:
-    """Loader processes are forked from a server that has the libraries already and no threads or GPU of ours."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _begin_process(_: int) -> None:
-    """One thread a loader process: more would fight the model for cores. None ends before the run, or outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal, and the run has a step to save
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
-
-
-def _end_with_the_run() -> None:
-    """End this process with the one that asked for it: torch watches the fork server, which waits for us."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)

@@ -18,7 +18,8 @@ from clusters.config import InputError
 from clusters.launch import report
 from clusters.storage import Folder
 from clusters.tracking import Progress, Tracker, say
-from data.loader import evaluation_batches, training_batches
+from data.loader import evaluation_batches
+from data.prefetch import training_batches
 from finetune.bootstrap import Floats
 from finetune.cohort import Cohort, Rows, case_auroc
 from finetune.config import FinetuneConfig

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from clusters import distributed
 from data.combined import AnyDataset, order_of
-from data.loader import positions_of, training_batches
+from data.loader import positions_of
+from data.prefetch import training_batches
 from pretrain.batches import Batch, ViewBatches, finished_views
 from pretrain.compute import refused_where_memory_is_short
 from pretrain.config import PretrainConfig

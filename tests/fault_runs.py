@@ -24,7 +24,8 @@ from clusters import distributed
 from clusters.checkpoint import CheckpointConfig, Checkpoints, Restored
 from clusters.storage import Folder
 from data.dataset import Dataset
-from data.loader import LoaderConfig, training_batches
+from data.loader import LoaderConfig
+from data.prefetch import training_batches
 from pretrain import feeding
 from pretrain.config import PretrainConfig
 from pretrain.run import train

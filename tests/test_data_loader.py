@@ -16,7 +16,8 @@ from clusters import distributed
 from clusters.config import InputError
 from data import loader
 from data.dataset import Dataset
-from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, loader_processes, training_batches
+from data.loader import LoaderConfig, crop_and_resize, evaluation_batches, loader_processes
+from data.prefetch import training_batches
 from pretrain.batches import ViewBatches
 from pretrain.methods.method import one_image
 from pretrain.stage import Samples
@@ -108,7 +109,8 @@ def test_a_loader_process_that_is_killed_again_and_again_is_one_line_not_a_hang(
 
 def test_no_loader_process_outlives_a_killed_run() -> None:
     program = (
-        "import sys\nfrom data.loader import LoaderConfig, training_batches\nfrom tests.loader_tasks import pids\n"
+        "import sys\nfrom data.loader import LoaderConfig\nfrom data.prefetch import training_batches\n"
+        "from tests.loader_tasks import pids\n"
         "if __name__ == '__main__':\n"
         "    batches = training_batches(pids, 0, 10**6, LoaderConfig(num_processes=2))\n"
         "    print(*{int(next(batches)[1]) for _ in range(8)}, flush=True)\n"

@@ -19,10 +19,11 @@ import torch
 from data.cache import VARIABLE
 from data.compiled import compiled_path
 from data.dataset import Dataset, open_dataset
-from data.loader import LoaderConfig, positions_of, training_batches
+from data.loader import LoaderConfig, positions_of
 from data.manifest import FileRecord
 from data.mapped import Arrays, mapped_arrays
 from data.order import Order
+from data.prefetch import training_batches
 from data.splits import SPLITS
 from pretrain.batches import ViewBatches
 from pretrain.methods.method import one_image
