@@ -44,6 +44,11 @@ def workers_here() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def is_first_here() -> bool:
+    """Whether this is the worker that speaks for its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def is_main() -> bool:
     """Whether this worker writes files and prints."""
     return rank() == 0

@@ -70,6 +70,26 @@ def cache_folder(base: str = "") -> Path:
     return folder
 
 
+def short_of_disk(place: CachePlace, wanted: int) -> str | None:
+    """What to tell a person of a cache whose disk, not its bound, keeps `wanted` bytes of shards from lying in it."""
+    folder = place.sub_folder("shards")
+    room = sum(path.stat().st_size for path in folder.glob("*.tar")) + _free(folder)
+    wanted = min(wanted, int(place.size_gb * 1e9))
+    if room >= wanted:
+        return None
+    return (
+        f"{folder}: the cache has room for {max(room, 0) / 1e9:.3g} of {wanted / 1e9:.3g} GB of shards, of its disk "
+        f"{FREE_SHARE:.0%} stays free; what does not fit is read anew, in parts, in each epoch; free some, or set "
+        "loader.cache to a folder on a larger disk"
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that a cache may still take of its disk."""
+    disk = shutil.disk_usage(folder)
+    return disk.free - int(FREE_SHARE * disk.total)
+
+
 def patiently(read: Callable[[], T]) -> T:
     """What `read` gives; asked again after short pauses, since stores and networks fail for moments."""
     for pause_s in RETRY_AFTER_S:
@@ -223,9 +243,7 @@ class ShardCache:
                         taken += status.st_size
                         if path.suffix == ".tar" and status.st_mtime <= time.time() - self._in_use_s:
                             idle.append((status.st_mtime, path, status.st_size))
-            disk = shutil.disk_usage(self._folder)
-            limit = min(self._limit, taken + disk.free - int(FREE_SHARE * disk.total))
-            leaving = make_room(wanted, limit, taken, idle)
+            leaving = make_room(wanted, min(self._limit, taken + _free(self._folder)), taken, idle)
             if leaving is None:
                 return None
             for path in leaving:

@@ -14,7 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from clusters import distributed
 from clusters.config import InputError
+from clusters.tracking import say_here
 from data.cache import CachePlace
 from data.dataset import Dataset, open_dataset
 from data.order import Integers, Order, keyed_generator
@@ -268,3 +270,10 @@ class Turns:
         counts += (counts + 0.5) / self._shares < time
         counts -= (counts > 0) & ((counts - 0.5) / self._shares >= time)
         return counts
+
+
+def tell_of_caches(dataset: AnyDataset) -> None:
+    """Say, once on each machine, for which datasets its disk is too small: nothing else shows why reading is slow."""
+    for part in parts_of(dataset) if distributed.is_first_here() else []:
+        if told := part.short_of_disk():
+            say_here(told)

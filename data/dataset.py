@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clusters.config import InputError
 from clusters.storage import Folder
-from data.cache import CachePlace, locked, patiently
+from data.cache import CachePlace, locked, patiently, short_of_disk
 from data.compiled import compile_index, compiled_path
 from data.manifest import INDEX, STEERS, Manifest, check_files, read_manifest
 from data.mapped import Arrays, intact
@@ -76,6 +76,13 @@ class Dataset:
     def is_remote(self) -> bool:
         """Whether the shards come over a network, so that saying ahead what will be read pays."""
         return self._folder.path is None
+
+    def short_of_disk(self) -> str | None:
+        """What to tell a person where this machine's disk has too little room for the dataset's cache."""
+        if not self._shards.are_cached:
+            return None
+        sizes = [file.size for name, file in self.manifest.files.items() if name.endswith(".tar")]
+        return short_of_disk(self._cache, sum(sizes))
 
     @property
     def num_images(self) -> int:

@@ -11,6 +11,7 @@ from clusters.launch import launch
 from clusters.preflight import Needs
 from clusters.run_lock import run_lock
 from clusters.storage import Folder
+from data.combined import tell_of_caches
 from data.dataset import open_dataset
 from finetune.baselines import IMAGE_NUMBERS, check_baselines, fit_baseline
 from finetune.checks import check_full
@@ -86,6 +87,7 @@ def work(config: FinetuneConfig) -> dict[str, Any]:
     from finetune.loop import images_to_numbers, train_full
 
     out, dataset = Folder(config.out), open_dataset(config.data, config.loader.place)
+    tell_of_caches(dataset)
     cohort = choose_cohort(dataset, config)
     tracker = tracker_of(config)
     for entrant in contenders(config):

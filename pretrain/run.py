@@ -15,7 +15,7 @@ from clusters.storage import Folder
 from clusters.tracking import Tracker, recipe_name, say
 from clusters.versions import versions_here
 from clusters.wandb_run import Made
-from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares
+from data.combined import AnyDataset, open_datasets, parts_of, samples_of_parts, shares, tell_of_caches
 from pretrain.compute import checkpoint_activations, in_one_order
 from pretrain.config import PretrainConfig
 from pretrain.encoder import check_encoder, create_encoder
@@ -70,6 +70,7 @@ def train(config: PretrainConfig) -> dict[str, Any]:
     """What each worker runs: every stage that is not finished, one after another."""
     in_one_order(config.compute.deterministic)
     run, dataset = Folder(config.run), open_datasets(config.locations, config.weights, config.loader.place)
+    tell_of_caches(dataset)
     rows = pretraining_rows(dataset, config)
     name, told = run.location.rsplit("/", 1)[-1], config.model_dump(mode="json")
     tracker = Tracker(run, config.tracking, name, told, "pretraining", recipe_name(config.words(), config.recipe()))

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.cache import CachePlace, ShardCache
+from data.combined import tell_of_caches
 from data.dataset import Dataset, open_dataset
 from pretrain.batches import ViewBatches
 from pretrain.methods.method import one_image
@@ -79,6 +81,12 @@ def memory(synthetic_dataset: Dataset) -> Iterator[str]:
 
 def place(tmp_path: Path, size_gb: float = 1.0) -> CachePlace:
     return CachePlace(str(tmp_path / "cache"), size_gb)
+
+
+@pytest.fixture(autouse=True)
+def a_disk_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a full disk under the tests changes has a test of its own."""
+    monkeypatch.setattr("data.cache.FREE_SHARE", 0.0)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]]:
@@ -329,3 +337,26 @@ def test_the_shards_of_later_steps_come_ahead(
         make(step)
     needed, ahead = ([rows for rows, now in announced if now is wanted] for wanted in (True, False))
     assert ahead[:2] == needed[2:4]
+
+
+def test_a_disk_too_full_for_the_cache_is_told_once_a_machine(
+    synthetic_dataset: Dataset, memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    dataset = open_dataset(memory, place(tmp_path))
+    tell_of_caches(dataset)
+    assert not capsys.readouterr().out
+    usage = shutil.disk_usage(tmp_path)._replace(total=10**9, free=5 * 10**7 + 1000)
+    monkeypatch.setattr("data.cache.FREE_SHARE", 0.05)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    whole, ranges = counted(monkeypatch)
+    rows = np.arange(dataset.num_images)
+    dataset.announce(rows, now=True)
+    assert dataset.read_many(rows) == synthetic_dataset.read_many(rows)
+    assert ranges and not [name for name in whole if name.endswith(".tar")], "the shards are read in ranges instead"
+    tell_of_caches(dataset)
+    told = capsys.readouterr().out
+    assert f"{tmp_path}" in told and "room for 1e-06 of" in told and "5% stays free" in told and "loader.cache" in told
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    tell_of_caches(dataset)
+    tell_of_caches(synthetic_dataset)
+    assert not capsys.readouterr().out, "another worker of this machine; a dataset that lies on it"

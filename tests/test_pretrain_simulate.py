@@ -252,6 +252,7 @@ def test_a_replayed_cache_reads_what_the_real_one_reads(
     """Nodes whose caches hold some shards, over epochs: every download, every range, bytes and images, are equal."""
     simple = SimpleNamespace(Thread=AtOnce, Lock=threading.Lock, Semaphore=threading.Semaphore)
     monkeypatch.setattr("data.cache.threading", simple)
+    monkeypatch.setattr("data.cache.FREE_SHARE", 0.0)  # whatever else lies on this disk
     monkeypatch.setattr("data.shard_bytes.NUM_REQUESTS", 1)
     monkeypatch.setattr("pretrain.batches.LOOK_AHEAD_SAMPLES", 24)
     rows = np.arange(twelve_shards.num_images)
