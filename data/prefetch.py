@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def training_batches(
             sampler=range(step, last_step),
             num_workers=processes,
             prefetch_factor=config.prefetch if processes else None,
-            multiprocessing_context=_server() if processes else None,
+            multiprocessing_context=_server(make) if processes else None,
             pin_memory=distributed.device().type == "cuda",
             worker_init_fn=_begin_process if processes else None,
         )
@@ -136,10 +137,14 @@ def _told(batches: Iterator[T | _Refusal], processes: int) -> Iterator[T]:
         yield batch
 
 
-def _server() -> ForkServerContext:
-    """Loader processes are forked from a server that has the libraries already and no threads or GPU of ours."""
+def _server(make: Callable[[int], object]) -> ForkServerContext:
+    """Loader processes are forked from a server that has the libraries already and no threads or GPU of ours.
+
+    Ray too where it runs this worker: each process loads the worker's main file, and that imports it.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    needed = {__name__, make.__module__, *({"ray"} & sys.modules.keys())}
+    context.set_forkserver_preload(sorted(needed - {"__main__"}))
     return context
 
 
