@@ -23,12 +23,16 @@ from clusters.connection import address_of, check_resources, connect, disconnect
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 from clusters.termination import Stopped
+from clusters.versions import versions_here
 from clusters.workers import ClusterConfig
 
 C = TypeVar("C", bound=Config)
 
 REPORT_EVERY_S = 10.0
 """`ray.train.report` waits for the controller's poll: closer together it would stall the training."""
+
+UNPACKED_S = (0.0, 2.0, 5.0, 10.0)
+"""Pauses before it is believed that a worker's versions differ: a job's sources may just be unpacked for its node."""
 
 _last_report = time.monotonic()
 
@@ -109,6 +113,7 @@ def _train(
     # As bytes: Ray's controller looks at these settings too, and would import all that the function needs
     work = ray.cloudpickle.dumps((function, config))
     settings = {"work": work, "run": run.location, "launch": name, "datasets": list(datasets)}
+    settings |= {"versions": versions_here(), "host": socket.gethostname()}
     leaving.notes(run).write(f"{name}-here", b"")
     told: str | None = None
     try:
@@ -190,7 +195,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     run = Folder(settings["run"])
-    refuse_other_storage(run, settings)
+    refuse_other_node(run, settings)
     if run.path is not None:
         tracking.say_into(run)
     distributed.use_device(ray.train.torch.get_device())
@@ -212,8 +217,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def refuse_other_storage(run: Folder, settings: dict[str, Any]) -> None:
-    """Nodes may come at any time, one of them perhaps without a mount: there the run would begin anew, for itself.
+def refuse_other_node(run: Folder, settings: dict[str, Any]) -> None:
+    """Nodes may come at any time: without a mount the run would begin anew there, with another torch it would differ.
 
     No InputError: Ray may find another node, or this one again with all that it lacks.
     """
@@ -223,6 +228,13 @@ def refuse_other_storage(run: Folder, settings: dict[str, Any]) -> None:
     for dataset in settings["datasets"]:
         if problem := preflight.unreadable(dataset):
             raise Passing(f"{here}: {problem}")
+    told: str | None = None
+    for pause_s in UNPACKED_S:
+        time.sleep(pause_s)
+        told = preflight.unequal(versions_here(), settings["versions"], settings["host"])
+        if told is None:
+            return
+    raise Passing(f"{here}: {told}")
 
 
 def _input_error(run: Folder, launch_name: str) -> str | None:

@@ -68,7 +68,7 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
         if at_once:
             raise KeyboardInterrupt  # what Ray, which may be waiting in C++, knows to pass on
         # Not in the handler itself: the driver of an object store waits for other threads
-        writing = threading.Thread(target=notes(run).write, args=(note(launch), told.encode()), daemon=True)
+        writing = threading.Thread(target=_tell, args=(run, launch, told), daemon=True)
         writing.start()
 
     interrupts = signal.getsignal(signal.SIGINT) == signal.default_int_handler
@@ -83,8 +83,16 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if writing is not None:
-            writing.join()
+        if writing is not None:  # storage that stalls does not keep whoever has asked twice
+            writing.join(0.0 if at_once else PATIENCE_S)
+
+
+def _tell(run: Folder, launch: str, told: str) -> None:
+    try:
+        notes(run).write(note(launch), told.encode())
+    except OSError as error:
+        said = f"{run}: workers could not be told to save their step ({error.strerror or error})"
+        print(f"{said}; a second {told} ends them at once", file=sys.stderr)
 
 
 def told_to_leave(run: Folder, launch: str) -> str | None:

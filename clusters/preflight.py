@@ -173,14 +173,18 @@ def judge(here: NodeReport, nodes: Sequence[NodeReport], needs: Needs) -> None:
         if node.problems:
             raise InputError(f"on {node.host}: {node.problems[0]}")
         _judge_disk(node, needs)
-        for name, version in here.versions.items():
-            if node.versions.get(name) != version:
-                ours = "submit with --working-dir ., or have the same sources on every node"
-                theirs = "install the same requirements.lock, or the same image, on every node"
-                raise InputError(
-                    f"on {node.host}: {name} is {node.versions.get(name)} and {version} on {here.host}; "
-                    f"{ours if name == MANYVIEW else theirs}"
-                )
+        if told := unequal(node.versions, here.versions, here.host):
+            raise InputError(f"on {node.host}: {told}")
+
+
+def unequal(there: Mapping[str, str], here: Mapping[str, str], host: str) -> str | None:
+    """What of the versions there differs from those here, on the driver's host, and the mend."""
+    for name, version in here.items():
+        if there.get(name) != version:
+            ours = "submit with --working-dir ., or have the same sources on every node"
+            theirs = "install the same requirements.lock, or the same image, on every node"
+            return f"{name} is {there.get(name)} and {version} on {host}; {ours if name == MANYVIEW else theirs}"
+    return None
 
 
 def _judge_disk(node: NodeReport, needs: Needs) -> None:

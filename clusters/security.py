@@ -4,7 +4,6 @@ Ray runs any code that reaches it. Its token authentication is off wherever RAY_
 local Ray listens on every address of the machine unless it is told otherwise.
 """
 
-import ipaddress
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from clusters.config import InputError
+from clusters.listeners import check_owner, is_loopback
 from clusters.tokens import auth_mode, check_token, own_token, prepare_token, token_place
 
 PROBE_S = 5.0
@@ -55,7 +55,7 @@ def guard(address: str) -> None:
         raise InputError(f"{address!r} is no address of a Ray; give HOST:PORT, the port in digits, without spaces")
     if not port and address != "auto" and "://" not in address:
         return  # no address that Ray takes, as it will say
-    here = _is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
+    here = is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
     _stay_on_this_machine(here)
     if not here or auth_mode() == "token":
         check_token(address)
@@ -67,6 +67,8 @@ def guard(address: str) -> None:
     _refuse(address, found, slow_is_fine=here and auth_mode() == "token")
     # The token is shown where Ray itself would show it, and not in the clear under TLS.
     shows = found == GUARDED and port and auth_mode() == "token" and not _under_tls()
+    if auth_mode() == "token":
+        check_owner(host, port)
     if shows and (token := own_token()) and _answer(host, port, token) == GUARDED:
         raise InputError(f"{token_place()}: not the token of the Ray at {address}; copy that of its head there")
 
@@ -141,13 +143,6 @@ def _tell_of_users(what: str, others: str = "") -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _others_reach(port: int) -> bool:
     """Whether what listens on a port of this machine does so on an address of it that others can reach, too.
 
@@ -157,7 +152,7 @@ def _others_reach(port: int) -> bool:
 
     internet = (socket.AF_INET, socket.AF_INET6)
     addresses = [one.address for found in psutil.net_if_addrs().values() for one in found if one.family in internet]
-    return any(not _is_loopback(address) and _listens(address, port) for address in addresses)
+    return any(not is_loopback(address) and _listens(address, port) for address in addresses)
 
 
 def _listens(host: str, port: int) -> bool:

@@ -6,11 +6,14 @@ By itself Ray would send this folder to whatever answers there, and start it.
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 
 from clusters.config import InputError
+from clusters.listeners import check_owner, is_loopback
 from clusters.tokens import check_token, own_token, token_place
+from clusters.upload import check_folder, check_words
 
 ANSWER_S = 30.0
 OPEN, GUARDED = 200, (401, 403)
@@ -31,7 +34,10 @@ def run(argv: Sequence[str]) -> None:
             "http://127.0.0.1:8265 --working-dir . -- python -m pretrain RECIPE.yaml data=/shared/ham run=/shared/run"
         )
     address, *words = argv
+    check_words(words)
+    check_folder(words)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _go_straight_to(address)
     guard(address)
     sys.stdout.flush()
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -41,6 +47,8 @@ def run(argv: Sequence[str]) -> None:
 def guard(address: str) -> None:
     """Raise InputError unless the Ray at this address refuses strangers and takes this side's token."""
     check_token(address)
+    host, port = _place(address)
+    check_owner(host, port)
     found = _status(address)
     if found == OPEN:
         raise InputError(
@@ -52,8 +60,27 @@ def guard(address: str) -> None:
             f"{address} does not tell whether it asks for a token (HTTP {found}); give the address of Ray's dashboard, "
             "port 8265 of the head where nothing else was chosen"
         )
+    if address.startswith("http://") and not is_loopback(host):
+        told = f"the token goes to {host} in the clear, and what stands between could read it; a tunnel keeps it"
+        print(f"{told} (ssh -L {port}:127.0.0.1:{port} {host})", file=sys.stderr, flush=True)
     if _status(address, own_token()) in GUARDED:
         raise InputError(f"{token_place()}: not the token of the Ray at {address}; copy that of its head there")
+
+
+def _place(address: str) -> tuple[str, int]:
+    try:
+        found = urllib.parse.urlsplit(address)
+        return found.hostname or "", found.port or (443 if found.scheme == "https" else 80)
+    except ValueError as error:
+        raise InputError(f"{address}: no address of a dashboard ({error}); give http://HOST:8265") from None
+
+
+def _go_straight_to(address: str) -> None:
+    """To this machine's own ports without a proxy, which would be shown the token; `ray job submit` likewise."""
+    host, _ = _place(address)
+    if is_loopback(host):
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
 
 
 def _status(address: str, token: str = "") -> int:

@@ -26,8 +26,9 @@ import yaml
 
 from clusters import distributed, leaving
 from clusters.config import Config, InputError
-from clusters.launch import ClusterConfig, Passing, launch, plain, refuse_other_storage
+from clusters.launch import ClusterConfig, Passing, launch, plain, refuse_other_node
 from clusters.storage import Folder
+from clusters.versions import versions_here
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
@@ -178,13 +179,32 @@ def test_a_worker_that_sees_another_storage_than_the_driver_does_nothing_there(
 ) -> None:
     """A node that has come later, without a mount: a run would begin there anew, for itself."""
     run, settings = Folder(tmp_path), {"launch": "launch-1", "datasets": [synthetic_dataset.location]}
+    settings |= {"versions": versions_here(), "host": "head"}
     with pytest.raises(Passing, match=rf"on \S+: {tmp_path} is not the run folder that the driver sees; mount its"):
-        refuse_other_storage(run, settings)
+        refuse_other_node(run, settings)
     assert not list(tmp_path.iterdir())
     leaving.notes(run).write("launch-1-here", b"")
-    refuse_other_storage(run, settings)
+    refuse_other_node(run, settings)
     with pytest.raises(Passing, match=r"on \S+: the dataset /nothing cannot be read"):
-        refuse_other_storage(run, {**settings, "datasets": ["/nothing"]})
+        refuse_other_node(run, {**settings, "datasets": ["/nothing"]})
+
+
+def test_a_worker_of_other_versions_does_nothing_but_waits_for_sources_that_are_being_unpacked(
+    synthetic_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that has come later, from another image; preflight has not seen it."""
+    run, versions = Folder(tmp_path), versions_here()
+    settings = {"launch": "launch-1", "datasets": [synthetic_dataset.location], "versions": versions, "host": "head"}
+    leaving.notes(run).write("launch-1-here", b"")
+    pauses: list[float] = []
+    monkeypatch.setattr("clusters.launch.time.sleep", pauses.append)
+    monkeypatch.setattr("clusters.launch.versions_here", lambda: {**versions, "pillow": "1.0"})
+    with pytest.raises(Passing, match=rf"on \S+: pillow is 1.0 and {versions['pillow']} on head; install the same"):
+        refuse_other_node(run, settings)
+    assert sum(pauses) <= 30
+    found = iter([{**versions, "manyview": "half"}, versions])
+    monkeypatch.setattr("clusters.launch.versions_here", lambda: next(found))
+    refuse_other_node(run, settings)
 
 
 @pytest.mark.parametrize(("cause", "kind"), [(OSError(28, "No space left"), InputError), (KeyError(1), RuntimeError)])

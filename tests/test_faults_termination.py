@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,40 @@ def test_ctrl_c_to_a_driver_is_passed_on_once(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert termination.Stopped(leaving.told_to_leave(run, "launch-1")).code == 130
+
+
+def test_a_second_notice_does_not_wait_for_storage_that_stalls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, comes_back, write = Folder(tmp_path), threading.Event(), Folder.write
+
+    def stalled(self: Folder, name: str, content: bytes) -> None:
+        comes_back.wait(60)
+        write(self, name, content)
+
+    def told_twice() -> None:
+        with leaving.passing_on(run, "launch-1", heeded=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Folder, "write", stalled)
+    try:
+        with pytest.raises(termination.Stopped):
+            told_twice()
+        assert not leaving.told_to_leave(run, "launch-1"), "the note was not waited for"
+    finally:
+        comes_back.set()
+    wait_for(lambda: leaving.told_to_leave(run, "launch-1") == "SIGTERM", "the note")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Folder, "write", full)
+    with leaving.passing_on(run, "launch-2", heeded=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+    said = capsys.readouterr().err
+    assert "could not be told to save their step (No space left on device); a second SIGTERM ends them at once" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("processes", [0, 1])
