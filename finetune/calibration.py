@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, softmax
 
 from finetune.bootstrap import Floats, Integers, Key
@@ -111,10 +112,11 @@ def reliability_table(truth_N: Floats, scores_N: Floats) -> list[dict[str, float
 
 
 def slope_and_intercept(truth_N: Floats, scores_N: Floats) -> tuple[float, float] | None:
-    """Cox's (1958) recalibration: logit P(positive) = intercept + slope · logit(score); 1 and 0 are right.
+    """How logit P(positive) depends on logit(score), after Cox (1958); a slope of 1 and an intercept of 0 are right.
 
-    A slope below 1 says too sure of itself. None where it has no finite answer: one side only, all scores equal,
-    or scores that separate the two sides perfectly.
+    A slope below 1 says too sure of itself. The intercept is calibration in the large: with the slope held at 1, above
+    0 where positives are more common than the scores say (Van Calster et al., 2019). None where a slope has no finite
+    answer: one side only, all scores equal, or scores that separate the two sides perfectly.
     """
     known = np.isfinite(truth_N)
     truth, x = truth_N[known], logit(scores_N[known])
@@ -127,8 +129,10 @@ def slope_and_intercept(truth_N: Floats, scores_N: Floats) -> tuple[float, float
 
     centre, spread = x.mean(), x.std()
     fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(((x - centre) / spread)[:, None], truth)
-    slope = float(fit.coef_[0, 0] / spread)
-    return slope, float(fit.intercept_[0] - slope * centre)
+    # Where the expected number of positives is the observed one: between shifts that make all unlikely, or likely
+    reach = abs(x).max() + np.log(len(x)) + 1
+    in_the_large: Any = brentq(lambda shift: expit(x + shift).sum() - truth.sum(), -reach, reach)
+    return float(fit.coef_[0, 0] / spread), float(in_the_large)
 
 
 def negative_log_likelihood(exclusive: bool, truth_NK: Floats, scores_NK: Floats) -> float:

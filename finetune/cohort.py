@@ -22,6 +22,7 @@ from finetune.study_checks import (
     classified,
     notes_on,
     notes_on_left_out,
+    notes_on_other_classes,
     notes_on_ties,
 )
 from finetune.tasks import Task, pool_cases
@@ -122,9 +123,8 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
         )
     check_splits(dataset)
     patients = dataset.column("patient").astype(str)
-    by_split = {}
-    for split in SPLITS:
-        rows = dataset.rows([split])
+    by_split, rows_of = {}, {split: dataset.rows([split]) for split in SPLITS}
+    for split, rows in rows_of.items():
         by_split[split] = rows[task.usable(truth[rows], training=split == "train")]
         if not len(by_split[split]):
             raise InputError(f"{dataset.location}: no labelled image in split '{split}'; import labels for it")
@@ -149,7 +149,8 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
             *notes_on_copies(dataset, {"train": train, "val": by_split["val"], "test": by_split["test"]}),
             *notes_on(task, truth, patients, {**by_split, "train": train}, dataset.manifest.patient_unit),
             *notes_on_ties(task, truth, dataset.case_of, by_split["test"]),
-            *notes_on_left_out(task, truth, dataset.case_of, {name: dataset.rows([name]) for name in ("val", "test")}),
+            *notes_on_left_out(task, truth, dataset.case_of, {name: rows_of[name] for name in ("val", "test")}),
+            *(notes_on_other_classes(dataset.labels, truth, dataset.case_of, rows_of) if config.labels else ()),
         ),
     )
 

@@ -69,6 +69,10 @@ class Intervals:
         self.confidence = confidence
         self._labels = cases.label_names if mean_over is None else mean_over
         self._exclusive = cases.exclusive
+        self._known = {
+            label: len(np.unique(cases.patient_N[np.isfinite(cases.truth_NK[:, k])]))
+            for k, label in enumerate(cases.label_names)
+        }
         self._all = len(np.unique(cases.patient_N))
         self._positive, self._negative = (
             {
@@ -221,6 +225,8 @@ class Intervals:
     def _parts(self, key: Key) -> list[Key]:
         """The figures that one is the mean of."""
         name = key[0]
+        if key == ("brier",) and not self._exclusive:  # of every label of which something is known
+            return [("brier", label) for label in self._known]
         if len(key) > 1 or name in ON_ALL:
             return [key]
         names = (name,)
@@ -233,6 +239,8 @@ class Intervals:
         name, label = key[0], key[1] if len(key) > 1 else ""
         if name == "confusion":
             return self._of_class[label]
+        if name == "brier" and label:
+            return self._known[label]
         if name in ON_ALL or label not in self._positive:
             return self._all
         if name.startswith(ON_POSITIVES):

@@ -132,6 +132,22 @@ def notes_on_left_out(task: Task, truth: Floats, case_of: NDArray[Any], rows_of:
     return tuple(notes)
 
 
+def notes_on_other_classes(
+    labels_IK: Floats, truth: Floats, case_of: NDArray[Any], rows_of: dict[str, Rows]
+) -> tuple[str, ...]:
+    """Of labelled cases of which none of the labels that are asked for is known: who is not studied should be said."""
+    notes = []
+    for split, rows in rows_of.items():
+        labelled, asked = np.isfinite(labels_IK[rows]).any(axis=1), np.isfinite(truth[rows]).any(axis=1)
+        gone, whole = (len(np.unique(case_of[rows[some]])) for some in (labelled & ~asked, labelled))
+        if gone:
+            notes.append(
+                f"{gone} of {whole} labelled cases of the {split} split are left out by labels=: of other classes, or "
+                "with none of these labels known"
+            )
+    return tuple(notes)
+
+
 def notes_on_ties(task: Task, truth: Floats, case_of: NDArray[Any], rows: Rows) -> tuple[str, ...]:
     """Of test cases whose soft labels leave open which class is the true one."""
     labels = task.parts[0]

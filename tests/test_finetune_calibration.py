@@ -249,7 +249,12 @@ def test_slope_and_intercept_of_scores_that_are_twice_too_sure():
     assert found is not None
     slope, intercept = found
     assert slope == pytest.approx(0.5, abs=0.03)
-    assert intercept == pytest.approx(-0.5, abs=0.06)
+    shifted = 1 / (1 + np.exp(-(2 * logits + 1 + intercept)))
+    assert intercept < -0.5 and shifted.mean() == pytest.approx(truth.mean(), abs=1e-9), "in the large"
+    right = slope_and_intercept(truth, 1 / (1 + np.exp(-(logits - 0.7))))
+    assert right == pytest.approx((1.0, 0.7), abs=0.06)
+    rare = slope_and_intercept(np.array([1.0, 0, 0, 0, 0]), np.array([0.5, 1 - 1e-9, 1e-12, 0.3, 0.2]))
+    assert rare is not None and np.isfinite(rare[1])
     assert slope_and_intercept(np.ones(4), np.array([0.1, 0.2, 0.3, 0.4])) is None
     assert slope_and_intercept(np.array([0, 0, 1, 1.0]), np.array([0.1, 0.2, 0.3, 0.4])) is None
     assert slope_and_intercept(np.array([0, 1, 0, 1.0]), np.full(4, 0.3)) is None

@@ -410,6 +410,24 @@ def test_a_validation_split_without_positives_is_told_and_refused_where_nothing_
         choose_cohort(with_labels(chest, none), config(chest))
 
 
+def test_cases_of_classes_that_are_left_out_are_told(synthetic_dataset: Dataset):
+    """Who is not studied: a reader could not know of them otherwise."""
+    val = synthetic_dataset.labels[synthetic_dataset.rows(["val"])]
+    common = np.argsort(-np.nansum(val, axis=0))  # nothing can be chosen where validation lacks one
+    names = [synthetic_dataset.label_names[k] for k in common[:2]]
+    cohort = choose_cohort(synthetic_dataset, config(synthetic_dataset, labels=names))
+    assert not [note for note in choose_cohort(synthetic_dataset, config(synthetic_dataset)).notes if "labels=" in note]
+    for split in ("train", "val", "test"):
+        rows = synthetic_dataset.rows([split])
+        gone = rows[(synthetic_dataset.labels[rows][:, common[2:]] == 1).any(axis=1)]
+        left, whole = (len(np.unique(synthetic_dataset.case_of[some])) for some in (gone, rows))
+        assert 0 < left < whole
+        told = (
+            f"{left} of {whole} labelled cases of the {split} split are left out by labels=: of other classes, or with"
+        )
+        assert any(note.startswith(told) for note in cohort.notes) == bool(left), split
+
+
 def test_a_test_split_without_a_class_is_told(chest: Dataset, synthetic_dataset: Dataset):
     meaning = "figures that need one are undefined, and means leave them out"
     for value, name in ((1, "Edema"), (0, "not Edema")):

@@ -184,6 +184,42 @@ def test_a_mean_over_a_label_of_one_or_two_patients_is_as_unsure_as_they_are(num
     assert np.mean(held) > 0.93
 
 
+def half_known(known: int, seed: int) -> tuple[ScoredCases, ScoredCases]:
+    """Two equally bad models, two labels, the second known of some of 300 patients."""
+    rng, num = np.random.default_rng([known, seed]), 300
+    truth = np.full((num, 2), np.nan)
+    truth[:, 0], truth[:known, 1] = rng.random(num) < 0.3, rng.random(known) < 0.5
+    scores = [np.column_stack([rng.beta(2, 2, num), rng.beta(0.7, 0.7, num)]) for _ in range(2)]
+    none = np.zeros(num, int)
+    one, two = (ScoredCases(truth, s, none, none, np.arange(num), ("a", "b"), ()) for s in scores)
+    return one, two
+
+
+@pytest.mark.parametrize(("known", "most"), [(2, 0.12), (5, 0.1), (300, 0.1)])
+def test_brier_scores_of_equal_models_do_not_differ_by_a_label_that_few_are_known_of(known, most):
+    """It was taken for a figure of all patients: with 2 of them equal models differed in a third of the studies."""
+    differs = []
+    for seed in range(120):
+        one, two = half_known(known, seed)
+        strata = patient_strata(one.truth_NK, one.patient_N)
+        values = [bootstrap(CaseFigures(cases), strata, 60, seed) for cases in (one, two)]
+        first, second = ((figures_of(cases), found) for cases, found in zip((one, two), values))
+        difference, _ = Intervals(one, 0.95).of_difference(("brier",), first, second)
+        assert difference is not None and difference.p is not None
+        differs.append(difference.p < 0.05)
+    assert np.mean(differs) < most
+
+
+def test_a_brier_score_of_a_label_known_of_one_patient_has_no_interval():
+    one, two = half_known(1, 0)
+    figures = Reported(one, resampled(one, 60), 0.95)
+    of_label, mean = figures.figure("brier", "b"), figures.figure("brier")
+    assert of_label["value"] is not None and of_label["low"] is of_label["high"] is None
+    assert mean["high"] - mean["low"] > 0.4, "the one patient's may lie anywhere"
+    (row,) = [row for row in compared(one, two) if row["figure"] == "brier" and row["label"] is None]
+    assert row["value"] is not None and row["low"] is row["p"] is row["p_holm"] is None
+
+
 def test_models_are_not_compared_in_a_mean_over_a_label_of_one_patient():
     rng = np.random.default_rng(1)
     true = np.repeat([0, 1, 2], [20, 20, 1])

@@ -84,7 +84,7 @@ def _calibration_caption(label: str, row: dict[str, Any], ece: dict[str, Any] | 
         told += f": ECE {value_of(ece) if ece.get('low') is None else shown(ece)}"
         told += f", by chance alone {ece['by_chance']:.3f}" if ece.get("by_chance") is not None else ""
     if row.get("slope") is not None:
-        told += f", slope {row['slope']:.2f} (1 is right), intercept {row['intercept']:+.2f} (0 is right)"
+        told += f", slope {row['slope']:.2f} (1 is right), intercept in the large {row['intercept']:+.2f} (0 is right)"
     return told
 
 
