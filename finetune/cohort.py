@@ -1,6 +1,6 @@
 """Who is in the study: the labelled images of each split, the share of training patients, and leakage.
 
-Shapes: I images, K labels, P patients.
+Shapes: I images, K labels, N numbers, S columns of both, P patients.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from clusters.config import InputError
 from data.dataset import Dataset
 from finetune.bootstrap import Floats, Integers, patient_strata
 from finetune.config import FinetuneConfig
+from finetune.regression import upper_half
 from finetune.study import study_of
 from finetune.study_checks import (
     check_classes,
@@ -130,8 +131,10 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
             raise InputError(f"{dataset.location}: no labelled image in split '{split}'; import labels for it")
     _check_patients(dataset, patients)
     check_classes(task, truth, dataset.location, by_split)
-    strata = task.hard(truth)[:, : len(task.parts[0].label_names)][by_split["train"]]
-    chosen = choose_patients(patients[by_split["train"]], strata, config.label_fraction, config.seed_of_labels)
+    labels, numbers = np.split(task.hard(truth[by_split["train"]]), [len(task.parts[0].label_names)], axis=1)
+    chosen = choose_patients(
+        patients[by_split["train"]], labels, config.label_fraction, config.seed_of_labels, upper_half(numbers)
+    )
     train = by_split["train"][np.isin(patients[by_split["train"]], list(chosen))]
     if isinstance(task, TwoHeads):
         task = task.fitted(truth[train])
@@ -155,12 +158,15 @@ def choose_cohort(dataset: Dataset, config: FinetuneConfig) -> Cohort:
     )
 
 
-def choose_patients(patient_I: NDArray[Any], truth_IK: Floats, fraction: float, seed: int) -> set[str]:
+def choose_patients(
+    patient_I: NDArray[Any], truth_IK: Floats, fraction: float, seed: int, halves_IN: Floats | None = None
+) -> set[str]:
     """The share of the patients whose labels are used: the same share of each stratum, at least one of each class.
 
     Patients of a stratum (`patient_strata`: by their rarest class) stand in an order that depends on the
     seed alone and a share takes the first ones, so that a smaller subset lies within a larger one. A class that is
     nobody's rarest has no stratum, so whoever would come first with it as the share grows (`_always`) is in every one.
+    So is one of each half of a number (`upper_half`), of which a share without two values could learn nothing.
     """
     names, numbers = np.unique(patient_I, return_inverse=True)
     strata_P = patient_strata(truth_IK, numbers)
@@ -171,19 +177,20 @@ def choose_patients(patient_I: NDArray[Any], truth_IK: Floats, fraction: float, 
         entered_P[members[1:]] = (np.arange(1, len(members)) + 0.5) / len(members)
         chosen.update(str(name) for name in names[members[: max(1, round(fraction * len(members)))]])
     arrivals = sorted(range(len(names)), key=lambda p: (entered_P[p], order_of[str(names[p])]))
-    return chosen | {str(names[p]) for p in _always(truth_IK, numbers, arrivals, int((entered_P == 0).sum()))}
+    sides_IS = truth_IK if halves_IN is None else np.concatenate([truth_IK, halves_IN], axis=1)
+    return chosen | {str(names[p]) for p in _always(sides_IS, numbers, arrivals, int((entered_P == 0).sum()))}
 
 
-def _always(truth_IK: Floats, patient_I: Integers, arrivals: list[int], num_first: int) -> set[int]:
-    """The first `num_first` arrivals, and the first with each label, and the first without, that none of them shows.
+def _always(sides_IS: Floats, patient_I: Integers, arrivals: list[int], num_first: int) -> set[int]:
+    """The first `num_first` arrivals, and the first of each side, 1 or 0, of a column that none of them shows.
 
     They depend on no share, so that subsets stay nested; one that shows every class by itself has them already.
     """
     always = set(arrivals[:num_first])
     place_P = np.argsort(arrivals)
-    for label_I in truth_IK.T:
+    for side_I in sides_IS.T:
         for side in (1, 0):
-            having = np.unique(patient_I[label_I == side]).tolist()
+            having = np.unique(patient_I[side_I == side]).tolist()
             if having and not always & set(having):
                 always.add(min(having, key=lambda p: place_P[p]))
     return always

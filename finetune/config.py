@@ -92,7 +92,8 @@ class FinetuneConfig(Config):
         default=1.0,
         gt=0,
         le=1,
-        description="share of the training patients used, of every class; small ones lie within larger ones",
+        description="share of the training patients used, of every class, with high and low values of each of "
+        "numbers=; small ones lie within larger ones",
     )
     label_seed: int | None = Field(
         default=None,

@@ -137,9 +137,10 @@ def _method(results: dict[str, Any]) -> Html:
     draws, whole = results["draws"], len(results["training"][-1]["draws"])
     of_all = "" if draws == 1 else "With all labels they differ in what else a seed draws."
     units = patient_units(results)
+    measured = ", with high and low values of each number" if results["identity"]["recipe"].get("numbers") else ""
     texts = [
-        f"Each model is {head}. Of every class the same share of the {units} is drawn, at least one; a smaller share "
-        f"of a draw lies within its larger ones; {draws} draws of each share. "
+        f"Each model is {head}. Of every class the same share of the {units} is drawn, at least one{measured}; a "
+        f"smaller share of a draw lies within its larger ones; {draws} draws of each share. "
         + ("With all labels there is one model." if whole < draws else of_all),
         "Strength or epoch are chosen on the validation split, which is whole for every share; so with very few labels "
         f"the validation {units} are more than those trained on, and a study with as few in all would do worse.",

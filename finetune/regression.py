@@ -96,6 +96,21 @@ class Regression:
         return {"kind": self.kind, "labels": list(self.label_names), **scales}
 
 
+def upper_half(numbers_NK: Floats) -> Floats:
+    """1 where a number is above the median of those known, 0 where it is not, NaN where it is unknown, (N, K).
+
+    One that varies has both: a median above which there is nothing counts as above.
+    """
+    half_NK = np.full(numbers_NK.shape, np.nan)
+    for k, number_N in enumerate(numbers_NK.T):
+        known_N = np.isfinite(number_N)
+        values = number_N[known_N]
+        if len(values):
+            median = np.median(values)
+            half_NK[known_N, k] = values > median if (values > median).any() else values >= median
+    return half_NK
+
+
 @dataclass(frozen=True)
 class ScoredNumbers:
     """Numbers and predictions of each case of a split, both in their units; patients are numbered 0 to P - 1."""

@@ -20,7 +20,7 @@ from finetune.cohort import choose_cohort, choose_patients, find_leaks
 from finetune.config import FinetuneConfig
 from finetune.efficiency import draw_cohorts
 from finetune.efficiency_config import EfficiencyConfig
-from finetune.regression import Regression
+from finetune.regression import Regression, upper_half
 from tests.finetune_runs import write_encoder
 
 
@@ -66,6 +66,28 @@ def test_every_share_shows_both_sides_of_each_label_and_lies_within_larger_ones(
             assert ((truth[ours] == side).any(axis=0) == (truth == side).any(axis=0)).all()
         planned = sum(max(1, round(share * size)) for size in sizes)
         assert planned <= len(chosen) <= planned + 6
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 25), st.integers(0, 1), st.sampled_from([40.0, 55.0, 60.0, np.nan])), min_size=1),
+    st.floats(0.01, 1),
+    st.floats(0.01, 1),
+    st.integers(0, 3),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_share_shows_two_values_of_each_number_that_varies(rows, one, other, seed):
+    """Beside whoever it has without numbers, two patients at most; where nothing is known of a number, nobody."""
+    patients = np.array([f"p{patient:02d}" for patient, *_ in rows])
+    truth, numbers = (np.array([row[column] for row in rows], dtype=float)[:, None] for column in (1, 2))
+    small, large = (choose_patients(patients, truth, f, seed, upper_half(numbers)) for f in sorted([one, other]))
+    assert small <= large <= set(patients)
+    values = set(numbers[np.isfinite(numbers)])
+    for share, chosen in zip(sorted([one, other]), (small, large)):
+        without = choose_patients(patients, truth, share, seed)
+        assert without <= chosen and len(chosen - without) <= 2
+        ours = numbers[np.isin(patients, list(chosen))]
+        assert len(set(ours[np.isfinite(ours)])) >= min(2, len(values))
+        assert values or chosen == without
 
 
 def test_a_label_that_is_nobody_s_rarest_is_in_every_share():
@@ -542,6 +564,30 @@ def test_numbers_that_cannot_be_learned_are_refused(tmp_path: Path):
     dataset = imported(tmp_path / "dataset", "binary", ("reduced",), constant, ("EF",))
     with pytest.raises(InputError, match="number 'EF' has fewer than two different values in split 'train'"):
         choose_cohort(dataset, config(dataset, numbers=["EF"]))
+
+
+def test_a_small_share_of_the_labels_leaves_no_number_without_two_values(heart: Dataset):
+    """EF is known of a quarter of the patients, none of whom a small share need have."""
+    patients = np.unique(heart.column("patient").astype(str), return_inverse=True)[1]
+
+    class SeldomMeasured(Dataset):
+        """The dataset with a number of few patients."""
+
+        def column(self, name):
+            values = heart.column(name)
+            return np.where(patients % 4 == 0, values, np.nan) if name == "number.EF" else values
+
+    dataset = SeldomMeasured(heart.location, heart.manifest)
+    for seed in range(20):
+        small, larger, without = (
+            choose_cohort(dataset, config(heart, label_fraction=share, seed=seed, numbers=numbers))
+            for share, numbers in ((0.03, ["EF"]), (0.3, ["EF"]), (0.03, []))
+        )
+        known = small.truth[small.train, 1]
+        assert len(set(known[np.isfinite(known)])) >= 2
+        regression = small.task.parts[1]
+        assert isinstance(regression, Regression) and np.isfinite(regression.mean_K).all()
+        assert set(without.train) <= set(small.train) <= set(larger.train)
 
 
 def test_a_number_with_the_name_of_a_label_is_refused(heart: Dataset, tmp_path: Path):

@@ -210,6 +210,7 @@ def test_whole_trainings_with_a_number_are_called_what_is_measured_of_them(swept
     run = json.loads((tmp_path / "out/runs/1-0/results.json").read_text())["models"]["pretrained"]["test"]
     assert results["curves"]["pretrained"]["points"][-1]["mean"] == run["auroc"]["value"]
     assert results["figure"] == "AUROC"
+    assert "at least one, with high and low values of each number;" in (tmp_path / "out/efficiency.html").read_text()
 
 
 def test_the_matching_share_lies_on_the_line_over_the_logarithm():
