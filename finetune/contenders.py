@@ -88,15 +88,25 @@ def absolute_baseline(word: str) -> str:
     if word in WORDS:
         return word
     _refuse_misspelt(word)
-    if separator and (name == "imagenet" or name in PUBLISHED):
+    if separator and names_published(word):
         return word if location == TIMM_DEFAULT else f"{name}:{absolute(location)}"
     return absolute(word)
 
 
+def names_published(word: str) -> bool:
+    """Whether a word is of a network of others, rather than of a place or a baseline without one."""
+    name = word.partition(":")[0]
+    return name == "imagenet" or name in PUBLISHED
+
+
 def _refuse_misspelt(word: str) -> None:
     """A word that is no place either would be told as one that holds no encoder."""
-    name = word.partition(":")[0]
-    if "/" in name or "://" in word or name in WORDS or Path(word).exists():
+    name, separator, _ = word.partition(":")
+    if "/" in name or "://" in word or Path(word).exists():
+        return
+    if separator and name in ("untrained", *CLASSICAL):
+        raise InputError(f"baselines: '{word}' is no folder here, and '{name}' takes nothing after it")
+    if name in WORDS:
         return
     if hint := nearest(name, WORDS):
         raise InputError(
@@ -143,7 +153,6 @@ def load(contender: Contender, config: FinetuneConfig) -> tuple["nn.Module", Any
 def _baseline(word: str, first: Contender, config: FinetuneConfig) -> Contender:
     from pretrain.encoder_folder import read_card
 
-    name = word.partition(":")[0]
     if word == "untrained":
         card = untrained_card(config)
         what = f"untrained:{card.structure}:{card.mean}:{card.std}:{config.seed}"
@@ -159,7 +168,7 @@ def _baseline(word: str, first: Contender, config: FinetuneConfig) -> Contender:
     if word == "orb":
         what = f"orb:{ORB_WORDS}:{ORB_KEYPOINTS}:{ORB_SIZE_PX}:{config.seed}"
         return Contender(word, f"ORB, {ORB_WORDS} visual words, linear SVM", word, "", what, "ORB", [], "linear")
-    if name == "imagenet" or name in PUBLISHED:
+    if names_published(word):
         return _published(word, config)
     _refuse_misspelt(word)
     card = read_card(word)

@@ -5,9 +5,10 @@ and draw, chosen on validation and evaluated on test once; and the figure of REM
 the labels with which an encoder reaches the figure of the baseline with all of them.
 """
 
+import re
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
 from finetune.bootstrap import Floats
 from finetune.claims import claim
-from finetune.cohort import Cohort, Rows, case_score, choose_cohort, find_leaks
+from finetune.cohort import Cohort, Rows, case_score, choose_cohort
 from finetune.config import FinetuneConfig
-from finetune.contenders import Contender, contenders
+from finetune.contenders import CLASSICAL, WORDS, Contender, absolute_baseline, contenders, names_published
 from finetune.efficiency_config import EfficiencyConfig
 from finetune.efficiency_page import FILES, write_outputs
 from finetune.evaluate import frozen_temperature
@@ -32,7 +33,7 @@ from finetune.labels_saved import labels_saved, learned_from, summary
 from finetune.linear import fit_linear
 from finetune.patients import unknown_patients
 from finetune.results import LEDGER
-from finetune.run import finetune, numbers_of, work
+from finetune.run import finetune, numbers_of, told_of_the_past, work
 from finetune.sealed import sealed
 from finetune.tasks import AUROC
 
@@ -54,8 +55,8 @@ of each encoder (head=full: trains each whole), and writes {RESULTS} and
 {", ".join(FILES)}. The same command
 continues an interrupted run, and one with more fractions or draws adds to it.
 
-  python -m finetune efficiency finetune/recipes/ham10000_linear.yaml data=/data/ham encoders=[/runs/ham,untrained] \\
-    fractions=[0.01,0.03,0.1,0.3,1] draws=5 out=/runs/ham-efficiency
+  python -m finetune efficiency finetune/recipes/ham10000_linear.yaml data=/data/ham \\
+    encoders=[/runs/ham,untrained,imagenet:timm:default] fractions=[0.01,0.1,1] draws=5 out=/runs/ham-efficiency
 
 key                                  default          meaning
 {describe(EfficiencyConfig)}"""
@@ -74,18 +75,14 @@ def efficiency(config: EfficiencyConfig) -> None:
     Raises InputError as fine-tuning does, before anything is computed.
     """
     started = time.time()
-    config = _with_absolute_locations(config)
+    _check_words(config.encoders)
+    with _told_as_encoders():
+        config = _with_absolute_locations(config)
+        entrants = contenders(config.plain())
     out, dataset = Folder(config.out), open_dataset(config.data, config.loader.place)
-    entrants = contenders(config.plain())
-    _check_encoders(entrants)
     cohorts = draw_cohorts(dataset, config)
     warnings = [*unknown_patients(dataset.manifest), *cohorts[1.0, 0].notes]
-    warnings += [
-        warning
-        for entrant in entrants
-        if entrant.kind == "encoder"
-        for warning in find_leaks(cohorts[1.0, 0], entrant.location, config.on_leak)
-    ]
+    warnings += told_of_the_past(entrants, cohorts[1.0, 0], config)
     identity = {
         "recipe": config.recipe(),
         "dataset": dataset.fingerprint,
@@ -228,13 +225,28 @@ def _results(
     }
 
 
-def _check_encoders(entrants: list[Contender]) -> None:
-    for entrant in entrants:
-        if entrant.kind not in ("encoder", "untrained"):
+def _check_words(words: list[str]) -> None:
+    """Raise InputError for a baseline that has no network, and where the first word names no encoder of ours."""
+    for word in words:
+        if word in CLASSICAL:
             raise InputError(
-                f"encoders: '{entrant.kind}' is no encoder; name runs, encoder folders or untrained (it can be a "
-                "baseline of the plain command)"
+                f"encoders: '{word}' is no encoder; name runs, encoder folders, untrained or imagenet:WEIGHTS (it can "
+                "be a baseline of the plain command)"
             )
+    if words[0] in WORDS or names_published(words[0]):
+        raise InputError(
+            f"encoders: '{words[0]}' cannot be the first, by whose network the others go; "
+            "name a run or an encoder folder before it"
+        )
+
+
+@contextmanager
+def _told_as_encoders() -> Iterator[None]:
+    """Refusals of baselines name the key of the plain command."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(re.sub("^baselines: ", "encoders: ", str(error))) from None
 
 
 def _points_there(out: Folder, entrants: list[Contender], cohorts: dict[tuple[float, int], Cohort]) -> dict[str, Point]:
@@ -265,11 +277,7 @@ def _evaluations(out: Folder, config: EfficiencyConfig) -> int:
 
 
 def _with_absolute_locations(config: EfficiencyConfig) -> EfficiencyConfig:
-    def place(word: str) -> str:
-        known = Path(word).exists() or "/" in word or "\\" in word
-        return absolute(word) if known else word
-
     changed = {"data": absolute(config.data), "out": absolute(config.out)}
-    encoders = [place(word) for word in config.encoders]
-    baseline = None if config.baseline is None else place(config.baseline)
+    encoders = [absolute_baseline(word) for word in config.encoders]
+    baseline = None if config.baseline is None else absolute_baseline(config.baseline)
     return config.model_copy(update={**changed, "encoders": encoders, "encoder": encoders[0], "baseline": baseline})

@@ -13,7 +13,9 @@ class EfficiencyConfig(FinetuneConfig):
 
     encoder: str = Field(default="", description="left out: encoders= takes its place")
     encoders: list[str] = Field(
-        min_length=1, description="what to compare: runs or encoder folders, the first one an encoder, and `untrained`"
+        min_length=1,
+        description="what to compare: runs or encoder folders, one of them first, `untrained`, and weights of others "
+        "as baselines= takes them (imagenet:WEIGHTS, imagenet:timm:default)",
     )
     baseline: str | None = Field(
         default=None, description="the one of encoders= that the others are to match; none: the last"

@@ -45,7 +45,7 @@ def finetune(config: FinetuneConfig) -> None:
     cohort = choose_cohort(dataset, config)
     check_full(config, cohort, entrants)
     check_baselines(entrants, cohort.task, dataset.location)
-    warnings = [*cohort.notes, *_told_of_the_past(entrants, cohort, config)]
+    warnings = [*cohort.notes, *told_of_the_past(entrants, cohort, config)]
     if is_begun(out, identity) and is_whole(out):
         print(f"reused: these results were finished earlier: {out.file(REPORT)}")
         if others := changed(out.read_json(RESULTS).get("versions")):
@@ -69,7 +69,7 @@ def _numbers_made_with(entrant: Contender, cohort: Cohort, config: FinetuneConfi
     return f"{'answers' if entrant.head == 'full' else 'features'} of {entrant.name}", made_with
 
 
-def _told_of_the_past(entrants: list[Contender], cohort: Cohort, config: FinetuneConfig) -> list[str]:
+def told_of_the_past(entrants: list[Contender], cohort: Cohort, config: FinetuneConfig) -> list[str]:
     """Whom the networks have met, or that nobody knows. Raises InputError as `find_leaks`."""
     warnings = []
     for entrant in entrants:

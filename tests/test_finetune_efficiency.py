@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 
 from clusters.config import InputError, load_config
 from data.dataset import Dataset
@@ -15,7 +18,7 @@ from finetune.labels_saved import labels_saved, matching_fraction, percent, sent
 from finetune.report.groups import label_efficiency
 from finetune.run import finetune
 from tests import miniatures
-from tests.finetune_runs import recipe, write_encoder
+from tests.finetune_runs import NAME, recipe, write_encoder
 from tests.finetune_ways import ECHO
 from tests.importers import imported
 from tests.test_data_page import Outline
@@ -176,10 +179,51 @@ def test_bad_settings_are_told(word, told):
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize(("word", "told"), [("pca", "'pca' is no encoder"), ("/nowhere", "/nowhere")])
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("pca", "^encoders: 'pca' is no encoder"),
+        ("pca:/x", "^encoders: 'pca:/x' is no folder here, and 'pca' takes nothing after it"),
+        ("/nowhere", "^/nowhere"),
+        ("imagenet", "^encoders: imagenet: which weights"),
+        ("imagnet:w", r"^encoders: 'imagnet' \(nearest: imagenet\) is neither"),
+        ("imagenet:/nowhere.safetensors", "^encoders: imagenet: /nowhere.safetensors: no such file"),
+    ],
+)
 def test_what_is_no_encoder_is_told(swept, word, told):
     with pytest.raises(InputError, match=told):
         efficiency(swept.model_copy(update={"encoders": [swept.encoder, word], "baseline": None}))
+
+
+@pytest.mark.parametrize("word", ["untrained", "imagenet:w.safetensors", "vgg16"])
+def test_the_first_is_an_encoder_of_ours(swept, word):
+    config = load_config(EfficiencyConfig, ["data=/d", "out=/o", f"encoders=[{word},/a]"])
+    with pytest.raises(InputError, match=f"^encoders: '{word}' cannot be the first, .*; name a run or an encoder fold"):
+        efficiency(config)
+
+
+def test_labels_saved_against_weights_of_others(swept, tmp_path, monkeypatch):
+    """Given by a relative path, as the plain command takes it, with what nobody knows of them told."""
+    torch.manual_seed(5)
+    safetensors.torch.save_file(timm.create_model(NAME).state_dict(), tmp_path / "theirs.safetensors")
+    monkeypatch.chdir(tmp_path)
+    words = [swept.encoder, "imagenet:theirs.safetensors"]
+    config = swept.model_copy(
+        update={"out": str(tmp_path / "out"), "encoders": words, "baseline": words[1], "fractions": [0.5], "draws": 1}
+    )
+    efficiency(config)
+    results = results_of(config)
+    assert list(results["curves"]) == ["pretrained", "imagenet"] and results["baseline"] == "imagenet"
+    assert results["curves"]["imagenet"]["title"] == f"{NAME}, theirs.safetensors"
+    target = results["curves"]["imagenet"]["points"][-1]["mean"]
+    assert results["labels_saved"]["pretrained"]["target"] == target
+    told = f"{NAME}, theirs.safetensors: weights of others, of which nobody knows whether they were trained on test"
+    assert any(warning.startswith(told) for warning in results["warnings"])
+    assert told in (tmp_path / "out/efficiency.html").read_text()
+    plain = swept.plain(out=str(tmp_path / "plain"), baselines=words[1:])
+    finetune(plain)
+    model = json.loads((tmp_path / "plain/results.json").read_text())["models"]["imagenet"]
+    assert target == pytest.approx(model["test"]["auroc"]["value"], abs=1e-6)
 
 
 def test_whole_trainings_are_runs_of_the_plain_command(swept, synthetic_dataset, tmp_path):
