@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from finetune import row_blocks
 from finetune.row_blocks import standardised
 from finetune.solver import fit_heads
+from tests.benchmarks import bench_linear
 
 STRENGTHS = [1e-3, 0.1, 5.0]
 
@@ -113,3 +114,19 @@ def test_columns_far_from_zero_are_standardised_and_dead_ones_left():
     assert scale[:2] == pytest.approx(deviation[:2], rel=1e-4) and scale[2] == 1
     assert scaled[:, :2] == pytest.approx(((exact - expected) / deviation)[:, :2], abs=1e-3)
     assert np.abs(scaled[:, 2]).max() < 1e-5
+
+
+def test_the_benchmark_compares_the_rarest_and_the_commonest_label(monkeypatch):
+    """Where rounding and the intercept weigh most, and where most images decide."""
+    fitted = []
+
+    class Recorded(LogisticRegression):
+        def fit(self, features, truth):  # type: ignore[override]
+            fitted.append(truth.mean())
+            return super().fit(features, truth)
+
+    monkeypatch.setattr(bench_linear, "LogisticRegression", Recorded)
+    rows = bench_linear.run(2_000, 32)
+    shares = bench_linear._drawn(2_000, 32)[1].mean(axis=0)
+    assert sorted(fitted) == [shares.min(), shares.max()] and shares.max() > 5 * shares.min()
+    assert "rarest and commonest label times 7" in rows[0]["name"]

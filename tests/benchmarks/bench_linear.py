@@ -2,7 +2,8 @@
 
 Features with the falling spectrum that encoders give, findings that 1 to 40 % of the images have. Both are given the
 same standardised float32 features and the same strength; the peer fits one label after another with its defaults, as
-many iterations as it asks for, and all cores. It is timed on some of the labels and scaled to all: one takes minutes.
+many iterations as it asks for, and all cores. It is timed on two of the labels, the rarest and the commonest, and
+scaled to all; AUROC is compared on these two.
 """
 
 import time
@@ -14,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from finetune.row_blocks import standardised
 from finetune.solver import fit_heads
 
-NUM_LABELS, PEER_LABELS, STRENGTH = 14, 2, 0.01
+NUM_LABELS, STRENGTH = 14, 0.01
 STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
 
 
@@ -31,18 +32,21 @@ def run(num_images: int = 100_000, num_features: int = 2048) -> list[dict]:
     ours_six = time.perf_counter() - started
     assert one.converged_S.all() and six.converged_S.all()
 
+    shares = truth.mean(axis=0)
+    compared = int(shares.argmin()), int(shares.argmax())
     started = time.perf_counter()
-    models = [LogisticRegression(C=STRENGTH, max_iter=10_000).fit(features, truth[:, k]) for k in range(PEER_LABELS)]
-    peer = (time.perf_counter() - started) * NUM_LABELS / PEER_LABELS
+    models = [LogisticRegression(C=STRENGTH, max_iter=10_000).fit(features, truth[:, k]) for k in compared]
+    peer = (time.perf_counter() - started) * NUM_LABELS / len(compared)
     scores = new_features @ one.weight_SDK[0] + one.bias_SK[0]
-    for k, model in enumerate(models):
+    for k, model in zip(compared, models):
         ours, theirs = (
             roc_auc_score(new_truth[:, k], s) for s in (scores[:, k], model.decision_function(new_features))
         )
         assert ours >= theirs - 5e-4, (ours, theirs)
     what = f"linear head, {num_images} x {num_features}, {NUM_LABELS} labels"
+    told = f"peer scikit-learn's rarest and commonest label times {NUM_LABELS // len(compared)}"
     return [
-        _row(f"{what}, to convergence at equal AUROC", ours_one, peer),
+        _row(f"{what}, to convergence at equal AUROC; {told}", ours_one, peer),
         _row(f"{what}, {len(STRENGTHS)} strengths; peer's one times {len(STRENGTHS)}", ours_six, peer * len(STRENGTHS)),
     ]
 
