@@ -85,6 +85,7 @@ class Reported:
             "positives": positives,
             "patients": len(np.unique(cases.patient_N[truth_N == 1])),
             "negatives": negatives,
+            "patients_without": len(np.unique(cases.patient_N[truth_N == 0])),
             "prevalence": positives / (positives + negatives) if positives + negatives else None,
             **{name: self.figure(name, label) for name in PER_LABEL},
             "at_specificity": self._operating("at_specificity", k, label, operating.specificity),

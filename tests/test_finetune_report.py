@@ -363,6 +363,34 @@ def test_where_nobody_says_who_is_who_no_patient_is_claimed(
     assert not re.search(r"(test|these|such|same|evaluated|labelled|other|whole) patients", page)
 
 
+def test_few_patients_are_marked_by_the_smaller_side(finished: Made) -> None:
+    """A sensitivity rests on who has it, a specificity on who has not."""
+    out, results, evidence = finished
+    told = whole(results, evidence)
+    per_class = first_model(told)["test"]["per_class"]
+    columns = pq.read_table(out / "predictions.parquet").to_pandas()
+    patients = np.array([dict(zip(columns.key, columns.patient))[key] for key in evidence.key_N])
+    for k, (label, row) in enumerate(per_class.items()):
+        sides = [len(set(patients[evidence.truth_NK[:, k] == side])) for side in (1, 0)]
+        assert [row["patients"], row["patients_without"]] == sides, label
+    labels = list(per_class)
+    for label, sides in zip(labels, [(40, 3), (7, 60), (8, 2), (40, 40), (12, 0)]):
+        per_class[label] |= dict(zip(("patients", "patients_without"), sides))
+    words = re.sub(r"<[^>]+>", " ", str(by_class(told, None)[0]))
+    shown_as = ("40 (few: 3 without)", "7 (few)", "8 (few: 2 without)", "40", "12 (few: 0 without)")
+    for label, marked in zip(labels, shown_as):
+        assert re.search(rf" {label}  +{per_class[label]['positives']}  +{re.escape(marked)}  ", words), marked
+    assert "Few: fewer than 10 patients on one side, with it or without it." in words
+    assert (
+        f"Fewer than 10 test patients have {labels[1]} and {labels[2]}, and fewer than 10 test patients are without "
+        f"{labels[0]} and {labels[2]}: intervals that rest on them are wide" in str(headline(told))
+    )
+    for row in per_class.values():
+        row["patients"] = 40
+        del row["patients_without"]  # results of earlier versions
+    assert "ewer than 10" not in str(headline(told)) and "Few:" not in str(by_class(told, None)[0])
+
+
 def test_figures_elsewhere_stand_beside_those_over_the_same_labels(finished: Made) -> None:
     """The mean over all labels, one of which the other dataset lacks, may be above that where it is below."""
     _, results, evidence = finished

@@ -96,11 +96,13 @@ def _class_table(results: Results, names: tuple[str, ...], caption: str) -> Html
         [
             label,
             row["positives"],
-            f"{row['patients']}{' (few)' if row['patients'] < FEW_PATIENTS else ''}",
+            _patients(row),
             *(shown(row.get(name), digits=2 if name in TWO_DIGITS else 3) for name in shows),
         ]
         for label, row in per_class.items()
     ]
+    if any("few" in str(cells[2]) for cells in rows):
+        caption += f" Few: fewer than {FEW_PATIENTS} {units} on one side, with it or without it."
     header = ["class", "cases", units, *(NAMES.get(name, name) + calibration_mark(name, model) for name in shows)]
     delong = [_delong(row.get("auroc")) for row in per_class.values()]
     if "auroc" not in shows or not any(delong):
@@ -111,6 +113,14 @@ def _class_table(results: Results, names: tuple[str, ...], caption: str) -> Html
         cells.insert(place, interval)
     told = "DeLong (1988): the normal interval of the same AUROC, where nobody has several cases with the label known."
     return table(header, rows, f"{caption} {told}")
+
+
+def _patients(row: dict[str, Any]) -> str:
+    """How many have it, marked where they, or those without it, are few; by the smaller side."""
+    patients, without = row["patients"], row.get("patients_without")
+    if without is not None and without < min(patients, FEW_PATIENTS):
+        return f"{patients} (few: {without} without)"
+    return f"{patients} (few)" if patients < FEW_PATIENTS else str(patients)
 
 
 def _delong(auroc: dict[str, Any] | None) -> str | None:

@@ -70,14 +70,25 @@ def headline(results: Results) -> Html:
             f"Undefined for want of positive or negative test cases, and left out of the mean: {', '.join(left_out)}."
         )
         parts.append(note(told))
-    few = [n for n, row in test.get("per_class", {}).items() if 0 < row["patients"] < FEW_PATIENTS]
-    if few:
-        told = f"Fewer than {FEW_PATIENTS} test {patient_units(results)} have {listed(few)}: their intervals are wide, "
-        parts.append(note(told + "and may be too narrow even so."))
+    if told := _told_of_few(results):
+        parts.append(note(told))
     meant = [f"{title_of(name, results)}: {meaning}." for name in TILES
              if name in test and (meaning := meaning_of(name, results))]  # fmt: skip
     parts.append(tag("p", " ".join(meant), {"class": "lead small"}))
     return join(parts)
+
+
+def _told_of_few(results: Results) -> str:
+    """Which conditions few patients have, and which few are without; where nobody is, figures are undefined.
+
+    Results of earlier versions do not tell how many are without.
+    """
+    per_class, parts = first_model(results)["test"].get("per_class", {}), []
+    for verb, side in (("have", "patients"), ("are without", "patients_without")):
+        if labels := [label for label, row in per_class.items() if 0 < row.get(side, 0) < FEW_PATIENTS]:
+            parts.append(f"fewer than {FEW_PATIENTS} test {patient_units(results)} {verb} {listed(labels)}")
+    told = ", and ".join(parts)
+    return f"F{told[1:]}: intervals that rest on them are wide, and may be too narrow even so." if told else ""
 
 
 def _does(results: Results) -> str:

@@ -146,8 +146,8 @@ def _limits(results: Results) -> list[str]:
     seed = " One training is shown: the intervals do not hold what another seed of the training would change."
     texts = [
         "Figures hold for patients, devices and disease frequencies like those of the data they were measured on; "
-        "predictive values change with how common a condition is. Classes with few patients have wide intervals that "
-        "may still be too narrow.",
+        "predictive values change with how common a condition is. Classes that few patients have, or are without, have "
+        "wide intervals that may still be too narrow.",
         "Labels are those of the source, with their mistakes." + (seed if _depends_on_seed(results) else ""),
         f"Leakage was looked for by comparing {patient_unit(results)}s by id (keyed, or as published) and images by "
         "exact pixels; a copy of an image that was encoded again or cropped, under another id, is not found.",
