@@ -21,7 +21,7 @@ from pretrain.health import measure, possible_directions
 from pretrain.meter import DIVERGED, TIMES, Meter
 from pretrain.methods.method import Output
 from pretrain.monitor import Pace, num_probed, probe, probe_dataset
-from pretrain.stragglers import Stragglers, waiting_share
+from pretrain.stragglers import Stragglers, fixed_work_s, waiting_share
 from pretrain.training import Training
 
 
@@ -108,10 +108,13 @@ class Watch:
         """How long the ranks wait for the slowest one, which is named where it is always the same."""
         if distributed.world_size() == 1:
             return {}
-        mine = torch.tensor([[self._meter.seconds_a_step[name] for name in TIMES]], device=distributed.device())
-        seconds_RC = distributed.gather(mine).double().cpu().numpy()
+        mine, device = [self._meter.seconds_a_step[name] for name in TIMES], distributed.device()
+        if device.type == "cuda":
+            mine.append(fixed_work_s(device))
+        found = distributed.gather(torch.tensor([mine], device=device)).double().cpu().numpy()
+        seconds_RC, fixed_R = found[:, : len(TIMES)], found[:, -1] if device.type == "cuda" else None
         if distributed.is_main():
-            for alarm in self._stragglers.see(seconds_RC):
+            for alarm in self._stragglers.see(seconds_RC, fixed_R):
                 self._tracker.alarm(done, alarm.kind, alarm.reason)
         return {"time/waiting_for_slowest": waiting_share(seconds_RC)}
 

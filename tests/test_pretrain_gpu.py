@@ -20,6 +20,7 @@ from data.dataset import Dataset
 from pretrain.compute import in_one_order
 from pretrain.config import PretrainConfig
 from pretrain.footprint import footprint
+from pretrain.stragglers import fixed_work_s
 from pretrain.training import Training, build_module
 from tests.fault_runs import ROOT, recipe
 from tests.killed_runs import killed_after_saves
@@ -187,3 +188,8 @@ def test_memory_is_as_counted_without_a_gpu(
     needed = counted.needed(samples, 1) - 2 * counted.input_per_sample * samples
     print(f"{encoder}, checkpointed {checkpointed}: counted {needed / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB")
     assert 0.85 < needed / peak < 1.2
+
+
+def test_the_work_by_which_slow_gpus_are_told_is_short_and_steady() -> None:
+    found = sorted(fixed_work_s(torch.device("cuda")) for _ in range(20))
+    assert found[-2] < 1.25 * found[0] and found[-1] < 0.05

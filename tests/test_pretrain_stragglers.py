@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.dataset import Dataset
-from pretrain.stragglers import WINDOWS, Stragglers, waiting_share
+from pretrain.stragglers import WINDOWS, Stragglers, fixed_work_s, waiting_share
 
 ALIKE = [[0.1, 1.0, 0.2], [0.12, 1.1, 0.08], [0.1, 0.9, 0.3], [0.1, 1.0, 0.2]]
 
@@ -43,6 +44,26 @@ def test_the_slow_rank_is_said_once_with_host_cause_and_mend(cause: int, words: 
     assert said([slow_by(3, cause, 0.7)] * (WINDOWS - 1)) == []
     (untold,) = said([slow_by(3, cause, 0.7)] * WINDOWS, [None] * 4)
     assert untold.startswith("rank 3 is slow")
+
+
+def test_a_slow_device_is_told_by_the_same_work_where_its_steps_look_like_the_others() -> None:
+    """As on GPUs, where the others wait for it within their own computing."""
+    watcher = Stragglers([f"node-{rank}" for rank in range(4)])
+    alike, slow = np.array([0.010, 0.0105, 0.0098, 0.010]), np.array([0.010, 0.0105, 0.0098, 0.015])
+    assert [alarm for _ in range(10) for alarm in watcher.see(np.array(ALIKE), alike)] == []
+    (alarm,) = [alarm for _ in range(10) for alarm in watcher.see(np.array(ALIKE), slow)]
+    assert alarm.reason.startswith(
+        "rank 3 on node-3 is slow and the others wait for it: compute, of a piece of work that"
+    )
+    assert "is the same on all, 15 ms against 10 ms; look for other work, heat" in alarm.reason
+
+
+def test_the_same_work_takes_a_device_about_as_long_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_rng_state()
+    first, again = (fixed_work_s(torch.device("cpu")) for _ in range(2))
+    assert min(first, again) > 0 and torch.equal(torch.get_rng_state(), before), "it draws nothing"
+    monkeypatch.setattr("pretrain.stragglers.FIXED_SIDE", 512)
+    assert fixed_work_s(torch.device("cpu")) < first / 4
 
 
 def test_the_waiting_is_what_the_middle_rank_waits_longer_than_the_last_to_arrive() -> None:
