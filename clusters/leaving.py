@@ -34,6 +34,10 @@ GONE = "its process died or does not answer"
 SAID_AGAIN_S = 600.0
 """Between two lines that say the same, of a run that waits for room for days."""
 
+SAME_NOTICE_S = 2.0
+"""A SIGTERM within it after another is the same one: `ray job stop` tells every process of a job, and `uv run` passes
+on what it is told itself."""
+
 PATIENCE_S = 60.0
 """After this a worker ends itself that has saved and waits for Ray to end it."""
 
@@ -58,10 +62,13 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
         yield
         return
     writing: threading.Thread | None = None
-    at_once = ""
+    at_once, told_at = "", 0.0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal at_once, writing
+        nonlocal at_once, told_at, writing
+        if writing is not None and number == signal.SIGTERM and time.monotonic() < told_at + SAME_NOTICE_S:
+            return
+        told_at = time.monotonic()
         told = "SIGTERM" if number == signal.SIGTERM else termination.INTERRUPTED
         at_once = told if not heeded or writing is not None else ""
         print(f"told to leave ({told}): {'ends at once' if at_once else 'workers save their step'}", file=sys.stderr)

@@ -31,8 +31,9 @@ RECIPES = [
 AWS_KEY = "AKIA" + "IOSFODNN7" + "EXAMPLE"
 RANDOM = "q7Xw2" + "Kd9Rt4" + "Vb8Yh3Zp6Lm1"
 # A variable whose value comes from where no check sees it.
-UNSEEN_MODE = """            env: [{name: RAY_AUTH_MODE, valueFrom: {configMapKeyRef: {name: ray, key: mode}}}]
+UNSEEN_MODE = """              - {name: RAY_AUTH_MODE, valueFrom: {configMapKeyRef: {name: ray, key: mode}}}
             ports:"""
+KILLED = "would kill a run before its step is saved; give the head RAY_JOB_STOP_WAIT_TIME_S=180"
 
 # Recipe, what stands there, what is planted instead, words of what must be said, and words of the line it is said of.
 PLANTED = [
@@ -105,7 +106,7 @@ PLANTED = [
     (
         "kuberay/raycluster.yaml",
         "            ports:",
-        "            env: [{name: WANDB_API_KEY, value: $HERE}]\n            ports:",
+        "              - {name: WANDB_API_KEY, value: $HERE}\n            ports:",
         "the value of WANDB_API_KEY stands in the file; use valueFrom.secretKeyRef",
         "WANDB_API_KEY",
     ),
@@ -133,7 +134,7 @@ PLANTED = [
     (
         "kuberay/raycluster.yaml",
         "            ports:",
-        "            env: [{name: RAY_AUTH_MODE, value: disabled}]\n            ports:",
+        "              - {name: RAY_AUTH_MODE, value: disabled}\n            ports:",
         "authentication is turned off",
         "RAY_AUTH_MODE",
     ),
@@ -187,6 +188,11 @@ PLANTED = [
     ("local.sh", "ray job list", "pkill raylet", "ends processes by name", "pkill"),
     ("demo.sh", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "authentication is turned off", "MODE=disabled"),
     ("demo.sh", "    clusters/local.sh down", "    pkill ray", "ends processes by name", "pkill"),
+    ("local.sh", "export RAY_JOB_STOP_WAIT_TIME_S=180", "export A=1", KILLED, "start head --head"),
+    ("aws.yaml", "    - --env RAY_JOB_STOP_WAIT_TIME_S=180", "    - --rm", KILLED, "run_options:"),
+    ("gcp.yaml", "WAIT_TIME_S=180", "WAIT_TIME_S=3", KILLED, "run_options:"),
+    ("kuberay/rayjob.yaml", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_JOB_STOP_WAIT_TIME", KILLED, "env:"),
+    ("kuberay/raycluster.yaml", 'value: "180"', 'value: "180s"', KILLED, "env:"),
     ("slurm.sh", "--ntasks-per-node", "--ntask-per-node", "nearest: ntasks-per-node", "--ntask-per"),
     ("slurm.sh", "umask 077\n", "umask 077\n#SBATCH --mem=4G\n", "no #SBATCH after the first command", "--mem=4G"),
     ("slurm.sh", "--min-nodes", "--minnodes", "no --minnodes (nearest: --min-nodes)", "srun"),

@@ -142,6 +142,7 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
     monkeypatch.setattr(termination, "_notice", None)
     monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
     run, before = Folder(tmp_path), signal.getsignal(signal.SIGTERM)
+    again: list[int] = []
     leaving.start(run, "launch-1")
 
     def told_twice() -> None:
@@ -149,11 +150,14 @@ def test_a_driver_passes_its_notice_on_by_the_run_folder(tmp_path: Path, monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
             wait_for(lambda: termination.notice() == "SIGTERM", "the note to be found")
             assert leaving.told_to_leave(run, "launch-1") == "SIGTERM" and not leaving.told_to_leave(run, "launch-2")
+            os.kill(os.getpid(), signal.SIGTERM)  # the same again, as one that stands between passes it on
+            monkeypatch.setattr(leaving, "SAME_NOTICE_S", 0.0)
+            again.append(signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(termination.Stopped) as stopped:
         told_twice()
-    assert stopped.value.code == 143
+    assert stopped.value.code == 143 and again
     assert signal.getsignal(signal.SIGTERM) == before
     leaving.leave(run, "launch-1")  # returns: all ranks do, and the driver ends
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from clusters.checks.containers import Anything, ContainerSecurity, Fields, Mount, Quantity, Resources, Variable
+from clusters.checks.job_stops import stated_by, too_short
 from clusters.checks.mistakes import Mistake
 from clusters.checks.open_pods import check_container, check_pod, check_service_account
 from clusters.checks.pod_commands import check_pod_commands, check_runtime_env
@@ -218,6 +219,9 @@ def _check_cluster(document: Document, path: list[str | int], cluster: dict[str,
         line = document.line([*path, "headGroupSpec", *place])
         yield Mistake(line, "the head, which runs jobs, is open to others", "ClusterIP, and come by port-forward")
     yield from check_pod(document, [*path, "headGroupSpec", "template"], head["template"])
+    for what, mend in too_short(stated_by(head["template"]["spec"]["containers"])):
+        line = document.line([*path, "headGroupSpec", "template", "spec", "containers", 0, "env"])
+        yield Mistake(line, what, mend)
     if not cluster.get("enableInTreeAutoscaling"):  # the autoscaler beside the head asks Kubernetes for workers
         yield from check_service_account(document, [*path, "headGroupSpec", "template"], head["template"])
     for place, group in enumerate(cluster.get("workerGroupSpecs") or []):

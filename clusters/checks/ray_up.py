@@ -9,6 +9,7 @@ from typing import Any
 from clusters.checks.cloud_nodes import check_nodes
 from clusters.checks.firewall import is_ssh, too_wide
 from clusters.checks.images import is_pinned
+from clusters.checks.job_stops import stated_in, too_short
 from clusters.checks.machine_folders import holds_keys
 from clusters.checks.mistakes import Mistake
 from clusters.checks.node_commands import check_commands, check_containers
@@ -32,6 +33,7 @@ def check_ray_up(document: Document) -> Iterator[Mistake]:
     yield from _check_authentication(document, config)
     yield from check_commands(document, config)
     yield from check_containers(document, config)
+    yield from _check_job_stops(document, config)
     yield from _check_openings(document, config)
     yield from _check_pins(document, config)
     yield from check_nodes(document, config)
@@ -106,6 +108,14 @@ def _check_authentication(document: Document, config: dict[str, Any]) -> Iterato
             line = document.line(place)
             mend = "give the machines a role or an account of their own"
             yield Mistake(line, f"{source} takes keys of yours to every machine", mend)
+
+
+def _check_job_stops(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
+    """How long jobs have to end, by the environment of the head: its container's, and that of its `ray start`."""
+    docker, starts = config.get("docker") or {}, config.get("head_start_ray_commands") or []
+    given = [*(docker.get("run_options") or []), *(docker.get("head_run_options") or []), *starts]
+    for what, mend in too_short([value for text in given for value in stated_in(str(text))]):
+        yield Mistake(document.line(["docker", "run_options"] if docker else ["head_start_ray_commands"]), what, mend)
 
 
 def _check_openings(document: Document, config: dict[str, Any]) -> Iterator[Mistake]:
