@@ -298,6 +298,7 @@ def test_a_second_notice_does_not_wait_for_storage_that_stalls(
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr(leaving, "SAME_NOTICE_S", 0.0)
     monkeypatch.setattr(Folder, "write", stalled)
     try:
         with pytest.raises(termination.Stopped):
