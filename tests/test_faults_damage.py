@@ -140,7 +140,7 @@ def test_a_worker_that_was_replaced_does_not_end_its_replacement(
     for name, value in {"MANYVIEW_RAY_WORKER": "launch-1", "LATER": later, "LOCATION": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     work = ray.cloudpickle.dumps((save_beside_another, None))
-    settings = {"work": work, "run": f"memory://{tmp_path.name}", "datasets": []}
+    settings = {"work": work, "run": f"memory://{tmp_path.name}", "datasets": [], "versions": {}, "host": "head"}
     leaving.notes(Folder(settings["run"])).write("launch-1-here", b"")
     with pytest.raises(error, match="has taken over") as caught:
         launch._worker({**settings, "launch": "launch-1"})
