@@ -116,10 +116,19 @@ class Faults:
             file.write(f"{time.time()} {os.getpid()} {step}\n")
 
     def recoveries_s(self) -> list[float]:
-        """From each fault until the first step that is taken by workers that were started after it."""
+        """From each fault until the first step that is taken by workers that were started after it.
+
+        After a loader process alone was killed, until the step that takes the batch that was in work.
+        """
         taken = [line.split() for line in (self.folder / "steps.txt").read_text().splitlines()]
         again = [float(now[0]) for before, now in pairwise(taken) if before[1] != now[1]]
-        return [min(now for now in again if now > when) - when for when in self.fired() if when is not None]
+        found = []
+        for fault, when in zip(self._planned(), self.fired()):
+            in_work = [float(now[0]) for now in taken if int(now[2]) >= fault["step"]]
+            after = in_work if fault["kind"] == "loader_SIGKILL" else again
+            if when is not None:
+                found.append(min(now for now in after if now > when) - when)
+        return found
 
     def first_steps_after(self) -> list[int]:
         """The step at which workers that were started after each fault went on."""
