@@ -80,7 +80,7 @@ def _go_straight_to(address: str) -> None:
     host, _ = _place(address)
     if is_loopback(host):
         for name in ("no_proxy", "NO_PROXY"):
-            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host, f"[{host}]"]))
 
 
 def _status(address: str, token: str = "") -> int:

@@ -73,7 +73,10 @@ def cache_folder(base: str = "") -> Path:
 def short_of_disk(place: CachePlace, wanted: int) -> str | None:
     """What to tell a person of a cache whose disk, not its bound, keeps `wanted` bytes of shards from lying in it."""
     folder = place.sub_folder("shards")
-    room = sum(path.stat().st_size for path in folder.glob("*.tar")) + _free(folder)
+    room = _free(folder)
+    for path in folder.glob("*.tar"):
+        with suppress(FileNotFoundError):  # another run makes room
+            room += path.stat().st_size
     wanted = min(wanted, int(place.size_gb * 1e9))
     if room >= wanted:
         return None
