@@ -66,7 +66,8 @@ def passing_on(run: Folder, launch: str, heeded: bool) -> Iterator[None]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         nonlocal at_once, told_at, writing
-        if writing is not None and number == signal.SIGTERM and time.monotonic() < told_at + SAME_NOTICE_S:
+        told_already = writing is not None or at_once
+        if told_already and number == signal.SIGTERM and time.monotonic() < told_at + SAME_NOTICE_S:
             return
         told_at = time.monotonic()
         told = "SIGTERM" if number == signal.SIGTERM else termination.INTERRUPTED

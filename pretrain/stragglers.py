@@ -79,7 +79,7 @@ def _slow(seconds_RC: FloatArray) -> list[tuple[int, str]]:
     """The ranks whose own work takes much longer than that of the others, each with its causes."""
     step = float(np.median(seconds_RC.sum(axis=1)))
     slow = []
-    for cause in CAUSES.keys() & set(TIMES):
+    for cause in filter(TIMES.__contains__, CAUSES):
         column = seconds_RC[:, TIMES.index(cause)]
         others = _median_of_others(column)
         far = (column > FACTOR * others) & (column - others > MIN_SHARE * step)
