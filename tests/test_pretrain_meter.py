@@ -29,17 +29,18 @@ def meter_and_optimizer() -> tuple[Meter, torch.optim.Optimizer]:
 
 
 def test_a_flush_gives_means_speed_and_shares_of_the_time_and_begins_anew() -> None:
+    started = time.perf_counter()
     meter, optimizer = meter_and_optimizer()
     for _ in range(2):
-        started = time.perf_counter()
         trained(4, meter, optimizer)
         with meter.timing("checkpoint"):
             time.sleep(0.01)
+        flushed = time.perf_counter()
         metrics = meter.flush("1-simclr", 4)
-        seconds = time.perf_counter() - started
+        seconds, started = time.perf_counter() - started, flushed
         assert metrics["loss"] == 1.5 and metrics["grad_norm"] == 3.0
         assert 0 < metrics["samples_per_s"] <= 4 * 32 / 0.13
-        assert metrics["samples_per_s"] >= 4 * 32 / seconds * 0.999
+        assert metrics["samples_per_s"] >= 4 * 32 / seconds  # which began before the meter did, however busy it is
         shares = {part: metrics[f"time/{part}"] for part in PARTS}
         assert 0 < sum(shares.values()) <= 1
         assert shares["probe"] == 0 and all(shares[part] > 0 for part in PARTS if part != "probe")
