@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from clusters import distributed, lease, leaving, preflight, scaling, tracking
+from clusters import distributed, joining, lease, leaving, preflight, scaling, tracking
 from clusters.attempt import Replaced
 from clusters.config import Config, InputError, Transient
 from clusters.connection import address_of, check_resources, connect, disconnect, set_environment
+from clusters.joining import Passing
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
 from clusters.termination import Stopped
@@ -31,14 +32,7 @@ C = TypeVar("C", bound=Config)
 REPORT_EVERY_S = 10.0
 """`ray.train.report` waits for the controller's poll: closer together it would stall the training."""
 
-UNPACKED_S = (0.0, 2.0, 5.0, 10.0)
-"""Pauses before it is believed that a worker's versions differ: a job's sources may just be unpacked for its node."""
-
 _last_report = time.monotonic()
-
-
-class Passing(RuntimeError):
-    """What may be over, or be otherwise elsewhere, when Ray starts the workers again."""
 
 
 def launch(
@@ -113,20 +107,20 @@ def _train(
     # As bytes: Ray's controller looks at these settings too, and would import all that the function needs
     work = ray.cloudpickle.dumps((function, config))
     settings = {"work": work, "run": run.location, "launch": name, "datasets": list(datasets)}
-    settings |= {"versions": versions_here(), "host": socket.gethostname()}
+    settings |= {"versions": versions_here(), "host": socket.gethostname(), "node": joining.node_here()}
     leaving.notes(run).write(f"{name}-here", b"")
     told: str | None = None
     try:
         with leaving.passing_on(run, name, heeds):
             result = _trainer(settings, cluster, use_gpu, sizes).fit()
     except TrainingFailedError as error:
-        problem = _input_error(run, name)
+        problem = joining.input_error(run, name)
         if problem:
             raise InputError(problem) from None
         found = plain(error)
         raise found from (None if isinstance(found, InputError) else error)
     else:
-        problem, told = _input_error(run, name), leaving.told_to_leave(run, name)
+        problem, told = joining.input_error(run, name), leaving.told_to_leave(run, name)
     finally:
         _tidy(run)
     if problem:
@@ -195,12 +189,12 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     run = Folder(settings["run"])
-    refuse_other_node(run, settings)
+    if joining.input_error(run, settings["launch"]) or leaving.told_to_leave(run, settings["launch"]):
+        return {}
+    joining.refuse_other_node(run, settings)
     if run.path is not None:
         tracking.say_into(run)
     distributed.use_device(ray.train.torch.get_device())
-    if _input_error(run, settings["launch"]) or leaving.told_to_leave(run, settings["launch"]):
-        return {}
     leaving.start(run, settings["launch"])
     try:
         function, config = ray.cloudpickle.loads(settings["work"])
@@ -213,33 +207,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     except InputError as error:
         # Bad input stays bad, and perhaps one rank alone has met it: raising ends the others, which wait
         # for this one, and the note makes the restart that follows end at once.
-        leaving.notes(run).write(f"{settings['launch']}-input-error", str(error).encode())
+        joining.note_input_error(run, settings["launch"], str(error))
         raise
-
-
-def refuse_other_node(run: Folder, settings: dict[str, Any]) -> None:
-    """Nodes may come at any time: without a mount the run would begin anew there, with another torch it would differ.
-
-    No InputError: Ray may find another node, or this one again with all that it lacks.
-    """
-    here = f"on {socket.gethostname()}"
-    if not leaving.notes(run).exists(f"{settings['launch']}-here"):
-        raise Passing(f"{here}: {run} is not the run folder that the driver sees; mount its storage there")
-    for dataset in settings["datasets"]:
-        if problem := preflight.unreadable(dataset):
-            raise Passing(f"{here}: {problem}")
-    told: str | None = None
-    for pause_s in UNPACKED_S:
-        time.sleep(pause_s)
-        told = preflight.unequal(versions_here(), settings["versions"], settings["host"])
-        if told is None:
-            return
-    raise Passing(f"{here}: {told}")
-
-
-def _input_error(run: Folder, launch_name: str) -> str | None:
-    name = f"{launch_name}-input-error"
-    return leaving.notes(run).read(name).decode() if leaving.notes(run).exists(name) else None
 
 
 def plain(error: Exception) -> Exception:

@@ -3,21 +3,32 @@
 import ipaddress
 import os
 import pwd
+import socket
+import sys
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from clusters.config import InputError
 
 LISTENS = "0A"
-LOCALHOST = "localhost"
 
 
 def is_loopback(host: str) -> bool:
     """Whether this names this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == LOCALHOST
+    return bool(loopbacks(host))
+
+
+def loopbacks(host: str) -> set[IPv4Address | IPv6Address]:
+    """Of the addresses that a name, or a number such as `127.1` or `0.0.0.0`, stands for, this machine's own."""
+    found = set()
+    with suppress(OSError, UnicodeError):
+        for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            address = _plain(ipaddress.ip_address(place[0]))
+            if address.is_unspecified:  # who connects there is connected with itself
+                address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+            found |= {address} if address.is_loopback else set()
+    return found
 
 
 def check_owner(host: str, port: int) -> None:
@@ -25,25 +36,40 @@ def check_owner(host: str, port: int) -> None:
 
     Linux alone tells. root may listen for anybody (a container's ports, a tunnel of the system).
     """
-    if not is_loopback(host):
-        return
-    for user in listeners(port) - {0, os.getuid()}:
+    meant = loopbacks(host)
+    for user in {user for address in meant for user in listeners(address, port)} - {0, os.getuid()}:
         name = str(user)
         with suppress(KeyError):
             name = pwd.getpwuid(user).pw_name
         raise InputError(
             f"{host}:{port}: what listens there is {name}'s, who would see the token and could use it; take another "
-            "port for your tunnel, or name the machine in place of its loopback address if that user's Ray is meant"
+            "port for your tunnel. A Ray of that user which is meant is reached by an address of this machine on its "
+            "network, where it listens there"
         )
 
 
-def listeners(port: int) -> set[int]:
-    """The user ids of what listens on a port of this machine, on any of its addresses."""
+def listeners(address: IPv4Address | IPv6Address, port: int) -> set[int]:
+    """The user ids of what may answer at a port of an address of this machine: there, or on all of its addresses."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 columns = line.split()
-                if columns[3] == LISTENS and int(columns[1].rpartition(":")[2], 16) == port:
+                place, _, number = columns[1].rpartition(":")
+                there = _address(place)
+                answers = there == address or (there.is_unspecified and there.version >= address.version)
+                if columns[3] == LISTENS and int(number, 16) == port and answers:
                     found.add(int(columns[7]))
     return found
+
+
+def _address(digits: str) -> IPv4Address | IPv6Address:
+    """An address as Linux's tables write it: words of four bytes in the machine's own order."""
+    words = [bytes.fromhex(digits[start : start + 8]) for start in range(0, len(digits), 8)]
+    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
+    return _plain(ipaddress.ip_address(packed))
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """An IPv4 address that is written as an IPv6 one (`::ffff:127.0.0.1`) as itself."""
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from clusters.config import InputError
 from clusters.listeners import check_owner, is_loopback
 from clusters.tokens import check_token, own_token, token_place
-from clusters.upload import check_folder, check_words
+from clusters.upload import check_job
 
 ANSWER_S = 30.0
 OPEN, GUARDED = 200, (401, 403)
@@ -34,8 +34,7 @@ def run(argv: Sequence[str]) -> None:
             "http://127.0.0.1:8265 --working-dir . -- python -m pretrain RECIPE.yaml data=/shared/ham run=/shared/run"
         )
     address, *words = argv
-    check_words(words)
-    check_folder(words)
+    check_job(words)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     _go_straight_to(address)
     guard(address)

@@ -1,15 +1,23 @@
-"""What a job takes along to a cluster: no secret in its words, no patient's data and no secret in its folder.
+"""What a job takes along to a cluster: no secret in its words, no patient's data and no secret in its folders.
 
-Ray keeps a job's command and environment as information for every user of the cluster, and unpacks its folder below
+Ray keeps a job's command and environment as information for every user of the cluster, and unpacks its folders below
 the session folder of each node, which every user of a node can read.
 """
 
 import fnmatch
+import itertools
+import json
 import logging
-from collections.abc import Sequence
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from clusters.checks.secrets import secrets_in
+import yaml
+
+from clusters.checks.secrets import marked_secret_in, secrets_in
 from clusters.config import InputError
 
 MOST_BYTES = 20_000_000
@@ -18,50 +26,138 @@ PRIVATE = {
     "shard-*.tar": "a dataset",
     "index.parquet": "a dataset",
     "seen.parquet": "the patients of a pretraining",
+    "predictions.parquet": "the patients of an evaluation",
     "*.dcm": "a DICOM image",
+    "*.dicom": "a DICOM image",
+    "dicomdir": "a DICOM image",
     "keyring*.json": "a keyring",
-    "*-whois": "the source ids beside a keyring",
     ".env": "a file of secrets",
+    ".env.*": "a file of secrets",
+    ".envrc": "a file of secrets",
+    ".netrc": "a file of secrets",
+    "credentials": "a file of secrets",
+    "credentials.json": "a file of secrets",
+    "token": "a token",
+    "*[_.-]token": "a token",
+    "id_rsa": "a private key",
+    "id_ecdsa": "a private key",
+    "id_ed25519": "a private key",
 }
+"""By names, in small letters."""
+TEMPLATES = (".example", ".sample", ".template")
+KEY_BYTES = 100_000
+"""Of a *.pem or *.key: certificates may stand before the private key."""
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Raise InputError for a secret in the words of a `ray job submit`, or in the environment that they name."""
-    for word in words:
-        for mistake in secrets_in(word):
-            raise InputError(f"submit: {mistake.what}, and Ray keeps it where others read it; {mistake.mend}")
-    if file := option(words, "--runtime-env"):
-        try:
-            text = Path(file).read_text()
-        except (OSError, ValueError):
-            return  # Ray says what is wrong with it
+def check_job(words: Sequence[str]) -> None:
+    """Raise InputError for what these words of a `ray job submit` would show to others.
+
+    A secret in the command, its metadata or its environment; what should not travel, or too much of anything, in the
+    folders and archives of this machine that are sent along.
+    """
+    job = _as_ray_reads(words)
+    if job is None:
+        return  # Ray says what is wrong with them
+    entrypoint, told = list(job["entrypoint"]), "and Ray keeps it where others read it"
+    joined = [f"{option}={value}" for option, value in itertools.pairwise(entrypoint) if option.startswith("-")]
+    for text in (" ".join(entrypoint), *joined, job["metadata_json"] or ""):
+        for mistake in marked_secret_in(text):
+            raise InputError(f"submit: {mistake.what}, {told}; {mistake.mend}")
+    for mistake in secrets_in(job["headers"] or ""):
+        raise InputError(f"submit: {mistake.what}, in words that others see here; give it as RAY_JOB_HEADERS")
+    environment = _environment(job)
+    for where, text in _texts(job, environment):
         for mistake in secrets_in(text):
-            raise InputError(f"{file}:{mistake.line}: {mistake.what}, and Ray keeps it; {mistake.mend}")
+            raise InputError(f"{where}:{mistake.line}: {mistake.what}, {told}; {mistake.mend}")
+    excludes = [word for word in _list(environment, "excludes") if isinstance(word, str)]
+    _check_sent(environment.get("working_dir"), [*_default_excludes(), *excludes])
+    for module in _list(environment, "py_modules"):
+        _check_sent(module, excludes)
 
 
-def check_folder(words: Sequence[str]) -> None:
-    """Raise InputError where the folder that these words send holds what should not travel, or too much of anything."""
-    folder = option(words, "--working-dir")
-    if folder is None or "://" in folder or not Path(folder).is_dir():
-        return
-    sizes = packed(Path(folder))
-    mend = "move it out of the folder, or name it in a .rayignore there"
-    for name in sizes:
-        for pattern, what in PRIVATE.items():
-            if any(fnmatch.fnmatch(part, pattern) for part in Path(name).parts):
-                raise InputError(f"submit: {Path(folder) / name} is {what} and would be sent along; {mend}")
+def _as_ray_reads(words: Sequence[str]) -> dict[str, Any] | None:
+    """The options and the `entrypoint` of a `ray job submit`, by Ray's own reading; None where it would refuse them."""
+    import click
+    from ray.dashboard.modules.job.cli import submit
+
+    try:
+        return submit.make_context("submit", list(words)).params
+    except click.exceptions.Exit as asked:  # for --help, which is shown now
+        raise SystemExit(asked.exit_code) from None
+    except click.ClickException:
+        return None
+
+
+def _environment(job: dict[str, Any]) -> dict[str, Any]:
+    """Ray's runtime environment, as far as it can be read."""
+    try:
+        if job["runtime_env"] is not None:
+            found = yaml.safe_load(Path(job["runtime_env"]).read_text())
+        else:
+            found = json.loads(job["runtime_env_json"] or "{}")
+    except (OSError, ValueError, yaml.YAMLError):
+        found = None  # Ray refuses it
+    environment = dict(found) if isinstance(found, dict) else {}
+    return environment if job["working_dir"] is None else {**environment, "working_dir": job["working_dir"]}
+
+
+def _texts(job: dict[str, Any], environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What Ray keeps of an environment, with where it stands; lists of packages are read from their files by Ray."""
+    yield "--runtime-env-json", job["runtime_env_json"] or ""
+    lists = [environment.get(name) for name in ("pip", "uv", "conda")]
+    lists = [found.get("packages") if isinstance(found, dict) else found for found in lists]
+    for path in (job["runtime_env"], *lists):
+        if isinstance(path, str) and Path(path).is_file():
+            yield path, Path(path).read_text(errors="replace")
+
+
+def _list(environment: dict[str, Any], name: str) -> list[Any]:
+    found = environment.get(name)
+    return found if isinstance(found, list) else []
+
+
+def _check_sent(path: Any, excludes: Sequence[str]) -> None:
+    """Raise InputError where a folder or an archive of this machine holds what should not be sent, or too much."""
+    if not isinstance(path, str) or not Path(path).exists():
+        return  # a URI, from which each node fetches it
+    found, mend = Path(path), "move it out of the folder, or name it in a .rayignore there"
+    if not found.is_dir():
+        mend = "take it out"
+    try:
+        sizes = packed(found, excludes) if found.is_dir() else _in_archive(found)
+        private = next(((name, what) for name in sizes if (what := _private(found, name))), None)
+    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise InputError(f"submit: {path} cannot be read ({error})") from None
+    if private:
+        raise InputError(f"submit: {found / private[0]} is {private[1]} and would be sent along; {mend}")
     if sum(sizes.values()) > MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         told = ", ".join(f"{name} ({sizes[name] / 1e6:.3g} MB)" for name in largest)
         raise InputError(
-            f"submit: --working-dir {folder} would send {sum(sizes.values()) / 1e6:.3g} MB to every node, most of it "
-            f"{told}; jobs read data from shared storage: {mend.replace('it', 'them', 1)}"
+            f"submit: {path} would send {sum(sizes.values()) / 1e6:.3g} MB to every node, most of it {told}; jobs read "
+            f"data from shared storage: {mend.replace('it', 'them', 1)}"
         )
 
 
-def packed(folder: Path) -> dict[str, int]:
+def _private(root: Path, name: str) -> str | None:
+    """What a file below a folder, or in an archive, is that should not travel."""
+    *folders, last = Path(name.lower()).parts
+    for pattern, what in PRIVATE.items():
+        if fnmatch.fnmatchcase(last, pattern) and not last.endswith(TEMPLATES):
+            return what
+    if any(folder.endswith("-whois") for folder in folders):
+        return "the source ids beside a keyring"
+    if root.is_dir():
+        with (root / name).open("rb") as file:
+            start = file.read(KEY_BYTES if last.endswith((".pem", ".key")) else 80)
+        if start.startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in start:
+            return "a private key"
+    return None
+
+
+def packed(folder: Path, excludes: Sequence[str]) -> dict[str, int]:
     """The files that Ray sends of a folder, by its own rules (.gitignore, .rayignore), with their sizes in bytes."""
-    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
     from ray._private.runtime_env import packaging
 
     sizes: dict[str, int] = {}
@@ -71,18 +167,26 @@ def packed(folder: Path) -> dict[str, int]:
             sizes[str(path.relative_to(root))] = path.stat().st_size
 
     root = folder.resolve()
-    excludes = [packaging._get_excludes(root, get_runtime_env_default_excludes())]
     quiet = logging.Logger("manyview.upload", logging.WARNING)  # or each ignore file would be named, here and again
-    packaging._dir_travel(root, excludes, note, include_gitignore=True, logger=quiet)
+    heeded = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    excluded = [packaging._get_excludes(root, list(excludes))]
+    packaging._dir_travel(root, excluded, note, include_gitignore=heeded, logger=quiet)
     return sizes
 
 
-def option(words: Sequence[str], name: str) -> str | None:
-    """The last value of an option of `ray job submit`, whose own words end at `--`."""
-    found, own = None, list(words[: words.index("--")] if "--" in words else words)
-    for number, word in enumerate(own):
-        if word.startswith(f"{name}="):
-            found = word.partition("=")[2]
-        elif word == name and number + 1 < len(own):
-            found = own[number + 1]
-    return found
+def _default_excludes() -> list[str]:
+    """What Ray leaves out of a working folder, but of no module."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+
+    return list(get_runtime_env_default_excludes())
+
+
+def _in_archive(path: Path) -> dict[str, int]:
+    """The files of an archive or a wheel, or a file itself, with their sizes in bytes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return {entry.filename: entry.file_size for entry in archive.infolist()}
+    if path.suffix != ".py" and tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            return {entry.name: entry.size for entry in archive}
+    return {path.name: path.stat().st_size}

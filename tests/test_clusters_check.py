@@ -193,6 +193,7 @@ PLANTED = [
     ("gcp.yaml", "WAIT_TIME_S=180", "WAIT_TIME_S=3", KILLED, "run_options:"),
     ("kuberay/rayjob.yaml", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_JOB_STOP_WAIT_TIME", KILLED, "env:"),
     ("kuberay/raycluster.yaml", 'value: "180"', 'value: "180s"', KILLED, "env:"),
+    ("local.sh", "export RAY_JOB_STOP_WAIT_TIME_S=180", "curl -s --head http://x", KILLED, "start head --head"),
     ("slurm.sh", "--ntasks-per-node", "--ntask-per-node", "nearest: ntasks-per-node", "--ntask-per"),
     ("slurm.sh", "umask 077\n", "umask 077\n#SBATCH --mem=4G\n", "no #SBATCH after the first command", "--mem=4G"),
     ("slurm.sh", "--min-nodes", "--minnodes", "no --minnodes (nearest: --min-nodes)", "srun"),
@@ -315,3 +316,35 @@ def test_a_version_with_an_advisory_is_refused() -> None:
     said = [str(mistake) for mistake in check("x.lock", lock.replace("torch==2.5.1", "torch>=2.6"))[1]]
     assert said == ["torch is at no one version; make the lock again: make lock"]
     assert "torch has no hash" in str(check("x.lock", "torch==2.7.0\n")[1][0])
+
+
+STOP = "RAY_JOB_STOP_WAIT_TIME_S"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "right", "other"),
+    [
+        ("local.sh", f"export {STOP}=180", f"export {STOP}=${{GRACE:-180}}"),
+        ("local.sh", f"export {STOP}=180", f"export {STOP}=60\ncurl --head http://x"),
+        ("slurm.sh", "srun= told= early=", "srun= told= early=\nray start --head"),
+        ("gcp.yaml", f"{STOP}=180", f"{STOP}=$GRACE"),
+        *(
+            (f"kuberay/{name}.yaml", f'name: {STOP}, value: "180"', f"name: {STOP}, valueFrom: {{fieldRef: {{}}}}")
+            for name in ("rayjob", "raycluster")
+        ),
+    ],
+)
+def test_the_time_that_jobs_have_to_stop_may_be_said_elsewhere(recipe: str, right: str, other: str) -> None:
+    text = (FOLDER / recipe).read_text()
+    assert right in text
+    assert [str(one) for one in check(recipe, text.replace(right, other, 1))[1] if "would kill" in str(one)] == []
+
+
+def test_the_time_of_another_container_than_ray_s_is_not_the_head_s() -> None:
+    text = (FOLDER / "kuberay/raycluster.yaml").read_text()
+    head = next(line for line in text.splitlines() if STOP in line)
+    variable, volumes = head.strip().removeprefix("- "), "        volumes: &volumes\n"
+    beside = f"          - {{name: beside, image: 'x/y:1.0', env: [{variable}]}}\n{volumes}"
+    moved = text.replace(f"{head}\n", "              - {name: A, value: b}\n", 1).replace(volumes, beside, 1)
+    assert [one for one in check("raycluster.yaml", moved)[1] if KILLED in str(one)]
+    assert not [one for one in check("raycluster.yaml", text.replace(volumes, beside, 1))[1] if KILLED in str(one)]

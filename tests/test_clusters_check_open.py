@@ -120,7 +120,9 @@ def test_every_container_of_a_pod_is_looked_at(rights: str, said: str, kind: str
             "          containers:\n", f"          initContainers: [{other}]\n          containers:\n", 1
         )
     else:
-        planted = text.replace("          containers:\n", f"          containers:\n            - {other}\n", 1)
+        behind = "          volumes: &volumes\n"  # the first container is Ray's
+        assert behind in text
+        planted = text.replace(behind, f"            - {other}\n{behind}", 1)
     (mistake,) = check(JOB, planted)[1]
     assert said in str(mistake)
     assert other in planted.splitlines()[mistake.line - 1]

@@ -26,7 +26,8 @@ import yaml
 
 from clusters import distributed, leaving
 from clusters.config import Config, InputError
-from clusters.launch import ClusterConfig, Passing, launch, plain, refuse_other_node
+from clusters.joining import Passing, input_error, refuse_other_node
+from clusters.launch import ClusterConfig, launch, plain
 from clusters.storage import Folder
 from clusters.versions import versions_here
 from data.dataset import Dataset
@@ -179,7 +180,7 @@ def test_a_worker_that_sees_another_storage_than_the_driver_does_nothing_there(
 ) -> None:
     """A node that has come later, without a mount: a run would begin there anew, for itself."""
     run, settings = Folder(tmp_path), {"launch": "launch-1", "datasets": [synthetic_dataset.location]}
-    settings |= {"versions": versions_here(), "host": "head"}
+    settings |= {"versions": versions_here(), "host": "head", "node": "of the head"}
     with pytest.raises(Passing, match=rf"on \S+: {tmp_path} is not the run folder that the driver sees; mount its"):
         refuse_other_node(run, settings)
     assert not list(tmp_path.iterdir())
@@ -194,17 +195,36 @@ def test_a_worker_of_other_versions_does_nothing_but_waits_for_sources_that_are_
 ) -> None:
     """A node that has come later, from another image; preflight has not seen it."""
     run, versions = Folder(tmp_path), versions_here()
-    settings = {"launch": "launch-1", "datasets": [synthetic_dataset.location], "versions": versions, "host": "head"}
+    settings = {"launch": "launch-1", "datasets": [synthetic_dataset.location], "versions": versions}
+    settings |= {"host": "head", "node": "of the head"}
     leaving.notes(run).write("launch-1-here", b"")
     pauses: list[float] = []
-    monkeypatch.setattr("clusters.launch.time.sleep", pauses.append)
-    monkeypatch.setattr("clusters.launch.versions_here", lambda: {**versions, "pillow": "1.0"})
+    monkeypatch.setattr("clusters.joining.time.sleep", pauses.append)
+    monkeypatch.setattr("clusters.joining.versions_here", lambda: {**versions, "pillow": "1.0"})
     with pytest.raises(Passing, match=rf"on \S+: pillow is 1.0 and {versions['pillow']} on head; install the same"):
         refuse_other_node(run, settings)
     assert sum(pauses) <= 30
     found = iter([{**versions, "manyview": "half"}, versions])
-    monkeypatch.setattr("clusters.launch.versions_here", lambda: next(found))
+    monkeypatch.setattr("clusters.joining.versions_here", lambda: next(found))
     refuse_other_node(run, settings)
+
+
+@pytest.mark.parametrize(("node", "kind"), [("this", InputError), ("of the head", Passing)])
+def test_sources_that_are_changed_beside_the_driver_end_the_run_and_those_of_another_node_may_be_mended(
+    node: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, versions = Folder(tmp_path), versions_here()
+    settings = {"launch": "launch-1", "datasets": [], "versions": versions, "host": "head", "node": node}
+    leaving.notes(run).write("launch-1-here", b"")
+    monkeypatch.setattr("clusters.joining.time.sleep", lambda _: None)
+    monkeypatch.setattr("clusters.joining.node_here", lambda: "this")
+    monkeypatch.setattr("clusters.joining.versions_here", lambda: {**versions, "manyview": "edited"})
+    with pytest.raises(kind, match="sources") as refused:
+        refuse_other_node(run, settings)
+    assert input_error(run, "launch-1") == (str(refused.value) if kind is InputError else None)
+    monkeypatch.setattr("clusters.joining.versions_here", lambda: {**versions, "manyview": "edited", "torch": "1"})
+    with pytest.raises(Passing, match="torch is 1"):
+        refuse_other_node(run, settings)
 
 
 @pytest.mark.parametrize(("cause", "kind"), [(OSError(28, "No space left"), InputError), (KeyError(1), RuntimeError)])

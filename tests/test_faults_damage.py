@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 
 from clusters import checkpoint as checkpoints_module
-from clusters import checkpoint_writer, launch, leaving, notice, runs
+from clusters import checkpoint_writer, joining, launch, leaving, notice, runs
 from clusters.attempt import Replaced, Superseded
 from clusters.checkpoint import CheckpointConfig, Checkpoints
 from clusters.config import InputError
@@ -146,7 +146,7 @@ def test_a_worker_that_was_replaced_does_not_end_its_replacement(
         launch._worker({**settings, "launch": "launch-1"})
     assert isinstance(caught.value, Superseded) == (later == "launch-2")
     assert not isinstance(caught.value, Replaced)
-    noted = launch._input_error(Folder(settings["run"]), "launch-1")
+    noted = joining.input_error(Folder(settings["run"]), "launch-1")
     assert (noted is None) == (later == "launch-1")
 
 

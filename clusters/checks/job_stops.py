@@ -6,13 +6,16 @@ from typing import Any
 
 NAME = "RAY_JOB_STOP_WAIT_TIME_S"
 RAY_S = 3
-STATED = re.compile(rf"\b{NAME}=[\"']?(\w*)")
+STATED = re.compile(rf"\b{NAME}=[\"']?([\w$]*)")
+ELSEWHERE = "$"
+"""What a value begins with that is not known here."""
+HEAD = re.compile(r"\bstart\s[^;&|]*--head\b")
 
 
 def too_short(values: Sequence[str]) -> Iterator[tuple[str, str]]:
     """`(what, mend)` where the last of the values that the head is given is none, or no more than Ray's own."""
     value = values[-1] if values else ""
-    if not value.isdecimal() or int(value) <= RAY_S:
+    if not value.startswith(ELSEWHERE) and (not value.isdecimal() or int(value) <= RAY_S):
         yield "`ray job stop` would kill a run before its step is saved", f"give the head {NAME}=180"
 
 
@@ -21,7 +24,14 @@ def stated_in(text: str) -> list[str]:
     return STATED.findall(text)
 
 
-def stated_by(containers: Sequence[dict[str, Any]]) -> list[str]:
-    """The seconds that variables of Kubernetes' containers give."""
-    variables = [variable for container in containers for variable in container.get("env") or []]
-    return [str(variable.get("value")) for variable in variables if variable["name"] == NAME]
+def stated_by(container: dict[str, Any]) -> list[str]:
+    """The seconds that the variables of a container of Kubernetes give."""
+    variables = [variable for variable in container.get("env") or [] if variable["name"] == NAME]
+    if not variables and container.get("envFrom"):
+        return [ELSEWHERE]
+    return [ELSEWHERE if "valueFrom" in variable else str(variable.get("value")) for variable in variables]
+
+
+def starts_a_head(command: str) -> bool:
+    """Whether it is `ray start --head`, by a function of the script perhaps."""
+    return HEAD.search(command) is not None

@@ -219,7 +219,8 @@ def _check_cluster(document: Document, path: list[str | int], cluster: dict[str,
         line = document.line([*path, "headGroupSpec", *place])
         yield Mistake(line, "the head, which runs jobs, is open to others", "ClusterIP, and come by port-forward")
     yield from check_pod(document, [*path, "headGroupSpec", "template"], head["template"])
-    for what, mend in too_short(stated_by(head["template"]["spec"]["containers"])):
+    containers = head["template"]["spec"]["containers"]
+    for what, mend in too_short(stated_by(containers[0])) if containers else ():  # the first is Ray's
         line = document.line([*path, "headGroupSpec", "template", "spec", "containers", 0, "env"])
         yield Mistake(line, what, mend)
     if not cluster.get("enableInTreeAutoscaling"):  # the autoscaler beside the head asks Kubernetes for workers

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from clusters.checks.mistakes import Mistake
 
@@ -16,6 +16,7 @@ KNOWN = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
     "a Google key": r"\bAIza[\w-]{35}|\bya29\.[\w-]{20,}",
     "a Slack token": r"\bxox[abprs]-[\w-]{10,}",
+    "a W&B key": r"\bwandb_v1_\w{40,}|\bwandb\s+login\s(?:.*\s)?[0-9a-f]{40}\b",
     "a signed web token": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}",
     "a password in a URL": r"\w://[^/\s:@]+:[^/\s:@$]{3,}@",
 }
@@ -57,11 +58,12 @@ MEND = "take it out, revoke it, and give it by a file of yours (0600) or by the 
 
 def secrets_in(text: str) -> Iterator[Mistake]:
     """Every line, comments too, in which a secret seems to stand. What is said shows four characters of it at most."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        found = _secret_of(DIGEST.sub("", line))
-        if found is not None:
-            what, value = found
-            yield Mistake(number, f"{what} stands here ({value[:4]}…)", MEND)
+    yield from _told(text, lambda line: _secret_of(DIGEST.sub("", line)))
+
+
+def marked_secret_in(text: str) -> Iterator[Mistake]:
+    """Of `secrets_in` what a form or a name marks: among ids and names of runs, looking random says nothing."""
+    yield from _told(text, _marked_secret_of)
 
 
 def is_secret_name(name: str) -> bool:
@@ -69,13 +71,26 @@ def is_secret_name(name: str) -> bool:
     return SECRET_NAME.search(name) is not None
 
 
-def _secret_of(line: str) -> tuple[str, str] | None:
+def _told(text: str, secret_of: Callable[[str], tuple[str, str] | None]) -> Iterator[Mistake]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if found := secret_of(line):
+            what, value = found
+            yield Mistake(number, f"{what} stands here ({value[:4]}…)", MEND)
+
+
+def _marked_secret_of(line: str) -> tuple[str, str] | None:
     for what, pattern in KNOWN.items():
         if match := re.search(pattern, line):
             return what, match.group()
     for match in NAMED.finditer(line):
         if not REFERENCE.match(match["value"]):
             return f"a value for {match['name']}", match["value"]
+    return None
+
+
+def _secret_of(line: str) -> tuple[str, str] | None:
+    if found := _marked_secret_of(line):
+        return found
     for match in RANDOM_WORD.finditer(line):
         word, names = match.group(), FIELD.search(line, 0, match.start())
         if _looks_random(word) and not (NAME.fullmatch(word) or (names and FIELD_NAME.fullmatch(word))):
