@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from clusters import tracking
-from clusters.config import InputError
+from clusters.config import InputError, Transient
 
 MOST_FAILURES = 3
 """So many saves that fail one after another end the run: it would only do work that is lost with it."""
@@ -58,9 +58,9 @@ class Writer:
             "the newest checkpoint that is whole"
         )
 
-    def last_failure(self) -> InputError | None:
-        """Why what was written last is not there, if it is not."""
-        return InputError(f"{self._failure}; {MEND}") if self._failures else None
+    def last_failure(self) -> Transient | None:
+        """Why what was written last is not there, if it is not. Workers that are started again may save it."""
+        return Transient(f"{self._failure}; {MEND}") if self._failures else None
 
     def _being_written(self) -> str:
         return f"the checkpoint of step {self._step} is still being written to {self._place}"

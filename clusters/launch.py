@@ -7,6 +7,7 @@ debugging. With more, Ray Train starts, restarts and resizes the workers; it is 
 and never decides what is valid: the function finds its own state in the run folder at every start.
 """
 
+import functools
 import os
 import socket
 import time
@@ -117,6 +118,8 @@ def _train(
         problem = joining.input_error(run, name)
         if problem:
             raise InputError(problem) from None
+        if told := leaving.told_to_leave(run, name):
+            raise Stopped(told) from None
         found = plain(error)
         raise found from (None if isinstance(found, InputError) else error)
     else:
@@ -136,12 +139,13 @@ def _trainer(settings: dict[str, Any], cluster: ClusterConfig, use_gpu: bool, si
     from ray.train.torch import TorchTrainer
 
     run = Folder(settings["run"])
+    told = functools.partial(leaving.told_to_leave, run, settings["launch"])
 
     class Trainer(TorchTrainer):
         def _initialize_and_run_controller(self, **policies: Any) -> Any:
             policies["failure_policy"] = leaving.failure_policy(run, settings["launch"], self.run_config.failure_config)
             if cluster.elastic:
-                policies["scaling_policy"] = scaling.scaling_policy(sizes, self.scaling_config)
+                policies["scaling_policy"] = scaling.scaling_policy(sizes, self.scaling_config, told)
             return super()._initialize_and_run_controller(**policies)
 
     trainer = Trainer(
@@ -200,6 +204,8 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         function, config = ray.cloudpickle.loads(settings["work"])
         return function(config)
     except (Transient, Replaced) as error:  # no note: workers that are started again, or have been, go on
+        if isinstance(error, Transient) and leaving.told_to_leave(run, settings["launch"]):
+            joining.note_input_error(run, settings["launch"], str(error))  # none is, where all are told to leave
         raise Passing(str(error)) from None
     except Stopped:
         leaving.leave(run, settings["launch"])

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from clusters import distributed, termination
+from clusters import distributed, scaling, termination
 from clusters.checkpoint_files import CHECKPOINTS, MANIFEST, parse_name
 from clusters.storage import Folder
 from clusters.termination import Stopped
@@ -149,10 +149,9 @@ def _look(run: Folder, launch: str, is_main: bool) -> None:
 
 
 def _is_drained() -> bool:
-    """Whether this node is to be gone soon: a spot machine, or `ray drain-node`. It takes no new workers."""
     import ray
 
-    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()  # type: ignore[attr-defined]
+    return ray.get_runtime_context().get_node_id() in scaling.draining_nodes()
 
 
 def left(launch: str) -> str:
@@ -180,6 +179,8 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
 
         def make_decision(self, training_failed_error: Any) -> Any:
             with suppress(OSError):  # storage out of reach: then it counts
+                if told_to_leave(run, launch):  # workers that wait for room would wait on
+                    return FailureDecision.RAISE
                 if notes(run).exists(left(launch)):
                     notes(run).remove(left(launch))
                     return FailureDecision.RETRY

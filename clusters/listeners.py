@@ -15,19 +15,20 @@ LISTENS = "0A"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this names this machine alone."""
-    return bool(loopbacks(host))
+    """Whether this names this machine alone, as `localhost`, `127.1` and `0.0.0.0` do."""
+    found = _addresses(host)
+    return bool(found) and all(address.is_loopback for address in found)
 
 
-def loopbacks(host: str) -> set[IPv4Address | IPv6Address]:
-    """Of the addresses that a name, or a number such as `127.1` or `0.0.0.0`, stands for, this machine's own."""
+def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
+    """What a name or number stands for; `0.0.0.0`, by which a machine is connected with itself, as its loopback."""
     found = set()
     with suppress(OSError, UnicodeError):
         for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
             address = _plain(ipaddress.ip_address(place[0]))
-            if address.is_unspecified:  # who connects there is connected with itself
+            if address.is_unspecified:
                 address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
-            found |= {address} if address.is_loopback else set()
+            found.add(address)
     return found
 
 
@@ -36,8 +37,8 @@ def check_owner(host: str, port: int) -> None:
 
     Linux alone tells. root may listen for anybody (a container's ports, a tunnel of the system).
     """
-    meant = loopbacks(host)
-    for user in {user for address in meant for user in listeners(address, port)} - {0, os.getuid()}:
+    here = [address for address in _addresses(host) if address.is_loopback]
+    for user in {user for address in here for user in listeners(address, port)} - {0, os.getuid()}:
         name = str(user)
         with suppress(KeyError):
             name = pwd.getpwuid(user).pw_name

@@ -25,6 +25,8 @@ export RAY_AUTH_TOKEN_PATH=$STATE/token
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9  # that nothing is reported is reported too
 export RAY_JOB_STOP_WAIT_TIME_S=180  # `ray job stop` kills a driver after 3 s otherwise, before its step is saved
+# A proxy would be shown the token, and what is submitted.
+export no_proxy=127.0.0.1${no_proxy:+,$no_proxy} NO_PROXY=127.0.0.1${NO_PROXY:+,$NO_PROXY}
 export RAY_ADDRESS=127.0.0.1:$PORT
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$DASHBOARD_PORT
 # As on a Mac: 127.0.0.1 is left as it is, where Ray on Linux would replace it by an address that others can reach.

@@ -1,7 +1,8 @@
 """Which number of workers Ray Train uses where it may choose, and what happens before it changes one."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from clusters import notice
@@ -11,11 +12,13 @@ NOTICE_S = 120.0
 LOOK_EVERY_S = 1.0
 
 
-def scaling_policy(sizes: Sequence[int], scaling_config: Any) -> Any:
+def scaling_policy(sizes: Sequence[int], scaling_config: Any, told_to_leave: Callable[[], str | None]) -> Any:
     """Ray Train's policy with as many workers as one of `sizes`, ascending: the most that there is room for.
 
-    Its own takes any number in the range, starts workers anew without notice, counts on nodes that have been dead
-    for up to 20 s, and keeps a core busy while it waits for nodes. Its callbacks cannot mend that.
+    Once the driver is told to leave there is nothing to wait for: the fewest are asked for, which come and leave, or
+    do not come in time, where `leaving.failure_policy` ends the run.
+    Its own takes any number in the range, starts workers anew without notice, counts on nodes that are about to be
+    gone or have been for up to 20 s, and keeps a core busy while it waits for nodes. Its callbacks cannot mend that.
     """
     from ray.train.v2._internal.execution.scaling_policy import (
         ElasticScalingPolicy,
@@ -27,7 +30,9 @@ def scaling_policy(sizes: Sequence[int], scaling_config: Any) -> Any:
         _announced: tuple[ResizeDecision, float] | None = None
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:
-            return largest(sizes, super()._count_possible_workers(reserved_resources))
+            gone = draining_nodes()
+            staying = {node: room for node, room in reserved_resources.items() if node not in gone}
+            return largest(sizes, super()._count_possible_workers(staying))
 
         def _get_reserved_resources(self) -> Any:
             # The coordinator looks at the nodes now, before it answers the question that follows.
@@ -37,6 +42,9 @@ def scaling_policy(sizes: Sequence[int], scaling_config: Any) -> Any:
         def make_decision_for_non_running_worker_group(self) -> Any:
             self._announced = None
             decision = super().make_decision_for_non_running_worker_group()
+            with suppress(OSError):
+                if isinstance(decision, NoopDecision) and told_to_leave():
+                    return self._get_resize_decision(sizes[0])
             if not isinstance(decision, ResizeDecision):
                 time.sleep(LOOK_EVERY_S)
             return decision
@@ -57,6 +65,13 @@ def scaling_policy(sizes: Sequence[int], scaling_config: Any) -> Any:
             return decision
 
     return Policy(scaling_config)
+
+
+def draining_nodes() -> Collection[str]:
+    """Ray's ids of nodes that are taken back soon: spot machines, or `ray drain-node`. They take no new workers."""
+    import ray
+
+    return ray._private.state.state.get_draining_nodes()  # type: ignore[attr-defined]
 
 
 def largest(sizes: Sequence[int], room: int) -> int:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from clusters import distributed, preflight, tracking
-from clusters.config import Config, InputError
+from clusters.config import Config, InputError, Transient
 from clusters.connection import address_of, check_resources, connect, disconnect, set_environment
 from clusters.preflight import NOTHING, Needs
 from clusters.storage import Folder
@@ -46,8 +46,8 @@ def run_trials(
     """`function(config)` for each config, `cluster.num_workers` at a time, each in a process of its own.
 
     `function` stands at the top level of a module. A process that dies is started again `cluster.max_failures` times.
-    Raises InputError where a node lacks what all of them `need`, and RuntimeError with the last line of what a trial
-    has raised, once the others are done.
+    Raises InputError where a node lacks what all of them `need`, and that of a trial; RuntimeError with the last line
+    of what else a trial has raised; once the others are done.
     """
     if cluster.num_workers == 0:
         for config in configs:
@@ -89,9 +89,14 @@ def _tune(
     try:
         results = tuner.fit()
     finally:
-        (run / ".ray").remove(name)
+        for left in (run / ".ray").names():  # of earlier ones too, whose driver was killed: one alone works there
+            if left.startswith("search-"):
+                (run / ".ray").remove(left)
         if not (run / ".ray").names():
             run.remove(".ray")
+    problems = [found.metrics["problem"] for found in results if found.metrics and found.metrics.get("problem")]
+    if problems:
+        raise InputError(problems[0])
     if results.errors:
         last = str(results.errors[0]).strip().splitlines()[-1]
         raise RuntimeError(f"{len(results.errors)} of {len(configs)} trials failed; the first: {last}")
@@ -101,7 +106,7 @@ def _tune(
         )
 
 
-def _trial(settings: dict[str, Any], function: Any, configs: list[Any], run: str, use_gpu: bool) -> dict[str, int]:
+def _trial(settings: dict[str, Any], function: Any, configs: list[Any], run: str, use_gpu: bool) -> dict[str, Any]:
     """What Ray Tune runs for each number."""
     import torch
 
@@ -110,5 +115,10 @@ def _trial(settings: dict[str, Any], function: Any, configs: list[Any], run: str
         tracking.say_into(folder)
     if not use_gpu:  # Ray hides no GPU from a trial that has asked for none
         distributed.use_device(torch.device("cpu"))
-    function(configs[settings["number"]])
-    return {"done": 1}
+    try:
+        function(configs[settings["number"]])
+    except Transient:
+        raise
+    except InputError as error:  # stays bad: not to be tried again
+        return {"done": 0, "problem": str(error)}
+    return {"done": 1, "problem": ""}

@@ -55,7 +55,7 @@ def guard(address: str) -> None:
         raise InputError(f"{address!r} is no address of a Ray; give HOST:PORT, the port in digits, without spaces")
     if not port and address != "auto" and "://" not in address:
         return  # no address that Ray takes, as it will say
-    here = is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
+    here = bool(port) and is_loopback(host) and not _others_reach(port) and not address.startswith("ray://")
     _stay_on_this_machine(here)
     if not here or auth_mode() == "token":
         check_token(address)

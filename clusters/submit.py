@@ -38,6 +38,8 @@ def run(argv: Sequence[str]) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     _go_straight_to(address)
     guard(address)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # to which Ray would send the job in place of --address
+        os.environ.pop(name, None)
     sys.stdout.flush()
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     os.execv(sys.executable, [*ray, "job", "submit", "--address", address, *words])

@@ -105,7 +105,7 @@ class LogFollower:
             new = self._folder.read_range(LOG, self._position, size - self._position)
             whole = new.rfind(b"\n") + 1
             self._position += whole
-            print(new[:whole].decode(), end="", flush=True)
+            print(new[:whole].decode(errors="replace"), end="", flush=True)  # a disk that filled up cuts letters in two
 
 
 class Tracker:

@@ -8,10 +8,13 @@ import fnmatch
 import itertools
 import json
 import logging
+import lzma
 import os
+import shlex
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,11 @@ PRIVATE = {
     "shard-*.tar": "a dataset",
     "index.parquet": "a dataset",
     "seen.parquet": "the patients of a pretraining",
-    "predictions.parquet": "the patients of an evaluation",
+    "predictions.parquet": "what was predicted",
+    "predictions.csv": "what was predicted",
+    "cases.parquet": "what was predicted",
+    "cases.csv": "what was predicted",
+    "part-[0-9]*.parquet": "what was predicted",
     "*.dcm": "a DICOM image",
     "*.dicom": "a DICOM image",
     "dicomdir": "a DICOM image",
@@ -45,8 +52,10 @@ PRIVATE = {
 }
 """By names, in small letters."""
 TEMPLATES = (".example", ".sample", ".template")
+ARCHIVES = (".zip", ".whl", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 KEY_BYTES = 100_000
-"""Of a *.pem or *.key: certificates may stand before the private key."""
+NAMES = ("--secret",)
+"""Options whose value names a secret."""
 
 
 def check_job(words: Sequence[str]) -> None:
@@ -58,17 +67,19 @@ def check_job(words: Sequence[str]) -> None:
     job = _as_ray_reads(words)
     if job is None:
         return  # Ray says what is wrong with them
-    entrypoint, told = list(job["entrypoint"]), "and Ray keeps it where others read it"
-    joined = [f"{option}={value}" for option, value in itertools.pairwise(entrypoint) if option.startswith("-")]
-    for text in (" ".join(entrypoint), *joined, job["metadata_json"] or ""):
+    if job["address"] is not None:
+        raise InputError("submit: --address stands once, as the first word; take it out of the options")
+    told = "and Ray keeps it where others read it"
+    kept = [value for name, value in job.items() if isinstance(value, str) and name not in ("headers", "runtime_env")]
+    for text in (*kept, " ".join(job["entrypoint"]), *_given(job["entrypoint"])):
         for mistake in marked_secret_in(text):
             raise InputError(f"submit: {mistake.what}, {told}; {mistake.mend}")
     for mistake in secrets_in(job["headers"] or ""):
         raise InputError(f"submit: {mistake.what}, in words that others see here; give it as RAY_JOB_HEADERS")
     environment = _environment(job)
-    for where, text in _texts(job, environment):
-        for mistake in secrets_in(text):
-            raise InputError(f"{where}:{mistake.line}: {mistake.what}, {told}; {mistake.mend}")
+    for path in _files(job, environment):
+        for mistake in marked_secret_in(Path(path).read_text(errors="replace")):
+            raise InputError(f"{path}:{mistake.line}: {mistake.what}, {told}; {mistake.mend}")
     excludes = [word for word in _list(environment, "excludes") if isinstance(word, str)]
     _check_sent(environment.get("working_dir"), [*_default_excludes(), *excludes])
     for module in _list(environment, "py_modules"):
@@ -101,14 +112,28 @@ def _environment(job: dict[str, Any]) -> dict[str, Any]:
     return environment if job["working_dir"] is None else {**environment, "working_dir": job["working_dir"]}
 
 
-def _texts(job: dict[str, Any], environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What Ray keeps of an environment, with where it stands; lists of packages are read from their files by Ray."""
-    yield "--runtime-env-json", job["runtime_env_json"] or ""
+def _given(entrypoint: Sequence[str]) -> Iterator[str]:
+    """`option=value` where a command, or one that it has in quotes, has `option value`."""
+    for words in (list(entrypoint), *(_split(word) for word in entrypoint if " " in word)):
+        for option, value in itertools.pairwise(words):
+            if option.startswith("-") and not value.startswith("-") and option not in NAMES:
+                yield f"{option}={value}"
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def _files(job: dict[str, Any], environment: dict[str, Any]) -> Iterator[str]:
+    """The files of an environment that Ray reads and keeps; lists of packages are some."""
     lists = [environment.get(name) for name in ("pip", "uv", "conda")]
     lists = [found.get("packages") if isinstance(found, dict) else found for found in lists]
     for path in (job["runtime_env"], *lists):
         if isinstance(path, str) and Path(path).is_file():
-            yield path, Path(path).read_text(errors="replace")
+            yield path
 
 
 def _list(environment: dict[str, Any], name: str) -> list[Any]:
@@ -125,11 +150,11 @@ def _check_sent(path: Any, excludes: Sequence[str]) -> None:
         mend = "take it out"
     try:
         sizes = packed(found, excludes) if found.is_dir() else _in_archive(found)
-        private = next(((name, what) for name in sizes if (what := _private(found, name))), None)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        private = next(_private(found, sizes), None)
+    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise InputError(f"submit: {path} cannot be read ({error})") from None
     if private:
-        raise InputError(f"submit: {found / private[0]} is {private[1]} and would be sent along; {mend}")
+        raise InputError(f"submit: {private[0]} is {private[1]} and would be sent along; {mend}")
     if sum(sizes.values()) > MOST_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         told = ", ".join(f"{name} ({sizes[name] / 1e6:.3g} MB)" for name in largest)
@@ -139,20 +164,32 @@ def _check_sent(path: Any, excludes: Sequence[str]) -> None:
         )
 
 
-def _private(root: Path, name: str) -> str | None:
-    """What a file below a folder, or in an archive, is that should not travel."""
+def _private(root: Path, names: Iterable[str]) -> Iterator[tuple[Path, str]]:
+    """Which of the files below a folder, or in an archive, should not travel, and what they are."""
+    for name in names:
+        path = root / name
+        if what := _by_name(name):
+            yield path, what
+        elif root.is_dir() and _is_key(path):
+            yield path, "a private key"
+        elif root.is_dir() and name.lower().endswith(ARCHIVES):
+            yield from _private(path, _in_archive(path))
+
+
+def _by_name(name: str) -> str | None:
     *folders, last = Path(name.lower()).parts
-    for pattern, what in PRIVATE.items():
-        if fnmatch.fnmatchcase(last, pattern) and not last.endswith(TEMPLATES):
-            return what
     if any(folder.endswith("-whois") for folder in folders):
         return "the source ids beside a keyring"
-    if root.is_dir():
-        with (root / name).open("rb") as file:
-            start = file.read(KEY_BYTES if last.endswith((".pem", ".key")) else 80)
-        if start.startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in start:
-            return "a private key"
-    return None
+    found = (what for pattern, what in PRIVATE.items() if fnmatch.fnmatchcase(last, pattern))
+    return None if last.endswith(TEMPLATES) else next(found, None)
+
+
+def _is_key(path: Path) -> bool:
+    """By how it begins; in a *.pem or *.key other things may stand before the key."""
+    named = path.suffix.lower() in (".pem", ".key")
+    with path.open("rb") as file:
+        start = file.read(KEY_BYTES if named else 400)
+    return b"PRIVATE KEY-----" in start and (named or start.startswith(b"-----BEGIN "))
 
 
 def packed(folder: Path, excludes: Sequence[str]) -> dict[str, int]:
@@ -185,8 +222,8 @@ def _in_archive(path: Path) -> dict[str, int]:
     """The files of an archive or a wheel, or a file itself, with their sizes in bytes."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return {entry.filename: entry.file_size for entry in archive.infolist()}
+            return {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
     if path.suffix != ".py" and tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
-            return {entry.name: entry.size for entry in archive}
+            return {entry.name: entry.size for entry in archive if not entry.isdir()}
     return {path.name: path.stat().st_size}

@@ -22,6 +22,7 @@ from clusters.storage import Folder
 from clusters.tracking import say
 from data.dataset import Dataset, open_dataset
 from finetune.bootstrap import Floats
+from finetune.checks import check_full
 from finetune.claims import claim
 from finetune.cohort import Cohort, Rows, case_score, choose_cohort
 from finetune.config import FinetuneConfig
@@ -81,6 +82,7 @@ def efficiency(config: EfficiencyConfig) -> None:
         entrants = contenders(config.plain())
     out, dataset = Folder(config.out), open_dataset(config.data, config.loader.place)
     cohorts = draw_cohorts(dataset, config)
+    _check_cohorts(config, cohorts, entrants)
     warnings = [*unknown_patients(dataset.manifest), *cohorts[1.0, 0].notes]
     warnings += told_of_the_past(entrants, cohorts[1.0, 0], config)
     identity = {
@@ -102,6 +104,21 @@ def efficiency(config: EfficiencyConfig) -> None:
         out.write_json(RESULTS, sealed(results))
     print(summary(results))
     print(f"page: {out.file('efficiency.html')}")
+
+
+def _check_cohorts(config: EfficiencyConfig, cohorts: Cohorts, entrants: list[Contender]) -> None:
+    """Raise InputError where test says nothing of any model, or where a share's samples are too few for head=full."""
+    whole = cohorts[1.0, 0]
+    chance = np.random.default_rng(0).random((len(whole.test), whole.truth.shape[1]))
+    if not np.isfinite(case_score(whole, whole.test, chance)):
+        names = ", ".join(whole.task.parts[0].label_names)
+        raise InputError(
+            f"{config.data}: no figure of {names} on its test cases, which lack one side of each label, or whose "
+            "numbers do not vary, so that there is no curve to draw; choose other labels, or import it anew with other "
+            "splits"
+        )
+    for (share, draw), cohort in cohorts.items():
+        check_full(config.plain(label_fraction=share, seed=config.seed + draw), cohort, entrants)
 
 
 def fit_point(cohort: Cohort, numbers: Numbers, config: FinetuneConfig, title: str, count: Callable[[], None]) -> Point:

@@ -203,7 +203,8 @@ def _evaluate(
     begin(out, identity, config.model_dump(mode="json"))
     warnings = warnings + own_test_again(trained, dataset, rows, config)
     numbers = answers(trained.model, dataset, rows, out, config, dataset.manifest.name)
-    reference = training_features(trained, out, config) if config.foreign else None
+    # Beside all of these datasets, of which each asks for the same
+    reference = training_features(trained, Folder(config.out), config) if config.foreign else None
     foreign = reference and scores_of(trained.model, dataset, matched, rows, numbers, reference, config)
     if config.foreign and foreign is None:
         warnings.append(

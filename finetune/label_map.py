@@ -88,7 +88,8 @@ def mapped_truth(
     dataset: Dataset, truth_NL: Floats, names: Sequence[str], label_map: Mapping[str, str], exclusive: bool
 ) -> Floats:
     """For a study: the truth (N, K) of our labels from that of the dataset's. Raises InputError as `theirs`."""
-    return _joined(truth_NL, dataset.label_names, theirs(dataset, names, label_map), exclusive)
+    theirs(dataset, names, label_map)
+    return _joined(truth_NL, dataset.label_names, names, label_map, exclusive)
 
 
 def match_labels(
@@ -119,43 +120,60 @@ def match_labels(
             f"labels of {where} do not match the model's. {lists}. {_mend(left, absent, label_map, len(names))}"
         )
     truth_NL = np.asarray(dataset.labels, dtype=np.float64)
-    said_NL = likeliest(truth_NL) if dataset.task == "multiclass" else truth_NL
+    said_NL = likeliest(truth_NL, there, label_map) if dataset.task == "multiclass" else truth_NL
     unseen_N, ignored_N = (
         np.asarray((said_NL[:, [meant.get(other) == what for other in there]] >= 0.5).any(axis=1))
         for what in (UNSEEN, IGNORE)
     )
-    truth_NK = _joined(truth_NL if exclusive else said_NL, there, groups, exclusive)
+    truth_NK = _joined(truth_NL if exclusive else said_NL, there, names, label_map, exclusive)
     if dataset.task == "multiclass":
         truth_NK[unseen_N | ignored_N] = np.nan
     return Matched(truth_NK, np.asarray(np.isfinite(truth_NK).any(axis=1)), unseen_N, meant, absent)
 
 
-def likeliest(truth_NL: Floats) -> Floats:
-    """1 for the likeliest class of each row, the first of equal ones, else 0; unknown rows stay unknown."""
+def likeliest(truth_NL: Floats, there: Sequence[str], label_map: Mapping[str, str]) -> Floats:
+    """1 for one class of each row, else 0; unknown rows stay unknown.
+
+    The shares of theirs that mean the same are added before the likeliest meaning is taken, the first of equal ones;
+    of those that mean it the likeliest stands for it.
+    """
     known_N = np.isfinite(truth_NL).all(axis=1)
+    meant = _added(truth_NL[known_N], there, label_map)
+    best_N = np.stack(list(meant.values()), axis=1).argmax(axis=1)
+    places_L = np.array([list(meant).index(label_map.get(other, other)) for other in there])
+    shares_NL = np.where(places_L == best_N[:, None], truth_NL[known_N], -1.0)
     hard_NL = np.full(truth_NL.shape, np.nan, dtype=truth_NL.dtype)
-    hard_NL[known_N] = np.eye(truth_NL.shape[1])[truth_NL[known_N].argmax(axis=1)]
+    hard_NL[known_N] = np.eye(truth_NL.shape[1])[shares_NL.argmax(axis=1)]
     return hard_NL
 
 
-def _joined(truth_NL: Floats, there: Sequence[str], groups: Mapping[str, Sequence[str]], exclusive: bool) -> Floats:
+def _added(truth_NL: Floats, there: Sequence[str], label_map: Mapping[str, str]) -> dict[str, Floats]:
+    """The shares (N,) of what theirs mean, in the order of theirs."""
+    found: dict[str, Floats] = {}
+    for other, column in zip(there, truth_NL.T):
+        meaning = label_map.get(other, other)
+        found[meaning] = found[meaning] + column if meaning in found else column
+    return found
+
+
+def _joined(
+    truth_NL: Floats, there: Sequence[str], names: Sequence[str], label_map: Mapping[str, str], exclusive: bool
+) -> Floats:
     """The truth (N, K) of our labels, NaN where unknown or of no counterpart.
 
-    Several of theirs for one of ours: any of them. Where labels exclude each other, a row whose likeliest class is none
-    of ours is unknown altogether, and the shares of ours are made to sum to 1.
+    Several of theirs for one of ours: any of them. Where labels exclude each other their shares are added, a row whose
+    likeliest meaning is none of ours is unknown altogether, and the shares of ours are made to sum to 1.
     """
-    columns = dict(zip(there, truth_NL.T))
-    empty = np.full(len(truth_NL), 0.0 if exclusive else np.nan)
-    found = [[columns[other] for other in others] for others in groups.values()]
-    truth_NK = np.stack([np.sum(g, axis=0) if g and exclusive else _any(g) if g else empty for g in found], axis=1)
-    if exclusive:
-        used = [column for group in found for column in group]
-        ours = {other for others in groups.values() for other in others}
-        left = [column for other, column in columns.items() if other not in ours]
-        outside_N = np.max(left, axis=0) > np.max(used, axis=0) if left else np.zeros(len(truth_NL), dtype=bool)
-        total_N1 = truth_NK.sum(axis=1, keepdims=True)
-        truth_NK = np.where(outside_N[:, None], np.nan, truth_NK / np.where(total_N1 > 0, total_N1, np.nan))
-    return truth_NK.astype(np.float32)
+    if not exclusive:
+        columns, nowhere = dict(zip(there, truth_NL.T)), np.full(len(truth_NL), np.nan)
+        found = [[columns[other] for other in others] for others in _groups(there, names, label_map).values()]
+        return np.stack([_any(group) if group else nowhere for group in found], axis=1).astype(np.float32)
+    added = _added(truth_NL, there, label_map)
+    truth_NK = np.stack([added.pop(name, np.zeros(len(truth_NL))) for name in names], axis=1)
+    left_N = np.max(list(added.values()), axis=0) if added else np.zeros(len(truth_NL))
+    total_N1 = truth_NK.sum(axis=1, keepdims=True)
+    shares_NK = truth_NK / np.where(total_N1 > 0, total_N1, np.nan)
+    return np.where((left_N > truth_NK.max(axis=1))[:, None], np.nan, shares_NK).astype(np.float32)
 
 
 def _any(columns: Sequence[Floats]) -> Floats:

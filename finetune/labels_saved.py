@@ -58,7 +58,7 @@ def matching_fraction(fractions: Sequence[float], values: Sequence[float], targe
     smallest share gives that share: it may need fewer labels still.
     """
     points = list(zip(fractions, values))
-    if points[-1][1] < target:
+    if not points[-1][1] >= target:  # a figure that is undefined reaches nothing
         return None
     found = points[-1][0]
     for (share, value), (higher_share, higher) in reversed(list(pairwise(points))):

@@ -36,7 +36,7 @@ def failure(run: Folder) -> str | None:
 
 def diverged(error: InputError) -> bool:
     """Whether a training has failed by itself, rather than by what it was given."""
-    return "not finite" in str(error) or "the loss is" in str(error)
+    return "weights are not finite" in str(error) or "the loss is" in str(error)
 
 
 def seeds_on_test(runs: list[FinetuneConfig], seeds: list[int]) -> dict[str, Any]:

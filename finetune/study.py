@@ -87,7 +87,7 @@ def _one_label(dataset: Dataset, config: FinetuneConfig) -> tuple[Task, Floats]:
         raise InputError(f"label: {no_such_label(dataset, name)}")
     truth = _decided(dataset, config, [name])
     if dataset.task == "multiclass":  # a soft label is one class
-        truth = likeliest(truth)
+        truth = likeliest(truth, dataset.label_names, config.label_map)
     return Binary([name]), mapped_truth(dataset, truth, [name], config.label_map, exclusive=False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clusters import distributed, notice
+from clusters import distributed, notice, termination
 from pretrain.config import PretrainConfig
 from pretrain.methods.method import Output
 from pretrain.run import train
@@ -92,6 +92,24 @@ def train_while_nodes_change(config: PretrainConfig) -> dict[str, Any]:
         if distributed.is_main():
             with (run / "taken.jsonl").open("a") as file:
                 file.write(json.dumps(asdict(note)) + "\n")
+        return output
+
+    Training.step = step  # type: ignore[method-assign]
+    return train(config)
+
+
+def train_while_a_node_is_drained(config: PretrainConfig) -> dict[str, Any]:
+    """`train` that notes its steps; two workers wait in the middle of one until each has been told."""
+    run, workers, step_of = Path(config.run), distributed.world_size(), Training.step
+
+    def step(training: Training, step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor) -> Output:
+        if workers == 2 and step == LOST_BEFORE:
+            _wait_for(lambda: notice.is_given() or termination.notice() is not None)
+        output = step_of(training, step, views_VBCHW, groups_VBG)
+        noted = taken(step, views_VBCHW, groups_VBG, output)
+        if distributed.is_main():
+            with (run / "taken.jsonl").open("a") as file:
+                file.write(json.dumps(asdict(noted)) + "\n")
         return output
 
     Training.step = step  # type: ignore[method-assign]

@@ -61,6 +61,16 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S
         time.sleep(0.05)
 
 
+def drain(ray: Any, node: str, grace_s: float) -> None:
+    """Tell a node of a Ray, by its id, that it will be gone after so long, as a cloud tells its spot machines."""
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+    deadline_ms = int(1000 * (time.time() + grace_s))
+    accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(node, reason, "spot", deadline_ms)
+    assert accepted, why
+
+
 def last_state(run: Path) -> Restored:
     """The newest training state of the first stage."""
     restored = Checkpoints(Folder(run / "1-simclr"), CheckpointConfig()).restore()

@@ -154,6 +154,23 @@ def overtaken_stage(values: dict[str, Any]) -> tuple[str, str]:
         Training.step = step_of  # type: ignore[method-assign]
 
 
+def spoilt_stage(values: dict[str, Any]) -> str:
+    """`pretrain_stage`, where at the third step one pixel of all that rank 1 sees is no number."""
+    step_of = Training.step
+
+    def step(training: Training, number: int, views: torch.Tensor, *arguments: Any) -> Output:
+        if (number, distributed.rank()) == (2, 1):
+            views = views.float()
+            views[0, 0, 0, 0, 0] = torch.nan
+        return step_of(training, number, views, *arguments)
+
+    Training.step = step  # type: ignore[method-assign, assignment]
+    try:
+        return pretrain_stage(values)
+    finally:
+        Training.step = step_of  # type: ignore[method-assign]
+
+
 def slowed_stage(values: dict[str, Any]) -> str:
     """Run a recipe in which rank 1 is slow in each step: in its loader (`data_wait`), or in computing (`compute`).
 

@@ -193,6 +193,7 @@ PLANTED = [
     ("gcp.yaml", "WAIT_TIME_S=180", "WAIT_TIME_S=3", KILLED, "run_options:"),
     ("kuberay/rayjob.yaml", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_JOB_STOP_WAIT_TIME", KILLED, "env:"),
     ("kuberay/raycluster.yaml", 'value: "180"', 'value: "180s"', KILLED, "env:"),
+    ("demo.sh", "umask 077\n", 'umask 077\nwords=(--head)\nray start "${words[@]}"\n', KILLED, "words=(--head"),
     ("local.sh", "export RAY_JOB_STOP_WAIT_TIME_S=180", "curl -s --head http://x", KILLED, "start head --head"),
     ("slurm.sh", "--ntasks-per-node", "--ntask-per-node", "nearest: ntasks-per-node", "--ntask-per"),
     ("slurm.sh", "umask 077\n", "umask 077\n#SBATCH --mem=4G\n", "no #SBATCH after the first command", "--mem=4G"),
@@ -325,7 +326,8 @@ STOP = "RAY_JOB_STOP_WAIT_TIME_S"
     ("recipe", "right", "other"),
     [
         ("local.sh", f"export {STOP}=180", f"export {STOP}=${{GRACE:-180}}"),
-        ("local.sh", f"export {STOP}=180", f"export {STOP}=60\ncurl --head http://x"),
+        ("local.sh", f"export {STOP}=180", f': "${{{STOP}:=60}}"'),
+        ("demo.sh", "set -euo pipefail\n", "set -euo pipefail\ncurl --head http://x\n"),
         ("slurm.sh", "srun= told= early=", "srun= told= early=\nray start --head"),
         ("gcp.yaml", f"{STOP}=180", f"{STOP}=$GRACE"),
         *(

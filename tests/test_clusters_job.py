@@ -22,13 +22,16 @@ KEY40 = "0123456789abcdef0123456789abcdef01234567"
     [
         (
             ["--runtime-env-json", '{"env_vars": {"WANDB_API_KEY": "0123456789abcdef"}}', *COMMAND],
-            "json:1: a value for WANDB_API_KEY",
+            "a value for WANDB_API_KEY",
         ),
         (["--", "env", "AWS_SECRET_ACCESS_KEY=abcdefghij", "python", "-m", "pretrain"], "a value for AWS_SECRET"),
         (["--runtime-env", "{folder}/env.yaml", *COMMAND], r"env.yaml:2: a value for HF_TOKEN stands here \(hf_m…\)"),
         (["--runtime-env={folder}/pip.yaml", *COMMAND], r"needs.txt:2: a password in a URL"),
         (["--metadata-json", '{"password": "abcdefghij"}', *COMMAND], "a value for password"),
         (["--", "python", "x.py", "--password", "abcdefghij"], "a value for password"),
+        (["--", "bash", "-c", "python x.py --password abcdefghij && echo 'x"], "a value for password"),
+        (["--working-dir", "https://me:abcdefghij@host/sources.zip", *COMMAND], "a password in a URL"),
+        (["--submission-id", "token=abcdefghij", *COMMAND], "a value for token"),
         (["--", "bash", "-c", f"wandb login {KEY40} && python -m pretrain"], "a W&B key"),
         (["--", "wandb", "login", "--relogin", KEY40], "a W&B key"),
         (["--headers", f'{{"Authorization": "Bearer {KEY40}"}}', *COMMAND], "give it as RAY_JOB_HEADERS"),
@@ -50,6 +53,9 @@ def test_a_secret_in_words_or_environment_stays_here(tmp_path: Path, words: list
         ["--metadata-json", f'{{"git": "{KEY40}"}}', *COMMAND],
         [*COMMAND, "run=/shared/runs/3f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c", "tracking.name=q8Zk3Lx0Vb7Nn2Wm5Tj1Rc"],
         [*COMMAND, "tracking.wandb_key_file=/home/me/key", "--password-file", "/home/me/password"],
+        ["--", "podman", "run", "--secret", "wandb-key,type=env", "IMAGE", "python", "-m", "pretrain"],
+        ["--", "hf", "auth", "login", "--add-to-git-credential", "--token", "$HF_TOKEN"],
+        ["--runtime-env-json", f'{{"env_vars": {{"NO_IMPLICIT_TOKEN": "1", "RUN_ID": "{KEY40[:32]}"}}}}', *COMMAND],
         ["--working-dir", "s3://bucket/sources.zip", *COMMAND],
         [
             "--no-wait",
@@ -83,20 +89,27 @@ FORBIDDEN = [
     ("scans/DICOMDIR", "a DICOM image"),
     ("keyring.json", "a keyring"),
     ("keyring-whois/1.parquet", "the source ids"),
-    ("runs/x/predictions.parquet", "the patients of an evaluation"),
+    ("runs/x/predictions.parquet", "what was predicted"),
+    ("out/parts/part-000000.parquet", "what was predicted"),
     (".env", "a file of secrets"),
     (".env.local", "a file of secrets"),
     ("secrets/auth_token", "a token"),
     ("ssh/id_ed25519", "a private key"),
     ("tls/head.pem", "a private key"),
     ("tls/head", "a private key"),
+    ("scans.zip", "a DICOM image"),
 ]
 
 
 def folder_with(name: str, folder: Path) -> Path:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    first = "" if name.endswith("/head") else "-----BEGIN CERTIFICATE-----\nxyz\n-----END CERTIFICATE-----\n"
+    first = (
+        "" if name.endswith("/head") else "Certificate:\n-----BEGIN CERTIFICATE-----\nxyz\n-----END CERTIFICATE-----\n"
+    )
     (folder / name).write_text(f"{first}-----BEGIN PRIVATE KEY-----\nabc\n" if name.startswith("tls/") else "x")
+    if name == "scans.zip":
+        with zipfile.ZipFile(folder / name, "w") as zipped:
+            zipped.writestr("a/1.dcm", "x")
     (folder / "train.py").write_text("")
     (folder / ".env.example").write_text("WANDB_API_KEY=")
     (folder / "token.py").write_text("")
@@ -107,7 +120,7 @@ def folder_with(name: str, folder: Path) -> Path:
 def test_data_of_patients_and_secrets_are_not_sent_along(tmp_path: Path, name: str, what: str) -> None:
     folder = folder_with(name, tmp_path / "mine")
     words = [f"--working-dir={folder}", *COMMAND]
-    with pytest.raises(InputError, match=f"{name} is {what}.* would be sent along; .* .rayignore"):
+    with pytest.raises(InputError, match=f"{name}.* is {what}.* would be sent along; .* .rayignore"):
         check_job(words)
     check_job(["--runtime-env-json", json.dumps({"excludes": [name]}), *words])
     (folder / ".rayignore").write_text(f"{name}\n")
@@ -133,13 +146,31 @@ def test_archives_are_looked_into_by_name(tmp_path: Path, name: str) -> None:
     folder, archive = folder_with("a/1.dcm", tmp_path / "mine"), tmp_path / name
     if name.endswith(".gz"):
         with tarfile.open(archive, "w:gz") as packed:
-            packed.add(folder, "mine")
+            packed.add(folder, ".")
     else:
         with zipfile.ZipFile(archive, "w") as zipped:
-            zipped.write(folder / "a/1.dcm", "mine/a/1.dcm")
+            zipped.write(folder / "a/1.dcm", "a/1.dcm")
     environment = {"py_modules": [str(archive)]} if name.endswith(".whl") else {"working_dir": str(archive)}
-    with pytest.raises(InputError, match=rf"{name}/mine/a/1.dcm is a DICOM image .*; take it out"):
+    with pytest.raises(InputError, match=rf"{name}/a/1.dcm is a DICOM image .*; take it out"):
         check_job(["--runtime-env-json", json.dumps(environment), *COMMAND])
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.tar.gz", tmp_path / "cut.tar.gz"
+    with tarfile.open(whole, "w:gz") as packed:
+        packed.add(folder_with("a.bin", tmp_path / "mine"), ".")
+    cut.write_bytes(whole.read_bytes()[:-30])
+    check_job(["--working-dir", str(whole), *COMMAND])
+    with pytest.raises(InputError, match=r"cut.tar.gz cannot be read"):
+        check_job(["--working-dir", str(cut), *COMMAND])
+    (tmp_path / "mine/.gitignore").write_bytes("gerät".encode("latin-1"))
+    with pytest.raises(InputError, match=r"mine cannot be read"):
+        check_job(["--working-dir", str(tmp_path / "mine"), *COMMAND])
+
+
+def test_the_address_is_said_once() -> None:
+    with pytest.raises(InputError, match="--address stands once"):
+        check_job(["--address", "http://10.0.0.9:8265", *COMMAND])
 
 
 def test_a_folder_that_is_too_large_names_what_is_large(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
 from tests.rays import use_own_ray
+from tests.test_pickles import trap
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -275,8 +276,14 @@ def test_two_nodes_learn_what_two_processes_learn(
 
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
     config = PretrainConfig.model_validate(values(synthetic_dataset, tmp_path / "run"))
+    # What an earlier Ray would have left, by the names that Ray has for its snapshots
+    mark, before = tmp_path / "was unpickled", tmp_path / "run/.ray/launch-0"
+    before.mkdir(parents=True)
+    for name in ("trainer.pkl", "tuner.pkl", "searcher-state.pkl", "checkpoint_manager_snapshot.json"):
+        (before / name).write_bytes(trap(mark, "bare"))
     pretrain(config)
     assert fingerprint(tmp_path / "run") == undisturbed
+    assert not mark.exists()
     with pytest.raises(InputError, match=r"5 workers ask for 5 CPU cores and the cluster\s+has 2"):
         launch(lambda _: {}, config, ClusterConfig(num_workers=5), Folder(tmp_path / "run"))
     with pytest.raises(InputError, match="rank 1 met a bad image"):

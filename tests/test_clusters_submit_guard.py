@@ -71,6 +71,19 @@ def test_a_guarded_ray_gets_the_job_and_the_token_by_no_argument(started: list[l
     assert TOKEN not in " ".join(started[0])
 
 
+def test_the_job_goes_where_was_looked(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would send it to the address of its variables, whatever `--address` says."""
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    with dashboard(TOKEN) as address:
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            monkeypatch.setenv(name, "http://10.0.0.9:8265")
+            assert get_address_for_submission_client(address) == "http://10.0.0.9:8265"
+        submit.run([address, *COMMAND])
+        assert get_address_for_submission_client(address) == address
+    assert len(started) == 1
+
+
 def test_an_open_ray_gets_nothing(started: list[list[str]]) -> None:
     with dashboard(None) as address, pytest.raises(InputError, match="answers without a token"):
         submit.run([address, *COMMAND])
@@ -144,6 +157,12 @@ def test_every_spelling_of_this_machine_is_one(host: str) -> None:
 @pytest.mark.parametrize("host", ["10.0.0.3", "::ffff:10.0.0.3", "fe80::1", "no.such.host.invalid", "", "a" * 300])
 def test_other_machines_are_none(host: str) -> None:
     assert not listeners.is_loopback(host)
+
+
+def test_a_name_that_stands_for_another_machine_too_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(0, 0, 0, "", (address, 0)) for address in ("127.0.0.1", "203.0.113.5")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert not listeners.is_loopback("head")
 
 
 def test_who_listens_on_another_address_answers_nobody_here() -> None:

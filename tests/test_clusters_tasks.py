@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clusters.config import Config, InputError
+from clusters.config import Config, InputError, Transient
 from clusters.launch import ClusterConfig
 from clusters.preflight import Needs
 from clusters.search import run_trials
@@ -113,6 +113,24 @@ def test_trials_run_in_processes_of_their_own_and_one_that_dies_is_tried_again(t
     assert not (tmp_path / ".ray").exists()
     with pytest.raises(InputError, match=r"on \S+: the dataset /nothing cannot be read"):
         run_trials(trial, trials, ClusterConfig(num_workers=2), Folder(tmp_path), Needs(["/nothing"]))
+
+
+def test_bad_input_in_a_trial_is_told_and_not_tried_again_and_what_may_pass_is(two_cores: None, tmp_path: Path) -> None:
+    def trial(config: Trial) -> None:
+        tries = Path(config.out) / f"tries-{config.number}"
+        with tries.open("a") as file:
+            file.write("x")
+        if config.number == 0:
+            raise InputError("shard 3 is missing; import it again")
+        if tries.read_text() == "x":
+            raise Transient("memory ran out")
+
+    (tmp_path / ".ray/search-0").mkdir(parents=True)  # of a search whose driver was killed
+    trials = [Trial(number=number, out=str(tmp_path)) for number in range(2)]
+    with pytest.raises(InputError, match="shard 3 is missing; import it again"):
+        run_trials(trial, trials, ClusterConfig(num_workers=2), Folder(tmp_path))
+    assert [(tmp_path / f"tries-{number}").read_text() for number in range(2)] == ["x", "xx"]
+    assert not (tmp_path / ".ray").exists()
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

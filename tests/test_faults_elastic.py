@@ -11,8 +11,15 @@ from clusters.launch import launch
 from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
-from tests.elastic_tasks import ANNOUNCED_BEFORE, LOST_BEFORE, Taken, notes, train_while_nodes_change
-from tests.fault_runs import wait_for
+from tests.elastic_tasks import (
+    ANNOUNCED_BEFORE,
+    LOST_BEFORE,
+    Taken,
+    notes,
+    train_while_a_node_is_drained,
+    train_while_nodes_change,
+)
+from tests.fault_runs import drain, wait_for
 from tests.ranks import Ranks
 from tests.rays import use_own_ray
 from tests.test_clusters_elastic import SAMPLES, values
@@ -80,3 +87,42 @@ def test_pretraining_loses_a_node_and_gets_another(
         fed = [sample for step in range(3 * epoch, 3 * epoch + 3) for sample, _ in kept[step].fed]
         assert sorted(fed) == list(range(SAMPLES["simclr"]))
     assert not (run / ".ray").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_where_a_node_is_taken_back_those_that_stay_go_on_at_the_next_step(
+    synthetic_dataset: Dataset, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself counts on that node until it is gone, which is 10 minutes from now."""
+    undisturbed: list[Taken] = ranks.run("recorded", values(synthetic_dataset, tmp_path / "two", gone_before=STEPS))[0]
+
+    use_own_ray(monkeypatch)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    run, elastic = tmp_path / "run", {"num_workers": [1, 2], "resize_every_s": 1, "max_failures": 0}
+    changed = {"checkpoint": {"every_steps": 100}, "tracking": {"wandb": "disabled", "every_steps": 1}}
+    told = values(synthetic_dataset, run, cluster=elastic, **changed)
+    del told["gone_before"]
+    config = PretrainConfig.model_validate(told)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        with ThreadPoolExecutor(1) as pool:
+            learned_by = pool.submit(
+                launch, train_while_a_node_is_drained, config, config.cluster, Folder(run), sizes=[1, 2], heeds=True
+            )
+            there = (LOST_BEFORE - 1, 2)
+            wait_for(lambda: there in [(note.step, note.num_workers) for note in notes(run)], "two workers", 500)
+            drain(ray, second.node_id, 600.0)
+            assert learned_by.result()["encoder"]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    taken, after = notes(run), LOST_BEFORE + 1
+    assert [(note.step, note.num_workers) for note in taken] == [(n, 2 if n < after else 1) for n in range(STEPS)]
+    print(f"\na node that is taken back costs {taken[after].when - taken[after - 1].when:.1f} s between two steps")
+    assert [note.fed for note in taken] == [step.fed for step in undisturbed]
+    assert [note.loss for note in taken] == pytest.approx([step.loss for step in undisturbed], abs=1e-5)

@@ -6,7 +6,7 @@ On a head and a node that `clusters/local.sh` brings up. Slow: `make test-faults
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 STEPS = 200
 GONE_S = 30.0
 """For so long workers may outlive their driver."""
+CANARY = "canary-of-a-key-7f3a91"
 
 
 class Jobs:
@@ -43,8 +44,8 @@ class Jobs:
         assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
 
-    def submit(self, name: str, *options: str) -> str:
-        command = ["python", "-m", "pretrain", str(self.recipe_file)]
+    def submit(self, name: str, *options: str, words: Sequence[str] = ()) -> str:
+        command = ["python", "-m", "pretrain", str(self.recipe_file), *words]
         return self.ray("submit", "--submission-id", name, *options, "--working-dir", ".", "--", *command)
 
     def log(self, name: str, of: str = "job-driver") -> str:
@@ -90,6 +91,26 @@ def until_gone(jobs: Jobs, since: float) -> float:
     return time.monotonic() - since
 
 
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this user by a name of Ray's, as another cluster of theirs has."""
+    process = subprocess.Popen(["bash", "-c", "exec -a raylet sleep 900"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def no_key_is_shown(jobs: Jobs) -> None:
+    """Neither a key in the environment of nodes and jobs nor the cluster's own token, in Ray's files or a command."""
+    keys = [CANARY.encode(), (jobs.state / "token").read_bytes()]
+    files = [path for path in jobs.state.rglob("*") if path.is_file() and path.name != "token"]
+    assert any("job-driver" in path.name for path in files) and any("runtime_env" in path.name for path in files)
+    assert [path for path in files if any(key in path.read_bytes() for key in keys)] == []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            assert not any(key.decode() in word for word in process.cmdline() for key in keys)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, ranks) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -99,13 +120,14 @@ def undisturbed(synthetic_dataset: Dataset, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_job_that_is_stopped_saves_its_step_and_one_whose_driver_is_killed_leaves_nobody(
-    synthetic_dataset: Dataset, undisturbed: Path, tmp_path: Path
+    synthetic_dataset: Dataset, undisturbed: Path, tmp_path: Path, stranger: subprocess.Popen[bytes]
 ) -> None:
     run, recipe_file = tmp_path / "run", tmp_path / "recipe.yaml"
     values = recipe(synthetic_dataset, run, steps=STEPS, checkpoint={"every_s": 1e6})  # only a notice saves
     values["tracking"]["every_steps"] = 5
     recipe_file.write_text(yaml.safe_dump(values))
-    with cluster(BIN, **LEAN_RAY, MANYVIEW_WORKERS="1", MANYVIEW_WORKER_CPUS="2") as environment:
+    told_nodes = {**LEAN_RAY, "MANYVIEW_WORKERS": "1", "MANYVIEW_WORKER_CPUS": "2", "SOME_API_KEY": CANARY}
+    with cluster(BIN, **told_nodes) as environment:
         jobs = Jobs(environment, copy_of_the_checkout(tmp_path / "checkout"), recipe_file)
 
         # Stopped
@@ -133,4 +155,17 @@ def test_a_job_that_is_stopped_saves_its_step_and_one_whose_driver_is_killed_lea
         jobs.submit("ended")
         # By the run's own log: a driver may be killed before it has shown the line
         assert (run / "log.txt").read_text().count(f"1-simclr: resumed at step {left} of {STEPS}") == 2
+        no_key_is_shown(jobs)
+
+        # Stopped while it waits for a node
+        waiting = tmp_path / "waiting"
+        jobs.submit("waiting", "--no-wait", words=[f"run={waiting}", "cluster.num_workers=[1,2]"])
+        wait_for_step(waiting, 5)
+        psutil.Process(int((jobs.state / "ids").read_text().split()[-1])).kill()
+        wait_for(lambda: "the workers are started again" in (waiting / "log.txt").read_text(), "the loss", 120)
+        told = time.monotonic()
+        jobs.ray("stop", "waiting")
+        print(f"ray job stop of one that waits for a node: {time.monotonic() - told:.1f} s to its end")
+        assert "terminated gracefully" in jobs.log("waiting", of="jobs/supervisor")
+    assert stranger.poll() is None, "what is not of the cluster was taken down with it"
     assert_same_state(run, undisturbed)

@@ -26,7 +26,7 @@ from clusters.storage import Folder
 from data.dataset import Dataset
 from pretrain.config import PretrainConfig
 from pretrain.run import pretrain
-from tests.fault_runs import ROOT, Faults, assert_same_state, faulty_train, last_state, recipe, wait_for
+from tests.fault_runs import ROOT, Faults, assert_same_state, drain, faulty_train, last_state, recipe, wait_for
 from tests.rays import use_own_ray
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -212,15 +212,11 @@ def spare_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def drain_the_busy_node(ray: Any) -> str:
     """Tell the node whose cores are in use that it will be gone after GRACE_S; returns its id."""
     from ray._private.state import available_resources_per_node
-    from ray.core.generated import autoscaler_pb2
 
     used = [node for node, free in available_resources_per_node().items() if free.get("CPU", 0) == 0]
     nodes = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU") == 2}
     (busy,) = nodes & set(used)
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
-    deadline_ms = int(1000 * (time.time() + GRACE_S))
-    accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(busy, reason, "spot", deadline_ms)
-    assert accepted, why
+    drain(ray, busy, GRACE_S)
     return busy
 
 

@@ -1,5 +1,6 @@
 """Told to leave, a run saves its step; killed, it leaves no process behind. The same command goes on."""
 
+import functools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from clusters import launch, leaving, termination
+from clusters import launch, leaving, scaling, termination
 from clusters.config import InputError
 from clusters.storage import Folder
 from data.dataset import Dataset
@@ -224,7 +225,7 @@ def test_what_a_killed_driver_left_goes_with_the_next_launch_and_hides_no_result
     (tmp_path / ".launch").mkdir()
     (tmp_path / ".launch/launch-0-here").touch()
     (tmp_path / ".ray/launch-0").mkdir(parents=True)
-    (tmp_path / ".ray/search-0").mkdir()
+    (tmp_path / ".ray/search-0").mkdir()  # of a search, which the next one removes
     launch._tidy(run)
     assert [path.name for path in tmp_path.rglob("*")] == [".ray", "search-0"]
     (tmp_path / ".ray/launch-1").mkdir()
@@ -251,6 +252,27 @@ def test_what_workers_wait_for_is_said_now_and_then(tmp_path: Path, monkeypatch:
     policy.again = 0.0
     policy.make_decision(waits)
     assert (tmp_path / "log.txt").read_text().splitlines() == [line] * 2
+
+
+def test_a_driver_that_is_told_to_leave_waits_for_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither with so many workers nor with as many as there is room for: Ray itself would try for ever."""
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+    from ray.train.v2.api.exceptions import ControllerError
+
+    run, waits = Folder(tmp_path), ControllerError(WorkerGroupStartupTimeoutError(2))
+    policy = leaving.failure_policy(run, "launch-1", FailureConfig(max_failures=-1))
+    monkeypatch.setattr(ElasticScalingPolicy, "make_decision_for_non_running_worker_group", lambda _: NoopDecision())
+    monkeypatch.setattr("clusters.scaling.LOOK_EVERY_S", 0.0)
+    told = functools.partial(leaving.told_to_leave, run, "launch-1")
+    sizes = scaling.scaling_policy([2, 4], ScalingConfig(num_workers=(2, 4)), told)
+    assert policy.make_decision(waits) == FailureDecision.RETRY
+    assert isinstance(sizes.make_decision_for_non_running_worker_group(), NoopDecision)
+    leaving.notes(run).write(leaving.note("launch-1"), b"SIGTERM")
+    assert policy.make_decision(waits) == FailureDecision.RAISE
+    assert sizes.make_decision_for_non_running_worker_group().num_workers == 2
 
 
 def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:

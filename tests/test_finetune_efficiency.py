@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,35 @@ def test_whole_trainings_with_a_number_are_called_what_is_measured_of_them(swept
     assert results["curves"]["pretrained"]["points"][-1]["mean"] == run["auroc"]["value"]
     assert results["figure"] == "AUROC"
     assert "at least one, with high and low values of each number;" in (tmp_path / "out/efficiency.html").read_text()
+
+
+def test_a_test_split_that_says_nothing_is_refused_before_anything_is_computed(swept, tmp_path, monkeypatch):
+    """A label without a positive case in test has no figure, and so no curve."""
+
+    def without_positives(dataset, config):
+        cohorts = draw_cohorts(dataset, config)
+        return {key: replace(one, test=one.test[one.truth[one.test, 0] == 0]) for key, one in cohorts.items()}
+
+    monkeypatch.setattr("finetune.efficiency.draw_cohorts", without_positives)
+    config = swept.model_copy(update={"label": "melanoma", "out": str(tmp_path / "out")})
+    with pytest.raises(InputError, match="no figure of melanoma on its test cases, which lack one side of each label"):
+        efficiency(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_share_that_is_too_small_for_whole_trainings_is_refused_before_anything_is_computed(swept, tmp_path):
+    full = swept.full.model_copy(update={"epochs": 1, "batch_size": 64})
+    config = swept.model_copy(update={"head": "full", "full": full, "out": str(tmp_path / "out")})
+    with pytest.raises(
+        InputError, match=r"full.batch_size: 64 is more than the \d+ training images .*label_fraction=0.2"
+    ):
+        efficiency(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_that_is_undefined_reaches_nothing():
+    assert matching_fraction([0.1, 1.0], [0.6, 0.7], float("nan")) is None
+    assert matching_fraction([0.1, 1.0], [0.6, float("nan")], 0.5) is None
 
 
 def test_the_matching_share_lies_on_the_line_over_the_logarithm():

@@ -186,6 +186,18 @@ def test_theirs_that_mean_one_of_ours_are_added_before_the_likeliest_is_taken():
     assert found.truth.tolist() == pytest.approx(np.array([[0.4, 0.6], [0.5, 0.5]]))
 
 
+def test_one_label_against_the_rest_takes_the_likeliest_of_what_theirs_mean():
+    """As one class of several does: the same case has the same truth whichever model is asked."""
+    told = Told("multiclass", ["mel", "nevus", "psoriasis"], [[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.5, 0.25, 0.25]])
+    found = match(told, ["benign"], False, nevus="benign", psoriasis="benign")
+    assert found.truth[:, 0].tolist() == [1, 0, 0]
+    found = match(told, ["mel"], False, nevus="unseen", psoriasis="unseen")
+    assert found.unseen.tolist() == [True, False, False]
+    assert np.array_equal(found.truth[:, 0], [np.nan, 1, 1], equal_nan=True)
+    study = mapped_truth(cast(Dataset, told), told.labels, ["benign"], {"nevus": "benign", "psoriasis": "benign"}, True)
+    assert np.array_equal(study[:, 0], [1, np.nan, 1], equal_nan=True), "what they mean together, against mel alone"
+
+
 def test_one_label_against_the_rest_of_their_classes():
     found = match(CLASSES, ["mel"], False)
     assert np.array_equal(found.truth[:, 0], [1, 0, 0, np.nan, 0], equal_nan=True)

@@ -25,6 +25,7 @@ from finetune.__main__ import COMMANDS
 from finetune.cohort import COPIES
 from finetune.config import FinetuneConfig
 from finetune.delong import delong
+from finetune.report import pictures
 from finetune.report.classes import by_class, calibration
 from finetune.report.command import run as make_page
 from finetune.report.comparison import comparison
@@ -35,7 +36,7 @@ from finetune.report.headline import headline, where_trained
 from finetune.report.model_card import model_card
 from finetune.report.page import Beside, write_report
 from finetune.report.pictures import mistakes, overlaid, pictures_of
-from finetune.report.reproduce import command
+from finetune.report.reproduce import _baselines, command
 from finetune.report.words import first_model, listed
 from finetune.report.words import shown as in_words
 from finetune.reported import Reported
@@ -444,7 +445,12 @@ def test_the_accuracy_of_a_yes_or_no_label_is_that_at_its_threshold(finished: Ma
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
-    task: str, finished: Made, synthetic_dataset: Dataset, tmp_path: Path, browser: Browser
+    task: str,
+    finished: Made,
+    synthetic_dataset: Dataset,
+    tmp_path: Path,
+    browser: Browser,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, results, evidence = finished
     labels = results["labels"][: 1 if task == "binary" else 3]
@@ -474,6 +480,20 @@ def test_labels_that_are_yes_or_no_have_misses_and_false_alarms(
     words = " ".join(Outline((tmp_path / "report.html").read_text()).words)
     assert "Grad-CAM" in words and "speaks for the label named below it, whatever was decided" in words
     assert "the class that was decided" not in words
+    if task == "multilabel":  # too many to show all
+        monkeypatch.setattr(pictures, "MAX_LOOKED_AT", 2)
+        write_report(Folder(tmp_path), told, synthetic_dataset, Beside(Looking("test_resnet", len(labels)), SIZE_PX))
+        words = " ".join(Outline((tmp_path / "report.html").read_text()).words)
+        assert re.search(r"Of [12] of the 3 classes a case decided rightly and the surest mistake\.", words)
+        assert ", mistaken" in words
+
+
+def test_places_of_baselines_are_told_by_a_word_whatever_they_look_like() -> None:
+    models = [{"title": f"network {n}", "fingerprint": str(n)} for n in range(4)]
+    given = ["imagenet:s3://bucket/w.safetensors", "s3://bucket/encoder", "vgg16:/a/b.safetensors", "/a:b/encoder"]
+    named, places = _baselines([*given, "untrained"], models)
+    assert named == ["imagenet:BASELINE_1", "BASELINE_2", "vgg16:BASELINE_3", "BASELINE_4", "untrained"]
+    assert places["BASELINE_2"] == "network 1, fingerprint 1"
 
 
 def test_a_map_covers_only_what_it_is_bright_on() -> None:

@@ -125,6 +125,51 @@ def test_a_save_that_storage_refuses_is_said_and_costs_no_step(
     assert last_state(tmp_path / "run/1-simclr") == last_state(finished / "1-simclr")
 
 
+def spoil(checkpoint: Path, how: str) -> None:
+    state = checkpoint / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    if how == "a flipped bit":
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    elif how == "cut off":
+        state.write_bytes(content[: len(content) // 2])
+    else:
+        state.unlink()
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "cut off", "a missing file"])
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_the_undisturbed_one(
+    synthetic_dataset: Dataset,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with killed_after_saves(monkeypatch, 2), pytest.raises(KeyboardInterrupt):
+        run(synthetic_dataset, tmp_path / "run")
+    before, newest = sorted((tmp_path / "run/1-simclr/checkpoints").glob("step-*"))
+    assert (before.name, newest.name) == ("step-000000002", "step-000000004")
+    spoil(newest, how)
+    run(synthetic_dataset, tmp_path / "run")
+    said = capfd.readouterr().out
+    assert newest.name in said and "1-simclr: resumed at step 2" in said
+    for stage in ("1-simclr", "2-micle"):
+        assert last_state(tmp_path / "run" / stage) == last_state(finished / stage)
+        assert steps(tmp_path / "run" / stage) == steps(finished / stage)
+
+
+def test_two_ranks_train_on_where_one_of_them_meets_a_nan(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
+    """Where they are told to; the one step is left out, on both."""
+    stages = values(synthetic_dataset, tmp_path)["stages"][:1]
+    recipe = values(synthetic_dataset, tmp_path / "run", stages=stages, compute={"on_nonfinite": "skip"})
+    first, second = ranks.run("spoilt_stage", recipe)
+    assert first == second
+    assert steps(tmp_path / "run/1-simclr") == [1, 2, 4, 5]
+    assert list(Folder(tmp_path / "run/1-simclr").read_json("not-finite.json")) == ["3"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
 def test_two_ranks_learn_what_one_process_learns(synthetic_dataset: Dataset, tmp_path: Path, ranks) -> None:
     """Few small steps at a mild temperature: rounding grows with each, as from any change of summation order."""
     stages = values(synthetic_dataset, tmp_path)["stages"]

@@ -6,10 +6,11 @@ from typing import Any
 
 NAME = "RAY_JOB_STOP_WAIT_TIME_S"
 RAY_S = 3
-STATED = re.compile(rf"\b{NAME}=[\"']?([\w$]*)")
+STATED = re.compile(rf"\b{NAME}:?=[\"']?([\w$]*)")
 ELSEWHERE = "$"
 """What a value begins with that is not known here."""
-HEAD = re.compile(r"\bstart\s[^;&|]*--head\b")
+HEAD = re.compile(r"(?:^|[\s(\"'])--head\b")
+OTHERS = re.compile(r"\b(?:curl|wget)\b")  # which have an option of this name
 
 
 def too_short(values: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -32,6 +33,6 @@ def stated_by(container: dict[str, Any]) -> list[str]:
     return [ELSEWHERE if "valueFrom" in variable else str(variable.get("value")) for variable in variables]
 
 
-def starts_a_head(command: str) -> bool:
-    """Whether it is `ray start --head`, by a function of the script perhaps."""
-    return HEAD.search(command) is not None
+def names_a_head(command: str) -> bool:
+    """Whether a command has the option of `ray start` that makes a head, for a function or in an array perhaps."""
+    return HEAD.search(command) is not None and OTHERS.search(command) is None

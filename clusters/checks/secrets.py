@@ -29,7 +29,7 @@ SECRET_NAME = re.compile(
     r"(?:password|passwd|secret|token|api_?key|access_?key|private_?key|credentials?)$", re.IGNORECASE
 )
 # A value that says where a secret is, or whether there is one, gives none away.
-REFERENCE = re.compile(r"^(?:[$~/.<{&*|>\[]|true$|false$|null$|none$|token$|\w+://)", re.IGNORECASE)
+REFERENCE = re.compile(r"^(?:[$~/.<{&*|>\[]|[01]$|true$|false$|null$|none$|token$|\w+://)", re.IGNORECASE)
 RANDOM_WORD = re.compile(r"(?<![\w+/@:.-])[A-Za-z0-9+_-]{20,}(?![\w./])")
 # AWS's secret keys, in which a slash may stand as in a path, and hardly a digit.
 FORTY = re.compile(r"(?<![\w+/@:.~$}-])[A-Za-z0-9+/]{40}(?![\w+/=.-])")

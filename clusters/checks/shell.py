@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from clusters.checks.docker_options import wrong_docker_runs
 from clusters.checks.downloads import RUN_UNSEEN, runs_downloads
-from clusters.checks.job_stops import starts_a_head, stated_in, too_short
+from clusters.checks.job_stops import names_a_head, stated_in, too_short
 from clusters.checks.mistakes import Mistake
 from clusters.checks.python_commands import wrong_python
 from clusters.checks.ray_options import wrong_options
@@ -84,7 +84,7 @@ def check_shell(text: str) -> Iterator[Mistake]:
         starts = wrong_starts(command, on=number > exported_at)
         for what, mend in (*wrong_options(command), *starts, *wrong_docker_runs(command), *wrong_python(command)):
             yield Mistake(number, what, mend)
-    head = next((number for number, command in _commands(code) if starts_a_head(command)), 0)
+    head = next((number for number, command in _commands(code) if names_a_head(command)), 0)
     # To a cluster that a job of Slurm brings up for its own command nobody submits
     for what, mend in too_short(stated_in(code)) if head and "\n#SBATCH" not in text else ():
         yield Mistake(head, what, mend)

@@ -16,6 +16,7 @@ from finetune.report.words import (
     first_model,
     label_names,
     listed,
+    patient_unit,
     patient_units,
     shown,
     title_of,
@@ -69,12 +70,13 @@ def other_hospitals(external: list[Results]) -> tuple[Html, list[Drawing]]:
         test, counts = first_model(found)["test"], next(iter(found["cohort"].values()))
         name = found["dataset"]["name"]
         ece = shown(test.get("ece")) + calibration_mark("ece", first_model(found))
-        rows.append([name, counts["patients"], counts["cases"], shown(test.get("auroc")), shown(test.get("auprc")),
+        of = counted(counts["patients"], patient_unit(found))
+        rows.append([name, of, counts["cases"], shown(test.get("auroc")), shown(test.get("auprc")),
                      shown(test.get("balanced_accuracy")), ece, listed(labels) if labels else "none"])  # fmt: skip
         if test.get("auroc"):
             plotted.append((name, test["auroc"], 0))
-    header = ["dataset", "patients", "cases", "AUROC", "AUPRC", "balanced accuracy", "ECE", "AUROC known of"]
-    caption = "The same model, thresholds and temperature on patients of other datasets."
+    header = ["dataset", "evaluated on", "cases", "AUROC", "AUPRC", "balanced accuracy", "ECE", "AUROC known of"]
+    caption = "The same model, thresholds and temperature on other datasets."
     if all(labels == label_names(found) for found, labels in zip(external, over)):
         header, rows = header[:-1], [row[:-1] for row in rows]
     else:

@@ -77,7 +77,10 @@ def looked_at(pictures: Pictures, model: Any, size_px: int) -> Html | None:
 
     `model` takes RGB images in 0..1, (B, 3, H, W), and gives logits (B, K).
     """
-    chosen = [(n, c) for n, c in _samples(pictures) if pictures.row_N[n] >= 0]
+    by_class = [found for found in _samples(pictures) if found]
+    step = max(1, -(-sum(map(len, by_class)) // MAX_LOOKED_AT))
+    chosen = [(n, c) for found in by_class[::step] for n, c in found if pictures.row_N[n] >= 0]
+    of_each = f"Of {len(by_class[::step])} of the {len(by_class)} classes" if step > 1 else "Of each class"
     rows = pictures.row_N[[n for n, _ in chosen]]
     labels = torch.tensor([_said(pictures, n, c) for n, c in chosen])
     device = next(model.parameters()).device
@@ -95,7 +98,7 @@ def looked_at(pictures: Pictures, model: Any, size_px: int) -> Html | None:
         start += count
     if found is None:
         return paragraph("No case to show.")
-    return join([paragraph(_method(found, pictures.exclusive)), image_rows(groups), note(_caution(found))])
+    return join([paragraph(_method(found, pictures.exclusive, of_each)), image_rows(groups), note(_caution(found))])
 
 
 def overlaid(pixels_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -107,18 +110,18 @@ def overlaid(pixels_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> NDAr
     return ((1 - weight_HW1) * pixels_HWC + weight_HW1 * colours_HWC).round().astype(np.uint8)
 
 
-def _samples(pictures: Pictures) -> list[tuple[int, int]]:
-    """(case, class): of each class a case that was decided rightly, of middling sureness, and its surest mistake."""
-    decided, found = pictures.decided, []
+def _samples(pictures: Pictures) -> list[list[tuple[int, int]]]:
+    """Of each class its (case, class): one that was decided rightly, of middling sureness, and its surest mistake."""
+    decided, by_class = pictures.decided, []
     for c in range(len(decided.kinds)):
-        true, said = decided.true_NC[:, c], decided.decided_NC[:, c]
+        true, said, found = decided.true_NC[:, c], decided.decided_NC[:, c], []
         for cases in (np.flatnonzero(true & said), np.flatnonzero(true & ~said)):
             ordered = cases[np.argsort(-decided.sure_NC[cases, c], kind="stable")]
             if len(ordered):
                 right = bool(said[ordered[0]])
                 found.append((int(ordered[len(ordered) // 2 if right else 0]), c))
-    step = max(1, -(-len(found) // MAX_LOOKED_AT))
-    return found[::step]
+        by_class.append(found)
+    return by_class
 
 
 def _said(pictures: Pictures, case: int, label: int) -> int:
@@ -177,17 +180,17 @@ def _scores(pictures: Pictures, case: int, label: int = -1) -> str:
     return ", ".join(f"{pictures.evidence.labels[k]} {100 * scores_K[k]:.0f} %" for k in order)
 
 
-def _method(found: Saliency, exclusive: bool) -> str:
+def _method(found: Saliency, exclusive: bool, of_each: str) -> str:
     fields = "{} × {} fields".format(*found.maps_BHW.shape[1:])
     if found.of_class:
         spoken_for = "the class that was decided" if exclusive else "the label named below it, whatever was decided"
         return (
             f"Grad-CAM (Selvaraju et al., 2017) of {found.layer}, {fields}: bright where the image speaks for "
-            f"{spoken_for}. Of each class a case decided rightly and its surest mistake."
+            f"{spoken_for}. {of_each} a case decided rightly and the surest mistake."
         )
     return (
         f"Attention rollout (Abnar & Zuidema, 2020) over {found.layer}, {fields}: bright where what the head reads "
-        "came from, whatever the class. Of each class a case decided rightly and its surest mistake."
+        f"came from, whatever the class. {of_each} a case decided rightly and the surest mistake."
     )
 
 

@@ -1,6 +1,5 @@
 """The command that gives these results again, without telling where anything lay."""
 
-import re
 import shlex
 from typing import Any
 
@@ -13,8 +12,6 @@ from finetune.report.words import Results
 
 NUM_FIRST = 6
 """Words of the command that stand on its first line; each of the others has its own."""
-PLACE = re.compile(r"[^:=\s]*/.*$")
-"""The location in a baseline, which may have a prefix: `FOLDER`, `weights:FILE`."""
 
 
 def reproduce(results: Results, config: dict[str, Any] | None) -> Html:
@@ -90,12 +87,14 @@ def _overrides(values: dict[str, Any], defaults: dict[str, Any], prefix: str = "
 
 
 def _baselines(given: list[Any], models: list[dict[str, Any]]) -> tuple[list[str], dict[str, str]]:
-    """Baselines by name, locations told by what lay there."""
+    """Baselines by name, locations (`FOLDER`, `imagenet:FILE`) told by what lay there."""
+    from finetune.contenders import names_published
+
     named, places = [], {}
     for number, baseline in enumerate(map(str, given)):
         word = f"BASELINE_{number + 1}"
         if "/" in baseline:
-            named.append(PLACE.sub(word, baseline))
+            named.append(f"{baseline.partition(':')[0]}:{word}" if names_published(baseline) else word)
             if number < len(models):
                 model = models[number]
                 places[word] = f"{model['title']}, fingerprint {model['fingerprint']}"
