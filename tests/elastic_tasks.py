@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clusters import distributed, notice, termination
+from clusters import distributed, notice
 from pretrain.config import PretrainConfig
 from pretrain.methods.method import Output
 from pretrain.run import train
@@ -99,12 +99,12 @@ def train_while_nodes_change(config: PretrainConfig) -> dict[str, Any]:
 
 
 def train_while_a_node_is_drained(config: PretrainConfig) -> dict[str, Any]:
-    """`train` that notes its steps; two workers wait in the middle of one until each has been told."""
+    """`train` that notes its steps; two workers wait at one until rank 0 is asked to save."""
     run, workers, step_of = Path(config.run), distributed.world_size(), Training.step
 
     def step(training: Training, step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor) -> Output:
         if workers == 2 and step == LOST_BEFORE:
-            _wait_for(lambda: notice.is_given() or termination.notice() is not None)
+            _wait_for(lambda: notice.is_given() or not distributed.is_main())
         output = step_of(training, step, views_VBCHW, groups_VBG)
         noted = taken(step, views_VBCHW, groups_VBG, output)
         if distributed.is_main():

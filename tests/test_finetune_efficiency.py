@@ -282,6 +282,13 @@ def test_a_share_that_is_too_small_for_whole_trainings_is_refused_before_anythin
     assert not (tmp_path / "out").exists()
 
 
+def test_an_encoder_that_saw_test_patients_is_refused(swept, synthetic_dataset, tmp_path):
+    leaky = write_encoder(tmp_path / "leaky", synthetic_dataset, ["train", "test"])
+    with pytest.raises(InputError, match="so its test figures would mean nothing"):
+        efficiency(swept.model_copy(update={"encoders": [leaky, "untrained"], "out": str(tmp_path / "out")}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_figure_that_is_undefined_reaches_nothing():
     assert matching_fraction([0.1, 1.0], [0.6, 0.7], float("nan")) is None
     assert matching_fraction([0.1, 1.0], [0.6, float("nan")], 0.5) is None

@@ -17,6 +17,7 @@ from data.dataset import open_dataset
 from finetune.cohort import choose_cohort
 from finetune.config import FinetuneConfig, SgdConfig
 from finetune.contenders import contenders
+from finetune.features import read_parts
 from finetune.run import needs_of
 from finetune.search import SearchConfig, search
 from finetune.search_page import summary
@@ -208,6 +209,31 @@ def test_trials_two_at_a_time_under_ray_and_a_driver_killed_find_the_same(linear
     ours, theirs = (json.loads((folder / "search.json").read_text()) for folder in (tmp_path / "out", Path(linear.out)))
     assert ours["grid"] == theirs["grid"] and ours["chosen"] == theirs["chosen"]
     assert ours["seeds"] == theirs["seeds"] and ours["test"] == theirs["test"]
+
+
+def test_an_encoder_that_saw_test_patients_is_refused(linear, synthetic_dataset, tmp_path):
+    leaky = write_encoder(tmp_path / "leaky", synthetic_dataset, ["train", "test"])
+    with pytest.raises(InputError, match="so its test figures would mean nothing"):
+        search(linear.model_copy(update={"encoder": leaky, "out": str(tmp_path / "out")}))
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_features_that_are_no_numbers_are_no_divergence(linear, synthetic_dataset, tmp_path, monkeypatch):
+    """Or every pair would be kept as one that has diverged, also once they are mended."""
+
+    def spoilt(*given):
+        values = read_parts(*given)
+        values[3] = np.nan
+        return values
+
+    config = linear.model_copy(update={"out": str(tmp_path / "out")})
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.run.read_parts", spoilt)
+        with pytest.raises(InputError, match="has features that are not finite"):
+            search(config)
+    assert not list(tmp_path.glob("out/runs/*/trial.json"))
+    search(config)
+    assert results_of(config)["chosen"]["val_auroc"] == results_of(linear)["chosen"]["val_auroc"]
 
 
 def test_a_search_goes_on_where_it_was_and_takes_more_pairs(linear, capsys):
