@@ -99,12 +99,14 @@ def train_while_nodes_change(config: PretrainConfig) -> dict[str, Any]:
 
 
 def train_while_a_node_is_drained(config: PretrainConfig) -> dict[str, Any]:
-    """`train` that notes its steps; two workers wait at one until rank 0 is asked to save."""
+    """`train` that notes its steps; two workers wait at one until rank 0 is asked to save, and at the next to end."""
     run, workers, step_of = Path(config.run), distributed.world_size(), Training.step
 
     def step(training: Training, step: int, views_VBCHW: torch.Tensor, groups_VBG: torch.Tensor) -> Output:
         if workers == 2 and step == LOST_BEFORE:
             _wait_for(lambda: notice.is_given() or not distributed.is_main())
+        if workers == 2 and step == LOST_BEFORE + 1:
+            _wait_for(lambda: False)
         output = step_of(training, step, views_VBCHW, groups_VBG)
         noted = taken(step, views_VBCHW, groups_VBG, output)
         if distributed.is_main():
