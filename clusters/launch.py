@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -204,8 +205,9 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         function, config = ray.cloudpickle.loads(settings["work"])
         return function(config)
     except (Transient, Replaced) as error:  # no note: workers that are started again, or have been, go on
-        if isinstance(error, Transient) and leaving.told_to_leave(run, settings["launch"]):
-            joining.note_input_error(run, settings["launch"], str(error))  # none is, where all are told to leave
+        with suppress(OSError):  # of storage that still fails
+            if isinstance(error, Transient) and leaving.told_to_leave(run, settings["launch"]):
+                joining.note_input_error(run, settings["launch"], str(error))  # none is, where all are told to leave
         raise Passing(str(error)) from None
     except Stopped:
         leaving.leave(run, settings["launch"])

@@ -180,6 +180,9 @@ def failure_policy(run: Folder, launch: str, failure_config: Any) -> Any:
         def make_decision(self, training_failed_error: Any) -> Any:
             with suppress(OSError):  # storage out of reach: then it counts
                 if told_to_leave(run, launch):  # workers that wait for room would wait on
+                    if getattr(training_failed_error, "worker_failures", None):
+                        line = f"{what_failed(training_failed_error)}, while it was told to leave"
+                        _say_from_controller(run, f"{line}: the step that it was at may not be saved")
                     return FailureDecision.RAISE
                 if notes(run).exists(left(launch)):
                     notes(run).remove(left(launch))

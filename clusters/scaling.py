@@ -30,9 +30,7 @@ def scaling_policy(sizes: Sequence[int], scaling_config: Any, told_to_leave: Cal
         _announced: tuple[ResizeDecision, float] | None = None
 
         def _count_possible_workers(self, reserved_resources: Any) -> int:
-            gone = draining_nodes()
-            staying = {node: room for node, room in reserved_resources.items() if node not in gone}
-            return largest(sizes, super()._count_possible_workers(staying))
+            return largest(sizes, super()._count_possible_workers(on_nodes_that_stay(reserved_resources)))
 
         def _get_reserved_resources(self) -> Any:
             # The coordinator looks at the nodes now, before it answers the question that follows.
@@ -65,6 +63,21 @@ def scaling_policy(sizes: Sequence[int], scaling_config: Any, told_to_leave: Cal
             return decision
 
     return Policy(scaling_config)
+
+
+def on_nodes_that_stay(reserved: dict[str, Any]) -> dict[str, Any]:
+    """The room that Ray has reserved by node; where one of these is drained, that of all that stay instead.
+
+    Ray reserves for the most workers and no more, on whichever nodes: others may have the room too.
+    """
+    import ray
+
+    with suppress(Exception):  # a head that is out of reach for a moment
+        gone = draining_nodes()
+        if gone and set(gone) & set(reserved):
+            staying = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
+            return {node["NodeID"]: node["Resources"] for node in staying}
+    return reserved
 
 
 def draining_nodes() -> Collection[str]:

@@ -5,6 +5,7 @@ a kill, with the configs that have left no result, goes on where it was.
 """
 
 import functools
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,19 +62,25 @@ def run_trials(
         preflight.check_nodes(run.location, needs, worker, cluster.sizes[0])
         follower = tracking.LogFollower(run) if run.path is not None else None
         try:
-            _tune(function, configs, cluster, run, use_gpu)
+            _tune(function, configs, cluster, run, use_gpu, needs.datasets)
         finally:
             if follower is not None:
                 follower.close()
 
 
 def _tune(
-    function: Callable[[C], Any], configs: Sequence[C], cluster: ClusterConfig, run: Folder, use_gpu: bool
+    function: Callable[[C], Any],
+    configs: Sequence[C],
+    cluster: ClusterConfig,
+    run: Folder,
+    use_gpu: bool,
+    datasets: Sequence[str],
 ) -> None:
     from ray import tune
 
     name = f"search-{uuid.uuid4().hex[:8]}"
-    trial = functools.partial(_trial, function=function, configs=list(configs), run=run.location, use_gpu=use_gpu)
+    given = {"configs": list(configs), "run": run.location, "use_gpu": use_gpu, "datasets": list(datasets)}
+    trial = functools.partial(_trial, function=function, **given)
     resources = {"cpu": cluster.cpus_per_worker, "gpu": float(use_gpu)}
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
@@ -96,7 +103,7 @@ def _tune(
             run.remove(".ray")
     problems = [found.metrics["problem"] for found in results if found.metrics and found.metrics.get("problem")]
     if problems:
-        raise InputError(problems[0])
+        raise InputError(f"{problems[0]} (in {len(problems)} of {len(configs)} trials)")
     if results.errors:
         last = str(results.errors[0]).strip().splitlines()[-1]
         raise RuntimeError(f"{len(results.errors)} of {len(configs)} trials failed; the first: {last}")
@@ -106,7 +113,9 @@ def _tune(
         )
 
 
-def _trial(settings: dict[str, Any], function: Any, configs: list[Any], run: str, use_gpu: bool) -> dict[str, Any]:
+def _trial(
+    settings: dict[str, Any], function: Any, configs: list[Any], run: str, use_gpu: bool, datasets: list[str]
+) -> dict[str, Any]:
     """What Ray Tune runs for each number."""
     import torch
 
@@ -115,6 +124,9 @@ def _trial(settings: dict[str, Any], function: Any, configs: list[Any], run: str
         tracking.say_into(folder)
     if not use_gpu:  # Ray hides no GPU from a trial that has asked for none
         distributed.use_device(torch.device("cpu"))
+    for dataset in datasets:
+        if problem := preflight.unreadable(dataset):  # on a node that has come later: others may have its mount
+            raise Transient(f"on {socket.gethostname()}: {problem}")
     try:
         function(configs[settings["number"]])
     except Transient:

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,9 @@ def efficiency(config: EfficiencyConfig) -> None:
 def _check_cohorts(config: EfficiencyConfig, cohorts: Cohorts, entrants: list[Contender]) -> None:
     """Raise InputError where test says nothing of any model, or where a share's samples are too few for head=full."""
     whole = cohorts[1.0, 0]
+    if config.head == "full":  # of which AUROC is drawn alone
+        labels = whole.task.parts[0]
+        whole = replace(whole, task=labels, truth=whole.truth[:, : len(labels.label_names)])
     chance = np.random.default_rng(0).random((len(whole.test), whole.truth.shape[1]))
     if not np.isfinite(case_score(whole, whole.test, chance)):
         names = ", ".join(whole.task.parts[0].label_names)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -270,18 +271,20 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_two_nodes_learn_what_two_processes_learn(
-    synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path, two_nodes: str
+    synthetic_dataset: Dataset, undisturbed: str, tmp_path: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
     config = PretrainConfig.model_validate(values(synthetic_dataset, tmp_path / "run"))
-    # What an earlier Ray would have left, by the names that Ray has for its snapshots
-    mark, before = tmp_path / "was unpickled", tmp_path / "run/.ray/launch-0"
+    # What an earlier Ray would have left, by the names that Ray has for its snapshots, where this one works
+    mark, before = tmp_path / "was unpickled", tmp_path / "run/.ray/launch-00000000"
     before.mkdir(parents=True)
-    for name in ("trainer.pkl", "tuner.pkl", "searcher-state.pkl", "checkpoint_manager_snapshot.json"):
+    for name in ("trainer.pkl", "tuner.pkl", "searcher-state.pkl"):
         (before / name).write_bytes(trap(mark, "bare"))
-    pretrain(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("clusters.launch.uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex="0" * 32)))
+        pretrain(config)
     assert fingerprint(tmp_path / "run") == undisturbed
     assert not mark.exists()
     with pytest.raises(InputError, match=r"5 workers ask for 5 CPU cores and the cluster\s+has 2"):

@@ -16,7 +16,7 @@ from clusters import checkpoint as checkpoints_module
 from clusters import checkpoint_writer, joining, launch, leaving, notice, runs
 from clusters.attempt import Replaced, Superseded
 from clusters.checkpoint import CheckpointConfig, Checkpoints
-from clusters.config import InputError
+from clusters.config import InputError, Transient
 from clusters.preflight import Needs
 from clusters.storage import Folder
 from clusters.tracking import METRICS, read_metrics
@@ -148,6 +148,30 @@ def test_a_worker_that_was_replaced_does_not_end_its_replacement(
     assert not isinstance(caught.value, Replaced)
     noted = joining.input_error(Folder(settings["run"]), "launch-1")
     assert (noted is None) == (later == "launch-1")
+
+
+def fail_to_save(_: Any) -> dict[str, Any]:
+    """A training whose last save fails; told to leave before it, where TOLD says so."""
+    run = Folder(os.environ["LOCATION"])
+    if os.environ["TOLD"]:
+        leaving.notes(run).write(leaving.note("launch-1"), b"SIGTERM")
+    raise Transient("the checkpoint of step 7 could not be written")
+
+
+@pytest.mark.parametrize("told", ["", "yes"])
+def test_a_last_save_that_fails_is_tried_by_workers_that_are_started_again_unless_all_are_told_to_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    run = f"memory://{tmp_path.name}"
+    for name, value in {"MANYVIEW_RAY_WORKER": "launch-1", "TOLD": told, "LOCATION": run}.items():
+        monkeypatch.setenv(name, value)
+    work = ray.cloudpickle.dumps((fail_to_save, None))
+    leaving.notes(Folder(run)).write("launch-1-here", b"")
+    with pytest.raises(joining.Passing, match="step 7 could not be written"):
+        launch._worker({"work": work, "run": run, "datasets": [], "versions": {}, "host": "head", "launch": "launch-1"})
+    noted = joining.input_error(Folder(run), "launch-1")
+    assert noted == ("the checkpoint of step 7 could not be written" if told else None)
 
 
 def test_an_announced_change_of_workers_outlives_a_disk_that_is_full_for_a_moment(

@@ -167,5 +167,6 @@ def test_a_job_that_is_stopped_saves_its_step_and_one_whose_driver_is_killed_lea
         jobs.ray("stop", "waiting")
         print(f"ray job stop of one that waits for a node: {time.monotonic() - told:.1f} s to its end")
         assert "terminated gracefully" in jobs.log("waiting", of="jobs/supervisor")
+        assert "told to leave" in (said := jobs.log("waiting")) and "Traceback" not in said and "error:" not in said
     assert stranger.poll() is None, "what is not of the cluster was taken down with it"
     assert_same_state(run, undisturbed)

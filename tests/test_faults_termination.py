@@ -275,6 +275,35 @@ def test_a_driver_that_is_told_to_leave_waits_for_no_room(tmp_path: Path, monkey
     assert sizes.make_decision_for_non_running_worker_group().num_workers == 2
 
 
+def test_room_on_nodes_that_are_taken_back_is_none_and_that_of_all_others_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reserves for the most workers, on whichever nodes: here two of three."""
+    import ray
+
+    nodes = [{"NodeID": name, "Alive": name != "dead", "Resources": {"CPU": 4.0}} for name in ("a", "b", "c", "dead")]
+    reserved = {"a": {"CPU": 4.0}, "b": {"CPU": 4.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    for gone, left in (({}, ["a", "b"]), ({"c": 0}, ["a", "b"]), ({"a": 0}, ["b", "c"]), ({"a": 0, "b": 0}, ["c"])):
+        monkeypatch.setattr(scaling, "draining_nodes", lambda gone=gone: gone)
+        assert sorted(scaling.on_nodes_that_stay(reserved)) == left
+    monkeypatch.setattr(scaling, "draining_nodes", lambda: 1 / 0)
+    assert scaling.on_nodes_that_stay(reserved) == reserved, "the head is out of reach for a moment"
+
+
+def test_what_fails_while_a_driver_is_told_to_leave_is_said(tmp_path: Path) -> None:
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    run = Folder(tmp_path)
+    policy = leaving.failure_policy(run, "launch-1", FailureConfig(max_failures=-1))
+    leaving.notes(run).write(leaving.note("launch-1"), b"SIGTERM")
+    assert policy.make_decision(WorkerGroupError("", {0: RuntimeError("died")})) == FailureDecision.RAISE
+    assert (
+        "died, while it was told to leave: the step that it was at may not be saved"
+        in (tmp_path / "log.txt").read_text()
+    )
+
+
 def test_a_driver_whose_workers_do_not_heed_ends_at_once(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # or the shell may have it ignored

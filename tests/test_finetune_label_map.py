@@ -187,7 +187,7 @@ def test_theirs_that_mean_one_of_ours_are_added_before_the_likeliest_is_taken():
 
 
 def test_one_label_against_the_rest_takes_the_likeliest_of_what_theirs_mean():
-    """As one class of several does: the same case has the same truth whichever model is asked."""
+    """As one class of several does, so that both have the same truth but for ties, where the first of each is taken."""
     told = Told("multiclass", ["mel", "nevus", "psoriasis"], [[0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.5, 0.25, 0.25]])
     found = match(told, ["benign"], False, nevus="benign", psoriasis="benign")
     assert found.truth[:, 0].tolist() == [1, 0, 0]
