@@ -52,7 +52,7 @@ def test_a_secret_in_words_or_environment_stays_here(tmp_path: Path, words: list
         ["--submission-id", "ham-3f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c", *COMMAND],
         ["--metadata-json", f'{{"git": "{KEY40}"}}', *COMMAND],
         [*COMMAND, "run=/shared/runs/3f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c", "tracking.name=q8Zk3Lx0Vb7Nn2Wm5Tj1Rc"],
-        [*COMMAND, "tracking.wandb_key_file=/home/me/key", "--password-file", "/home/me/password"],
+        [*COMMAND, "tracking.wandb_key_file=/shared/key", "--password-file", "/shared/password"],
         ["--", "podman", "run", "--secret", "wandb-key,type=env", "IMAGE", "python", "-m", "pretrain"],
         ["--", "hf", "auth", "login", "--add-to-git-credential", "--token", "$HF_TOKEN"],
         ["--runtime-env-json", f'{{"env_vars": {{"NO_IMPLICIT_TOKEN": "1", "RUN_ID": "{KEY40[:32]}"}}}}', *COMMAND],
