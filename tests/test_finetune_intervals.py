@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from finetune.bootstrap import bootstrap, patient_strata
 from finetune.comparisons import comparisons, holm
 from finetune.coverage import CoverageConfig, measure, run
-from finetune.interval_forms import Spread, hanley_variance, student_difference
+from finetune.interval_forms import Spread, hanley_variance, scored, student_difference
 from finetune.intervals import Intervals
 from finetune.metrics import CaseFigures, ScoredCases, figures_of
 from finetune.regression import NumberFigures, ScoredNumbers
@@ -75,6 +75,16 @@ def test_the_simulation_is_printed(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert all(study.title in printed for study in (STUDIES[0], STUDIES[-1]))
     assert "images as patients" in printed and "spearman" in printed
+
+
+@pytest.mark.parametrize(
+    ("positive", "of", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_a_score_interval_is_that_of_newcombe_s_worked_examples(positive: int, of: int, low: float, high: float):
+    """Newcombe, 1998, Stat. Med. 17:857, table I, method 3 (Wilson's)."""
+    found = scored(positive / of, norm.ppf(0.975) ** 2, lambda place: place * (1 - place) / of)
+    assert found == pytest.approx((low, high), abs=5.1e-5)
 
 
 def test_a_share_of_patients_with_one_case_each_has_nearly_wilson_s_interval():
