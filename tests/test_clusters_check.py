@@ -196,6 +196,14 @@ PLANTED = [
     ("demo.sh", "umask 077\n", 'umask 077\nwords=(--head)\nray start "${words[@]}"\n', KILLED, "words=(--head"),
     ("local.sh", "export RAY_JOB_STOP_WAIT_TIME_S=180", "curl -s --head http://x", KILLED, "start head --head"),
     ("slurm.sh", "--ntasks-per-node", "--ntask-per-node", "nearest: ntasks-per-node", "--ntask-per"),
+    ("slurm.sh", "#SBATCH --exclusive\n", "", "ends every Ray of yours on its nodes", "#!"),
+    (
+        "slurm.sh",
+        "#SBATCH --signal=B:TERM@180\n",
+        "",
+        "before its step is saved; add `#SBATCH --signal=B:TERM@180`",
+        "#!",
+    ),
     ("slurm.sh", "umask 077\n", "umask 077\n#SBATCH --mem=4G\n", "no #SBATCH after the first command", "--mem=4G"),
     ("slurm.sh", "--min-nodes", "--minnodes", "no --minnodes (nearest: --min-nodes)", "srun"),
     (

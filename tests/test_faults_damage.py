@@ -163,6 +163,7 @@ def test_a_last_save_that_fails_is_tried_by_workers_that_are_started_again_unles
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(leaving, "start", lambda *_: None)  # its thread would tell this process to leave, for good
     run = f"memory://{tmp_path.name}"
     for name, value in {"MANYVIEW_RAY_WORKER": "launch-1", "TOLD": told, "LOCATION": run}.items():
         monkeypatch.setenv(name, value)

@@ -38,6 +38,11 @@ SBATCH = [
     "container-readonly", "container-env",
 ]
 # fmt: on
+NEEDED = [
+    ("symmetric-run", "exclusive", "", "`ray symmetric-run` ends every Ray of yours on its nodes, other jobs' too"),
+    ("-m", "signal", "=B:TERM@180", "Slurm would end a run at its time limit before its step is saved"),
+]
+"""What a job needs that has such a word in it."""
 FLAGS = {"e": "errexit", "u": "nounset"}
 
 
@@ -159,6 +164,10 @@ def _commands(code: str) -> Iterator[tuple[int, str]]:
 
 
 def _check_sbatch(text: str, code: str) -> Iterator[Mistake]:
+    given = set(re.findall(r"(?m)^#SBATCH\s+--([a-z-]+)", text))
+    for command, option, value, what in NEEDED:
+        if given and command in code and option not in given:
+            yield Mistake(1, what, f"add `#SBATCH --{option}{value}`")
     first_command = next((n for n, line in enumerate(code.splitlines(), start=1) if line.strip()), 0)
     for number, line in enumerate(text.splitlines(), start=1):
         directive = re.match(r"#SBATCH\s+--([a-z-]+)", line)
