@@ -4,6 +4,7 @@ On a head and a node that `clusters/local.sh` brings up. Slow: `make test-faults
 """
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,12 +150,14 @@ def test_a_job_that_is_stopped_saves_its_step_and_one_whose_driver_is_killed_lea
         assert len(jobs.workers()) == 2
         jobs.driver().kill()
         print(f"driver killed: {until_gone(jobs, time.monotonic()):.1f} s to the end of the workers")
-        assert checkpoints(run) == [left] and max(recorded(run)) < STEPS, "it was killed too late"
+        at = checkpoints(run)[-1]  # Ray tells workers before it kills them: those that are quick enough save
+        assert left <= at < STEPS and max(recorded(run)) < STEPS, "it was killed too late"
 
         # The same command goes on, from the step that was saved
         jobs.submit("ended")
         # By the run's own log: a driver may be killed before it has shown the line
-        assert (run / "log.txt").read_text().count(f"1-simclr: resumed at step {left} of {STEPS}") == 2
+        log = (run / "log.txt").read_text()
+        assert re.findall(r"1-simclr: resumed at step (\d+) of", log) == [str(left), str(at)]
         no_key_is_shown(jobs)
 
         # Stopped while it waits for a node
