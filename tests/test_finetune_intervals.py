@@ -83,7 +83,7 @@ def test_the_simulation_is_printed(capsys, monkeypatch):
 )
 def test_a_score_interval_is_that_of_newcombe_s_worked_examples(positive: int, of: int, low: float, high: float):
     """Newcombe, 1998, Stat. Med. 17:857, table I, method 3 (Wilson's)."""
-    found = scored(positive / of, norm.ppf(0.975) ** 2, lambda place: place * (1 - place) / of)
+    found = scored(positive / of, float(norm.ppf(0.975)) ** 2, lambda place: place * (1 - place) / of)
     assert found == pytest.approx((low, high), abs=5.1e-5)
 
 
