@@ -54,7 +54,8 @@ PRIVATE = {
 TEMPLATES = (".example", ".sample", ".template")
 ARCHIVES = (".zip", ".whl", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 KEY_BYTES = 100_000
-NAMES = ("--secret",)
+"""Of a *.pem or *.key that are searched for a private key."""
+NAMING = ("--secret",)
 """Options whose value names a secret."""
 
 
@@ -116,7 +117,7 @@ def _given(entrypoint: Sequence[str]) -> Iterator[str]:
     """`option=value` where a command, or one that it has in quotes, has `option value`."""
     for words in (list(entrypoint), *(_split(word) for word in entrypoint if " " in word)):
         for option, value in itertools.pairwise(words):
-            if option.startswith("-") and not value.startswith("-") and option not in NAMES:
+            if option.startswith("-") and not value.startswith("-") and option not in NAMING:
                 yield f"{option}={value}"
 
 
@@ -145,11 +146,10 @@ def _check_sent(path: Any, excludes: Sequence[str]) -> None:
     """Raise InputError where a folder or an archive of this machine holds what should not be sent, or too much."""
     if not isinstance(path, str) or not Path(path).exists():
         return  # a URI, from which each node fetches it
-    found, mend = Path(path), "move it out of the folder, or name it in a .rayignore there"
-    if not found.is_dir():
-        mend = "take it out"
+    found, is_folder = Path(path), Path(path).is_dir()
+    mend = "move it out of the folder, or name it in a .rayignore there" if is_folder else "take it out"
     try:
-        sizes = packed(found, excludes) if found.is_dir() else _in_archive(found)
+        sizes = packed(found, excludes) if is_folder else _in_archive(found)
         private = next(_private(found, sizes), None)
     except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise InputError(f"submit: {path} cannot be read ({error})") from None

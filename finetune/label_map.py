@@ -88,7 +88,7 @@ def mapped_truth(
     dataset: Dataset, truth_NL: Floats, names: Sequence[str], label_map: Mapping[str, str], exclusive: bool
 ) -> Floats:
     """For a study: the truth (N, K) of our labels from that of the dataset's. Raises InputError as `theirs`."""
-    theirs(dataset, names, label_map)
+    theirs(dataset, names, label_map)  # refuses what does not match
     return _joined(truth_NL, dataset.label_names, names, label_map, exclusive)
 
 
